@@ -1,0 +1,58 @@
+# `make serve` and `make test` are all that a fresh machine needs; `make help` lists the rest.
+
+PYTHON ?= python3
+VENV   ?= .venv
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+MODEL  ?= benchmarks/demo_model/checkpoint
+ARGS   ?=
+CC     ?= cc
+
+BIN   := $(VENV)/bin
+# `exec`, as a shell in between would keep the signals that make hands on.
+SETUP := exec $(PYTHON) scripts/setup_env.py --venv "$(VENV)"
+MAKE_SIGNALS := build/make_signals.so
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test bench lint clean
+
+# Lets `make serve` end with status 0 after Ctrl-C or SIGTERM. See scripts/make_signals.c.
+ifneq (,$(filter serve,$(MAKECMDGOALS)))
+ifneq (,$(filter load,$(.FEATURES)))
+-load $(MAKE_SIGNALS)
+endif
+endif
+
+$(MAKE_SIGNALS): scripts/make_signals.c
+	@mkdir -p $(@D) 2>/dev/null && $(CC) -shared -fPIC -O1 -o $@ $< 2>/dev/null || true
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo '  Variables: MODEL, HOST, PORT, ARGS="--any-vllm-serve-argument ...", VENV, PYTHON'
+
+serve: ## set up .venv and serve MODEL on HOST:PORT
+	@$(SETUP)
+	@exec "$(BIN)/vllm-prune" serve "$(MODEL)" --host "$(HOST)" --port "$(PORT)" $(ARGS)
+
+test: ## set up .venv, then lint, check types and run every test that needs no GPU
+	@$(SETUP) --extra test
+	@$(MAKE) --no-print-directory check
+	@"$(BIN)/python" -m pytest -q $(ARGS)
+
+lint: ## set up .venv, then lint and check types
+	@$(SETUP) --extra test
+	@$(MAKE) --no-print-directory check
+
+.PHONY: check
+check:
+	@"$(BIN)/ruff" check .
+	@"$(BIN)/ruff" format --check .
+	@"$(BIN)/mypy"
+
+bench: ## set up .venv and run the quick benchmark on the bundled model
+	@$(SETUP) --extra bench
+	@exec "$(BIN)/python" -m benchmarks.speed --quick $(ARGS)
+
+clean: ## remove what set-up, builds and tests left behind, .venv included
+	rm -rf "$(VENV)" build dist ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,119 @@
+"""Real servers in processes of their own, for benchmarks and tests: ours, or stock vLLM without our plugin."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+STOCK_PLUGINS = "none"
+START_SECONDS = 300
+
+
+class Server:
+    """A server process; use as a context manager.
+
+    Args:
+        model: checkpoint folder.
+        kind: "prune" for `vllm-prune serve`, "plain" for `vllm serve` with our plugin loaded by its entry
+            point, "stock" for `vllm serve` with all plugins off.
+        arguments: passed on to `vllm serve`.
+        config: operator's configuration for ours.
+        log: file that takes the server's output.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        kind: str = "prune",
+        arguments: Sequence[str] = (),
+        config: Path | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self.model, self.kind, self.config, self.log = model, kind, config, log
+        self.arguments = list(arguments)
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Server:
+        sink = self.log.open("wb") if self.log else subprocess.DEVNULL
+        self.process = subprocess.Popen(
+            self._command(), env=self._environment(), stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        self._wait()
+        return self
+
+    def _command(self) -> list[str]:
+        place = ["--host", "127.0.0.1", "--port", str(self.port), *self.arguments]
+        if self.kind != "prune":
+            # `vllm serve` itself does not start from the CPU distribution; this module is the same server.
+            return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model), *place]
+        own = ["--config", str(self.config)] if self.config else []
+        return [str(Path(sys.executable).parent / "vllm-prune"), "serve", str(self.model), *own, *place]
+
+    def _environment(self) -> dict[str, str]:
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        # In-process engines of the test session set these; a server is to start as a user's would.
+        for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_PLUGINS", "PROMETHEUS_MULTIPROC_DIR", "VLLM_PRUNE_URL"):
+            environment.pop(name, None)
+        if self.kind == "stock":
+            environment["VLLM_PLUGINS"] = STOCK_PLUGINS
+        return environment
+
+    def _wait(self) -> None:
+        assert self.process is not None
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.kind} server exited with {self.process.returncode}{self._tail()}")
+            try:
+                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
+                    return
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.2)
+        self.stop()
+        raise TimeoutError(f"{self.kind} server did not answer in {START_SECONDS} s{self._tail()}")
+
+    def _tail(self) -> str:
+        if self.log is None or not self.log.exists():
+            return ""
+        return "\n" + self.log.read_text(errors="replace")[-4000:]
+
+    def stop(self, sig: int = signal.SIGTERM) -> int:
+        """Signal the server and wait for it; returns its exit code."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(sig)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            return self.process.wait()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def model_name(self) -> str:
+        """Name under which the model is served."""
+        return str(httpx.get(f"{self.url}/v1/models", timeout=30).json()["data"][0]["id"])
+
+
+def free_port() -> int:
+    """A TCP port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

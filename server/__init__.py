@@ -1,0 +1,1 @@
+"""The server: vLLM's own OpenAI layers, with the `pruning` field, presets, health and metrics around them."""

@@ -1,0 +1,158 @@
+"""vLLM endpoint plugin: our routes, and ours in place of vLLM's where the `pruning` field applies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from argparse import Namespace
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.api_router import create_completion
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.api_router import create_responses
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.logger import init_logger
+
+from vllm_prune import __version__, compat, metrics
+from vllm_prune.catalogue import entries
+from vllm_prune.intake import policy
+
+from .pruning import answer
+
+logger = init_logger("vllm.vllm_prune")
+router = APIRouter()
+JSON_BODY = [Depends(validate_json_request)]
+URL_ENV = "VLLM_PRUNE_URL"
+
+
+@dataclass
+class ServerState:
+    """What the self-check found.
+
+    Attributes:
+        verified: our classes are in use in the front end and in every worker, and nothing forbids budgets.
+        findings: why not, one line each.
+        started: start-up is over.
+    """
+
+    verified: bool = False
+    findings: list[str] = field(default_factory=list)
+    started: bool = False
+
+
+class PruneEndpoint:
+    """Entry point of the group `vllm.endpoint_plugins`."""
+
+    name = "vllm_prune"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Add our routes; those with a path of vLLM's take its place."""
+        app.include_router(router)
+        app.state.vllm_prune = ServerState()
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Prove that our classes are in use, then announce the server once it answers."""
+        compat.adopt_requests()
+        policy()
+        own: ServerState = state.vllm_prune
+        metrics.set_model_name(metrics.served_name(engine_client.model_config))
+        own.findings = await self_check(engine_client)
+        own.verified = not own.findings
+        own.started = True
+        metrics.publish_build(__version__, compat.vllm_version(), own.verified)
+        for finding in own.findings:
+            logger.warning("visual budgets are refused: %s", finding)
+        if url := os.environ.get(URL_ENV):
+            state.vllm_prune_announcer = asyncio.create_task(_announce(url, own))
+
+
+async def self_check(engine_client: Any) -> list[str]:
+    """Reasons why a budget would not be honoured; empty when it would be."""
+    findings = compat.refusals(engine_client.vllm_config)
+    if not compat.adapted_processor(engine_client.renderer):
+        findings.append(compat.unsupported_model(engine_client.model_config))
+        return findings
+    if engine_client.vllm_config.parallel_config.worker_extension_cls != compat.EXTENSION:
+        findings.append(f"the worker extension {compat.EXTENSION} is not installed; start with vllm-prune serve")
+        return findings
+    workers = await engine_client.collective_rpc("vllm_prune_inspect", timeout=60)
+    for rank, found in enumerate(workers):
+        if not found["adapter"]:
+            findings.append(f"worker {rank} runs {found['model']}, not our adapter; see its log for an import error")
+    return findings
+
+
+async def _announce(url: str, own: ServerState) -> None:
+    import httpx
+
+    async with httpx.AsyncClient(verify=False, trust_env=False) as client:
+        while True:
+            try:
+                if (await client.get(f"{url}/health/live")).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            await asyncio.sleep(0.1)
+    note = "" if own.verified else " (visual budgets are refused, see above)"
+    print(f"vllm-prune is ready: {url}{note}", flush=True)
+
+
+@router.post("/v1/chat/completions", dependencies=JSON_BODY)
+async def chat(request: ChatCompletionRequest, raw_request: Request) -> Response:
+    """OpenAI chat completions with a `pruning` field."""
+    return await answer(policy(), create_chat_completion, request, raw_request)
+
+
+@router.post("/v1/completions", dependencies=JSON_BODY)
+async def completions(request: CompletionRequest, raw_request: Request) -> Response:
+    """OpenAI completions with a `pruning` field."""
+    return await answer(policy(), create_completion, request, raw_request)
+
+
+@router.post("/v1/responses", dependencies=JSON_BODY)
+async def responses(request: ResponsesRequest, raw_request: Request) -> Response:
+    """OpenAI responses with a `pruning` field."""
+    return await answer(policy(), create_responses, request, raw_request)
+
+
+@router.get("/v1/pruning/strategies")
+async def strategies() -> JSONResponse:
+    """The catalogue."""
+    return JSONResponse({"object": "list", "data": entries()})
+
+
+@router.get("/v1/pruning/presets")
+async def presets() -> JSONResponse:
+    """The operator's presets."""
+    found = policy().config.presets
+    data = [{"name": name, "pruning": preset.model_dump(exclude_unset=True)} for name, preset in found.items()]
+    return JSONResponse({"object": "list", "data": data})
+
+
+@router.get("/health/live")
+async def live(raw_request: Request) -> Response:
+    """200 while the engine lives, 503 after its death."""
+    client = raw_request.app.state.engine_client
+    return Response(status_code=503 if client.errored else 200)
+
+
+@router.get("/health/ready")
+async def ready(raw_request: Request) -> Response:
+    """200 when requests are taken: started, engine alive."""
+    state = raw_request.app.state
+    return Response(status_code=200 if state.vllm_prune.started and not state.engine_client.errored else 503)
+
+
+@router.get("/health/startup")
+async def startup(raw_request: Request) -> JSONResponse:
+    """200 once start-up is over, with the findings of the self-check."""
+    own: ServerState = raw_request.app.state.vllm_prune
+    body = {"started": own.started, "pruning": own.verified, "findings": own.findings}
+    return JSONResponse(body, status_code=200 if own.started else 503)

@@ -1,0 +1,54 @@
+"""Fixtures of the tests that run a real vLLM engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# Read by vLLM when it is imported, so they are set before anything here can import it.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    VLLM_CPU_CI_ENV="1",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_NO_USAGE_STATS="1",
+)
+
+import pytest
+import torch
+
+from .checkpoints import FAMILIES, build
+from .engines import EnginePool
+from .oracle import Oracle
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder of the tiny checkpoint of each family."""
+    # Tensors this small are up to 80 times slower on two threads when the machine is busy. The engine keeps
+    # what is set here.
+    torch.set_num_threads(1)
+    root = tmp_path_factory.mktemp("checkpoints")
+    return {family: build(family, root / family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def oracles(checkpoints: dict[str, Path]) -> Callable[[str], Oracle]:
+    """Gives the transformers oracle of a family, loaded once."""
+    loaded: dict[str, Oracle] = {}
+
+    def oracle(family: str) -> Oracle:
+        if family not in loaded:
+            loaded[family] = Oracle(checkpoints[family])
+        return loaded[family]
+
+    return oracle
+
+
+@pytest.fixture(scope="session")
+def engines(checkpoints: dict[str, Path]) -> Iterator[EnginePool]:
+    """Starts engines on demand, one alive at a time."""
+    pool = EnginePool(checkpoints)
+    yield pool
+    pool.close()

@@ -1,0 +1,94 @@
+"""Real vLLM engines in this process, one alive at a time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .media import Request
+from .oracle import Answer
+
+DEFAULTS: dict[str, Any] = {
+    "enforce_eager": True,
+    "dtype": "float32",
+    "max_num_seqs": 8,
+    "max_model_len": 2048,
+    "max_num_batched_tokens": 2048,
+    "block_size": 32,
+    "kv_cache_memory_bytes": 64 << 20,
+    "enable_prefix_caching": True,
+    "distributed_executor_backend": "uni",
+    "disable_log_stats": True,
+    "limit_mm_per_prompt": {"image": 4, "video": 2},
+    "skip_mm_profiling": True,
+}
+
+
+class EnginePool:
+    """Gives engines by family and options. Asking for another one ends the one before."""
+
+    def __init__(self, checkpoints: dict[str, Path]) -> None:
+        self._checkpoints = checkpoints
+        self._key: tuple[Any, ...] | None = None
+        self._llm: Any = None
+
+    def get(self, family: str, **options: Any) -> Any:
+        """An `LLM` with cold caches."""
+        key = (family, *sorted(options.items()))
+        if key != self._key:
+            self.close()
+            self._llm, self._key = start(self._checkpoints[family], **options), key
+        reset(self._llm)
+        return self._llm
+
+    def close(self) -> None:
+        """End the running engine and give its memory back."""
+        if self._llm is None:
+            return
+        from vllm.distributed import cleanup_dist_env_and_memory
+
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = self._key = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def start(path: Path, **options: Any) -> Any:
+    """A new `LLM`."""
+    from vllm import LLM
+
+    return LLM(model=str(path), **{**DEFAULTS, **options})
+
+
+def reset(llm: Any) -> None:
+    """Empty the prefix, processor and encoder caches."""
+    assert llm.reset_prefix_cache()
+    llm.llm_engine.reset_mm_cache()
+    llm.llm_engine.reset_encoder_cache()
+
+
+def model_of(llm: Any) -> Any:
+    """The model object inside an engine."""
+    worker = llm.llm_engine.model_executor.driver_worker
+    return getattr(worker, "worker", worker).model_runner.model
+
+
+def generate(llm: Any, requests: Sequence[Request], steps: int, logprobs: int = 0) -> list[Any]:
+    """Greedy outputs of all requests, batched as the engine likes."""
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0, max_tokens=steps, ignore_eos=True, logprobs=logprobs)
+    return llm.generate([request.for_vllm() for request in requests], sampling, use_tqdm=False)
+
+
+def answer_of(output: Any) -> Answer:
+    """An engine's output in the oracle's terms."""
+    completion = output.outputs[0]
+    chosen = zip(completion.token_ids, completion.logprobs, strict=True)
+    return Answer(
+        tuple(output.prompt_token_ids),
+        tuple(completion.token_ids),
+        tuple(entry[token].logprob for token, entry in chosen),
+    )

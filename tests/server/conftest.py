@@ -1,0 +1,46 @@
+"""One real server per module of tests: our launcher, real HTTP on a real port, the bundled demo model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from benchmarks.servers import Server
+
+DEMO = Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"
+
+CONFIG = """
+limits:
+  min_keep: 0.005
+presets:
+  fast:
+    visual: {keep: 0.25, strategy: uniform}
+  full:
+    visual: null
+"""
+
+
+@pytest.fixture(scope="package")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`vllm-prune serve` with the demo model and two presets."""
+    folder = tmp_path_factory.mktemp("server")
+    config = folder / "prune.yaml"
+    config.write_text(CONFIG)
+    arguments = ["--max-num-seqs", "16", "--block-size", "32"]
+    with Server(DEMO, "prune", arguments, config=config, log=folder / "server.log") as running:
+        yield running
+
+
+@pytest.fixture(scope="package")
+def client(server: Server) -> openai.OpenAI:
+    """The OpenAI SDK, unmodified."""
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=120)
+
+
+@pytest.fixture(scope="package")
+def model(server: Server) -> str:
+    """Name of the served model."""
+    return server.model_name

@@ -1,0 +1,88 @@
+"""Servers that start and stop: drain on SIGTERM, plain vLLM with our plugin, a model without an adapter."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.servers import Server
+
+from .conftest import DEMO
+from .media import image_part, png, user
+
+
+def ask(server: Server, **more: Any) -> httpx.Response:
+    body = {"model": server.model_name, "messages": user([image_part(png(112, 140))]), "max_tokens": 2, **more}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
+
+
+def test_sigterm_drains_and_exits_zero(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    with Server(DEMO, "prune", log=log) as server:
+        answers: list[httpx.Response] = []
+        slow = {"max_tokens": 400, "ignore_eos": True, "pruning": {"visual": {"keep": 0.5}}}
+        thread = threading.Thread(target=lambda: answers.append(ask(server, **slow)))
+        thread.start()
+        time.sleep(1.0)
+        code = server.stop()
+        thread.join(60)
+    assert code == 0
+    assert answers[0].status_code == 200
+    assert answers[0].json()["usage"]["completion_tokens"] == 400
+    ready = [line for line in log.read_text().splitlines() if line.startswith("vllm-prune is ready: ")]
+    assert ready == [f"vllm-prune is ready: {server.url}"]
+
+
+def test_plain_vllm_takes_the_budget_from_xargs(tmp_path: Path) -> None:
+    with Server(DEMO, "plain", log=tmp_path / "server.log") as server:
+        full = ask(server).json()["usage"]["prompt_tokens"]
+        spec = '{"visual": {"keep": 0.5, "strategy": "uniform"}}'
+        pruned = ask(server, vllm_xargs={"pruning": spec}).json()["usage"]["prompt_tokens"]
+        assert full - pruned == 10
+        bad = ask(server, vllm_xargs={"pruning": spec.replace("0.5", "5")})
+        assert bad.status_code == 400
+        assert bad.json()["error"]["param"] == "pruning.visual.keep"
+        assert ask(server, mm_processor_kwargs={"vllm_prune": {"keep": 0.5}}).status_code == 400
+
+
+def test_a_model_without_an_adapter_refuses_budgets(text_model: Path, tmp_path: Path) -> None:
+    with Server(text_model, "prune", ["--max-model-len", "512"], log=tmp_path / "server.log") as server:
+        startup = httpx.get(f"{server.url}/health/startup", timeout=30).json()
+        assert startup["pruning"] is False
+        assert startup["findings"]
+        body = {"model": server.model_name, "prompt": "hello", "max_tokens": 2}
+        plain = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
+        assert plain.status_code == 200
+        asked = {**body, "pruning": {"visual": {"keep": 0.5}}}
+        refused = httpx.post(f"{server.url}/v1/completions", json=asked, timeout=120)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "pruning.visual"
+    assert "visual budgets are refused" in (tmp_path / "server.log").read_text()
+
+
+@pytest.fixture
+def text_model(tmp_path: Path) -> Path:
+    """A tiny random Qwen2 checkpoint with the demo model's tokenizer."""
+    import shutil
+
+    import torch
+    from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
+
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for file in DEMO.iterdir():
+        if file.name.startswith(("tokenizer", "vocab", "merges", "special", "added")):
+            shutil.copy(file, folder)
+    vocabulary = AutoConfig.from_pretrained(DEMO).text_config.vocab_size
+    config = Qwen2Config(
+        vocab_size=vocabulary, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=512,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    return folder

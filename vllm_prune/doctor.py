@@ -1,0 +1,95 @@
+"""What is installed, registered and refused, as checks that a person or a script can read."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from . import compat
+from .config import ENV, ConfigError, load
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: `good` is False when it keeps budgets from being honoured."""
+
+    name: str
+    good: bool
+    detail: str
+
+
+def examine() -> list[Check]:
+    """All checks, cheapest first; later ones are skipped where vLLM itself is missing or unknown."""
+    try:
+        compat.check_version()
+    except ImportError as error:
+        return [Check("vllm", False, f"not importable: {error}; install the extra cpu or cuda")]
+    except compat.UnsupportedVersion as error:
+        return [Check("vllm", False, str(error))]
+    return [
+        Check("vllm", True, f"{compat.vllm_version()} (supported: {compat.SUPPORTED}.x)"),
+        *_platform(),
+        _signatures(),
+        _plugin(),
+        *_adapters(),
+        _configuration(),
+        Check("kv eviction", True, "not part of this release; requests with pruning.kv are refused with 400"),
+    ]
+
+
+def _platform() -> list[Check]:
+    from vllm.platforms import current_platform
+
+    name = current_platform.device_name or current_platform.device_type
+    runner = "V1 and V2 runners alike: positions are placed inside the model, no runner is changed"
+    return [
+        Check("platform", True, f"{current_platform.device_type} ({name})"),
+        Check("model runner", True, runner),
+    ]
+
+
+def _signatures() -> Check:
+    problems = compat.signature_problems()
+    return Check(
+        "vllm internals", not problems, "; ".join(problems) or f"all {len(compat.TOUCHES)} names are as expected"
+    )
+
+
+def _plugin() -> Check:
+    found = {entry.name for entry in entry_points(group="vllm.general_plugins")}
+    listed = os.environ.get("VLLM_PLUGINS")
+    if "vllm_prune" not in found:
+        return Check("plugin", False, "entry point not installed: pip install vllm-prune into this environment")
+    if listed is not None and "vllm_prune" not in listed.split(","):
+        return Check("plugin", False, f"VLLM_PLUGINS={listed} leaves out vllm_prune; add it")
+    return Check("plugin", True, "installed; vLLM loads it in every process")
+
+
+def _adapters() -> list[Check]:
+    from vllm import ModelRegistry
+
+    from .visual.models import ADAPTERS
+
+    compat.register_models()
+    checks = []
+    for architecture, target in ADAPTERS.items():
+        module, name = target.split(":")
+        try:
+            ours = getattr(importlib.import_module(module), name)
+        except Exception as error:  # an import error is what vLLM would swallow
+            checks.append(Check(architecture, False, f"{target}: {error!r}"))
+            continue
+        registered = ModelRegistry.models[architecture].load_model_cls()
+        detail = f"{target}" if registered is ours else f"registered is {registered}, not ours"
+        checks.append(Check(architecture, registered is ours, detail))
+    return checks
+
+
+def _configuration() -> Check:
+    try:
+        load()
+    except ConfigError as error:
+        return Check("configuration", False, str(error))
+    return Check("configuration", True, os.environ.get(ENV, "defaults (no file given)"))

@@ -1,0 +1,213 @@
+"""From a request to a decision: which visual budget applies, what was clamped, and what came of it.
+
+One place for both servers. Ours puts a `Scope` around the request; under plain `vllm serve` the budget
+comes from `vllm_xargs` and there is no scope. Either way `decide` is asked exactly once per request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any
+
+from . import metrics
+from .budget import MODALITIES, BudgetError, Part, PruningField, VisualField, VisualSpec, canonical, parse_pruning
+from .config import Limits, PruneConfig, load
+
+XARG = "pruning"
+"""Key of `vllm_xargs` that carries the field, as JSON text or as a preset's name."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is done with a request.
+
+    Attributes:
+        spec: canonical budget, None where nothing is pruned.
+        clamped: one entry per value that the operator's limits changed.
+    """
+
+    spec: VisualSpec | None
+    clamped: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass
+class Scope:
+    """One request on our server: the decision made from its field, and the report that comes back."""
+
+    decision: Decision
+    items: list[dict[str, Any]] = field(default_factory=list)
+
+    def enter(self) -> None:
+        """Count the request as being answered."""
+        metrics.inflight(1)
+
+    def leave(self) -> None:
+        """Count it off, with the visual tokens it was granted."""
+        metrics.inflight(-1, -sum(item["kept_tokens"] for item in self.items))
+
+    def usage(self) -> dict[str, Any]:
+        """The `usage.pruning` object of the contract."""
+        return {"visual": summary(self.items), "kv": None, "clamped": list(self.decision.clamped)}
+
+
+SCOPE: ContextVar[Scope | None] = ContextVar("vllm_prune_scope", default=None)
+
+
+def summary(items: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Strategy and token counts over the media of a request; None for a request without media."""
+    if not items:
+        return None
+    used = sorted({item["strategy"] for item in items if item["strategy"] != "none"}) or ["none"]
+    return {
+        "strategy": "+".join(used),
+        "input_tokens": sum(item["input_tokens"] for item in items),
+        "kept_tokens": sum(item["kept_tokens"] for item in items),
+    }
+
+
+class Policy:
+    """The operator's configuration applied to requests."""
+
+    def __init__(self, config: PruneConfig) -> None:
+        self.config = config
+
+    def decide(self, raw: object = None, preset: str | None = None, preset_param: str = "model") -> Decision:
+        """Decide on a request.
+
+        Args:
+            raw: the `pruning` value: object, preset name, or None for the server's default.
+            preset: preset named in another way (`MODEL@NAME`); parts of `raw` come before its parts.
+            preset_param: request field to blame when that preset does not exist.
+
+        Raises:
+            BudgetError: a budget that is malformed, unknown, or refused by the limits.
+        """
+        base = self._preset(preset, preset_param) if preset is not None else PruningField()
+        if isinstance(raw, str):
+            base, raw = self._preset(raw, "pruning"), None
+        asked = parse_pruning(raw) if raw is not None else PruningField()
+        if (asked if "kv" in asked.model_fields_set else base).kv is not None:
+            raise BudgetError("KV eviction is not part of this release; drop `kv` or set it to null", "pruning.kv")
+        visual = self._visual(asked, base)
+        return self._limited(None if visual is None else canonical(visual))
+
+    def _preset(self, name: str, param: str) -> PruningField:
+        if name not in self.config.presets:
+            known = ", ".join(sorted(self.config.presets)) or "none are configured"
+            raise BudgetError(f"unknown preset {name!r}; known: {known}", param)
+        return self.config.presets[name]
+
+    def _visual(self, asked: PruningField, base: PruningField) -> VisualField | None:
+        for source in (asked, base):
+            if "visual" in source.model_fields_set:
+                return source.visual
+        return self.config.defaults.visual
+
+    def _limited(self, spec: VisualSpec | None) -> Decision:
+        limits = self.config.limits
+        clamped: list[dict[str, Any]] = []
+        spec = spec or VisualSpec()
+        parts = {m: _limit_part(spec.part(m), limits, m, clamped) for m in MODALITIES}
+        total = spec.max_tokens
+        if total is not None and limits.min_tokens is not None and total < limits.min_tokens:
+            total = _change(limits, clamped, "pruning.visual.max_tokens", total, limits.min_tokens, "min_tokens")
+        if total is not None and limits.max_tokens is not None and total > limits.max_tokens:
+            total = _change(limits, clamped, "pruning.visual.max_tokens", total, limits.max_tokens, "max_tokens")
+        strict = limits.max_tokens is not None and limits.on_limit == "reject"
+        limited = VisualSpec(parts["image"], parts["video"], total, limits.max_tokens, strict)
+        for entry in clamped:
+            metrics.count_clamped(entry["reason"])
+        return Decision(None if limited == VisualSpec() else limited, tuple(clamped))
+
+
+def _limit_part(part: Part | None, limits: Limits, modality: str, clamped: list[dict[str, Any]]) -> Part | None:
+    from .budget import DEFAULT_STRATEGY
+
+    if part is None:
+        if limits.max_keep is None or limits.max_keep == 1:
+            return None
+        _change(limits, clamped, "pruning.visual.keep", 1.0, limits.max_keep, "max_keep")
+        ratio = VisualField(strategy=DEFAULT_STRATEGY[modality], keep=limits.max_keep)  # type: ignore[index]
+        return canonical(ratio).part(modality)  # type: ignore[arg-type]
+    if limits.strategies is not None and part.strategy not in limits.strategies:
+        raise BudgetError(
+            f"strategy {part.strategy!r} is not allowed here; allowed: {', '.join(limits.strategies)}",
+            "pruning.visual.strategy",
+        )
+    if part.keep is None:
+        return part
+    keep = float(part.keep)
+    if limits.min_keep is not None and keep < limits.min_keep:
+        keep = _change(limits, clamped, "pruning.visual.keep", keep, limits.min_keep, "min_keep")
+    if limits.max_keep is not None and keep > limits.max_keep:
+        keep = _change(limits, clamped, "pruning.visual.keep", keep, limits.max_keep, "max_keep")
+    return part if keep == float(part.keep) else replace(part, keep=repr(keep))
+
+
+def _change(limits: Limits, clamped: list[dict[str, Any]], param: str, asked: Any, allowed: Any, reason: str) -> Any:
+    if limits.on_limit == "reject":
+        raise BudgetError(f"{param} {asked} is outside the operator's limit {allowed} ({reason})", param)
+    entry = {"param": param, "requested": asked, "applied": allowed, "reason": reason}
+    if entry not in clamped:
+        clamped.append(entry)
+    return allowed
+
+
+@lru_cache(maxsize=1)
+def policy() -> Policy:
+    """The policy of this process, from `VLLM_PRUNE_CONFIG`."""
+    return Policy(load())
+
+
+def decide(xargs: Mapping[str, Any] | None) -> Decision:
+    """Decision for the request at hand: from its scope, else from `vllm_xargs`, else the default.
+
+    Raises:
+        BudgetError: both a `pruning` field and `vllm_xargs.pruning`, or a budget that is refused.
+    """
+    given = (xargs or {}).get(XARG)
+    scope = SCOPE.get()
+    if given is None:
+        return scope.decision if scope is not None else policy().decide()
+    if scope is not None and scope.decision.spec is not None:
+        raise BudgetError("give `pruning` or `vllm_xargs.pruning`, not both", "vllm_xargs.pruning")
+    decision = policy().decide(_from_text(given))
+    if scope is not None:
+        scope.decision = decision
+    return decision
+
+
+def _from_text(given: object) -> object:
+    if not isinstance(given, str):
+        raise BudgetError("vllm_xargs.pruning is JSON text or a preset's name", "vllm_xargs.pruning")
+    if not given.lstrip().startswith("{"):
+        return given
+    try:
+        return json.loads(given)
+    except json.JSONDecodeError as error:
+        raise BudgetError(f"vllm_xargs.pruning is not JSON: {error}", "vllm_xargs.pruning") from None
+
+
+def record(items: Sequence[Mapping[str, Any]]) -> None:
+    """Count what was done to the media of one request, and leave it in the scope."""
+    if not items:
+        return
+    for item in items:
+        metrics.count_visual(item["modality"], item["strategy"], item["input_tokens"], item["kept_tokens"])
+    metrics.observe_request(sum(i["input_tokens"] for i in items), sum(i["kept_tokens"] for i in items))
+    capped = [item for item in items if item["capped"]]
+    if capped:
+        metrics.count_clamped("max_tokens")
+    scope = SCOPE.get()
+    if scope is not None:
+        scope.items.extend(dict(item) for item in items)
+        metrics.inflight(0, sum(item["kept_tokens"] for item in items))
+        if capped and scope.decision.spec is not None:
+            applied = scope.decision.spec.limit
+            given = sum(item["input_tokens"] for item in items)
+            entry = {"param": "pruning.visual", "requested": given, "applied": applied, "reason": "max_tokens"}
+            scope.decision = replace(scope.decision, clamped=(*scope.decision.clamped, entry))

@@ -1,0 +1,137 @@
+"""The launcher: prepares the environment, then hands over to vLLM's own `serve` command in this process."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import compat
+from .config import ENV, ConfigError, load
+
+PRELOADED = "VLLM_PRUNE_PRELOADED"
+URL = "VLLM_PRUNE_URL"
+METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+DEMO_NAME = "vllm-prune-demo"
+
+
+class LaunchError(RuntimeError):
+    """The server cannot be started; the message says what to change."""
+
+
+def launch(model: str, arguments: Sequence[str], config: str | None) -> None:
+    """Start the server and return when it has drained.
+
+    Args:
+        model: path or hub name.
+        arguments: anything that `vllm serve` takes.
+        config: the operator's configuration, or None for `VLLM_PRUNE_CONFIG` or the defaults.
+
+    Raises:
+        LaunchError: unsupported vLLM, unreadable configuration, missing model.
+    """
+    _check(model, config)
+    preload()
+    os.environ["VLLM_PLUGINS"] = compat.allowed_plugins(os.environ.get("VLLM_PLUGINS"))
+    os.environ.setdefault(URL, _url(arguments))
+    own_metrics = METRICS_DIR not in os.environ
+    if own_metrics:
+        # Engine and workers count in processes of their own; files in this directory are how they are added up.
+        os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix="vllm-prune-metrics-")
+    try:
+        compat.run_vllm_serve([model, *arguments, *_defaults(model, arguments)])
+    finally:
+        if own_metrics:
+            shutil.rmtree(os.environ[METRICS_DIR], ignore_errors=True)
+
+
+def _check(model: str, config: str | None) -> None:
+    if config is not None:
+        os.environ[ENV] = str(Path(config).resolve())
+    try:
+        load()
+        compat.check_version()
+    except (ConfigError, compat.UnsupportedVersion) as error:
+        raise LaunchError(str(error)) from None
+    except ImportError as error:
+        raise LaunchError(f"vLLM is not importable ({error}); install vllm-prune[cpu] or vllm-prune[cuda]") from None
+    if (os.sep in model or model.startswith(".")) and not Path(model).is_dir():
+        raise LaunchError(f"{model} is not a directory; give a checkpoint's path or a hub name")
+
+
+def _defaults(model: str, arguments: Sequence[str]) -> list[str]:
+    """Arguments that we add where the user gave none."""
+    wanted = {"--worker-extension-cls": compat.EXTENSION, "--shutdown-timeout": "30"}
+    if is_demo(model):
+        wanted |= {
+            "--served-model-name": DEMO_NAME,
+            "--max-model-len": "8192",
+            "--limit-mm-per-prompt": '{"image": 8, "video": 4}',
+        }
+    return [text for flag, value in wanted.items() if not has_flag(arguments, flag) for text in (flag, value)]
+
+
+def is_demo(model: str) -> bool:
+    """Whether `model` is the checkpoint that comes with the repository."""
+    path = Path(model)
+    return path.parts[-2:] == ("demo_model", "checkpoint") and (path / "config.json").is_file()
+
+
+def has_flag(arguments: Sequence[str], flag: str) -> bool:
+    """Whether a vLLM flag is among the arguments, in either spelling (dashes or underscores, `=` or space)."""
+    names = {argument.split("=", 1)[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
+    return flag in names
+
+
+def value_of(arguments: Sequence[str], flag: str, default: str) -> str:
+    """Value of `--flag value` or `--flag=value`."""
+    for i, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == flag:
+            return value or (arguments[i + 1] if i + 1 < len(arguments) else default)
+    return default
+
+
+def _url(arguments: Sequence[str]) -> str:
+    host = value_of(arguments, "--host", "127.0.0.1")
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    scheme = "https" if has_flag(arguments, "--ssl-certfile") else "http"
+    return f"{scheme}://{shown}:{value_of(arguments, '--port', '8000')}"
+
+
+def preload() -> None:
+    """On a CPU, restart this process once with tcmalloc and Intel's OpenMP loaded first, where they are found."""
+    if os.environ.get(PRELOADED) or _cuda():
+        return
+    os.environ[PRELOADED] = "1"
+    found = [path for path in (_tcmalloc(), _openmp()) if path]
+    already = os.environ.get("LD_PRELOAD", "")
+    new = [path for path in found if path not in already]
+    names = ", ".join(Path(path).name for path in found) or "neither libtcmalloc nor libiomp5 found; slower on CPU"
+    print(f"vllm-prune: preloading {names}", flush=True)
+    if new and sys.platform == "linux":
+        os.environ["LD_PRELOAD"] = ":".join([*new, *filter(None, [already])])
+        os.execv(sys.executable, [sys.executable, "-m", "vllm_prune.cli", *sys.argv[1:]])
+
+
+def _cuda() -> bool:
+    from vllm.platforms import current_platform
+
+    return bool(current_platform.is_cuda())
+
+
+def _tcmalloc() -> str | None:
+    for folder in ("/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib"):
+        for name in ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4"):
+            if (Path(folder) / name).exists():
+                return str(Path(folder) / name)
+    return None
+
+
+def _openmp() -> str | None:
+    roots = {Path(sys.prefix) / "lib", Path(sysconfig.get_path("purelib"))}
+    return next((str(path) for root in roots for path in sorted(root.glob("libiomp5.so"))), None)

@@ -1,0 +1,22 @@
+"""Stat-logger plugin: carries the served model's name to our metric labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+from .metrics import served_name, set_model_name
+
+
+class PruneStatLogger(StatLoggerBase):
+    """Adds nothing to vLLM's statistics; its construction is the moment at which the served name is known."""
+
+    def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
+        set_model_name(served_name(vllm_config.model_config))
+
+    def record(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing to record."""
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to log."""

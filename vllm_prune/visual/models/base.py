@@ -1,0 +1,206 @@
+"""What all model adapters share: encode in micro-batches, select, and place kept tokens where they stood.
+
+An adapter is a subclass of a vLLM model. Requests that do not prune take the parent's path unchanged:
+same encoder batch, same embeddings, same positions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from vllm.multimodal.utils import copy_mm_embedding_modality
+
+from ... import metrics
+from ..positions import COLUMNS, StepOffsets, attach, detach, grid_positions, lay_out
+from ..positions import Run as Run
+from ..rows import ItemPlan, decode, field_name, plan_of
+from ..strategies import Context, Grid, create, strategy_class
+from .capture import TowerAttention
+
+MODALITIES = ("image", "video")
+
+
+class PrunedModel:
+    """Mixin placed before a vLLM vision-language model.
+
+    Subclasses say how wide the model's own encoder output is, where its features end, and how its
+    positions run.
+
+    Attributes:
+        feature_width: columns of an encoder output that hold the features a strategy looks at.
+        output_width: columns of an encoder output.
+    """
+
+    vllm_prune_adapter: ClassVar[bool] = True
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        metrics.set_model_name(metrics.served_name(vllm_config.model_config))
+        scheduler = vllm_config.scheduler_config
+        merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+        self._merge = int(merge)
+        self._micro_batch_patches = int(scheduler.max_num_encoder_input_tokens) * self._merge**2
+        # Graph capture may pad a step up to the largest captured size.
+        padded = scheduler.max_num_batched_tokens + 1024
+        self._offsets = StepOffsets(padded)
+
+    @property
+    def output_width(self) -> int:
+        """Columns of the parent's encoder output."""
+        raise NotImplementedError
+
+    @property
+    def feature_width(self) -> int:
+        """Leading columns of the encoder output that describe the cell."""
+        return self.output_width
+
+    def frame_step(self, modality: str, kwargs: dict[str, Any], index: int) -> float:
+        """Temporal positions per frame of item `index`; 0 where frames share a temporal position."""
+        raise NotImplementedError
+
+    def runs_of(self, feature: Any, input_tokens: list[int]) -> list[Run]:
+        """Media runs of one item, see `Run`. `feature` is vLLM's feature spec of the item."""
+        raise NotImplementedError
+
+    def tower_attention_blocks(self) -> Sequence[Any]:
+        """Attention modules of the tower whose received attention may be captured, last first."""
+        raise NotImplementedError
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encoder outputs, one per item; pruned items come as [K, output_width + 6]."""
+        rows = {m: kwargs.pop(field_name(m), None) for m in MODALITIES}
+        plans = {m: [decode(row) for row in rows[m]] for m in MODALITIES if rows[m] is not None}
+        if not any(plan for items in plans.values() for plan in items):
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        outputs: list[Tensor] = []
+        for modality in (m for m in MODALITIES if f"{m}_grid_thw" in kwargs):
+            for part, first, last in self._micro_batches(kwargs, modality):
+                outputs += self._encode(part, modality, plans[modality][first:last])
+        return tuple(outputs)
+
+    def _encode(self, kwargs: dict[str, Any], modality: str, plans: Sequence[ItemPlan | None]) -> list[Tensor]:
+        wanted = any(plan and "tower_attention" in strategy_class(plan.strategy).needs for plan in plans)
+        with TowerAttention(self, enabled=wanted) as attention:
+            embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        received = attention.per_item(kwargs[f"{modality}_grid_thw"])
+        return [
+            embedding if plan is None else self._prune(embedding, plan, kwargs, modality, i, received[i])
+            for i, (embedding, plan) in enumerate(zip(embeddings, plans, strict=True))
+        ]
+
+    def _prune(
+        self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, received: Any
+    ) -> Tensor:
+        frames, height, width = kwargs[f"{modality}_grid_thw"][index].tolist()
+        grid = Grid(frames, height // self._merge, width // self._merge)
+        started = time.perf_counter()
+        if plan.indices is not None:
+            kept = torch.tensor(plan.indices, device=embedding.device)
+        else:
+            strategy = create(plan.strategy, plan.option_values)
+            context = Context(seed=plan.seed, tower_attention=received)
+            features = embedding[:, : self.feature_width]
+            kept = strategy.select(features, grid, plan.count, context, plan.per_frame)
+        metrics.observe_score("visual", plan.strategy, time.perf_counter() - started)
+        relative = grid_positions(grid.frames, grid.rows, grid.cols, self.frame_step(modality, kwargs, index))
+        return attach(embedding[kept], relative.to(embedding.device)[:, kept])
+
+    def _micro_batches(self, kwargs: dict[str, Any], modality: str) -> Iterator[tuple[dict[str, Any], int, int]]:
+        """Split a batch by raw patches: the tower's memory follows them, not the kept count."""
+        patches = kwargs[f"{modality}_grid_thw"].prod(-1).tolist()
+        first, load = 0, 0
+        for i, count in enumerate(patches):
+            if i > first and load + count > self._micro_batch_patches:
+                yield self._items(kwargs, modality, patches, first, i), first, i
+                first, load = i, 0
+            load += count
+        yield self._items(kwargs, modality, patches, first, len(patches)), first, len(patches)
+
+    def _items(
+        self, kwargs: dict[str, Any], modality: str, patches: Sequence[int], first: int, last: int
+    ) -> dict[str, Any]:
+        before, inside = sum(patches[:first]), sum(patches[first:last])
+        part: dict[str, Any] = {}
+        for key, value in kwargs.items():
+            if key in ("pixel_values", "pixel_values_videos"):
+                if (key == "pixel_values") == (modality == "image"):
+                    part[key] = value[before : before + inside]
+            elif key in ("image_embeds", "video_embeds"):
+                if key.startswith(modality):
+                    unit = self._merge**2
+                    part[key] = value[before // unit : (before + inside) // unit]
+            elif key.startswith(modality) or (modality == "video" and key in ("second_per_grid_ts", "timestamps")):
+                part[key] = value[first:last]
+        return part
+
+    def embed_input_ids(
+        self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
+    ) -> Tensor:
+        """Merge text and media embeddings; position columns are taken off and kept for `forward`."""
+        self._offsets.clear()
+        if multimodal_embeddings is not None and len(multimodal_embeddings):
+            multimodal_embeddings = self._take_offsets(multimodal_embeddings, is_multimodal)
+        return super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
+
+    def _take_offsets(self, embeddings: Sequence[Tensor], is_multimodal: Tensor | None) -> list[Tensor] | Any:
+        width = self.output_width
+        if all(rows.shape[-1] == width for rows in embeddings):
+            return embeddings
+        assert is_multimodal is not None
+        split = [detach(rows, width) for rows in embeddings]
+        self._offsets.write([relative for _, relative in split], [len(rows) for rows in embeddings], is_multimodal)
+        return [copy_mm_embedding_modality(rows, own) for rows, (own, _) in zip(embeddings, split, strict=True)]
+
+    def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Parent's forward with kept tokens at their original positions."""
+        if positions.ndim == 2:
+            self._offsets.apply(positions)
+        return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """Positions of a prompt; the parent's own where nothing is pruned."""
+        features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
+        if not any(plan_of(feature.data, feature.modality) for feature in features):
+            return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
+        return lay_out(len(input_tokens), [run for feature in features for run in self.runs_of(feature, input_tokens)])
+
+    def select_encoder_cudagraph_items(self, mm_kwargs: dict[str, Any], indices: list[int]) -> dict[str, Any]:
+        """Items of a graph batch; our rows go along."""
+        chosen = super().select_encoder_cudagraph_items(mm_kwargs, indices)  # type: ignore[misc]
+        for name in (*(field_name(m) for m in MODALITIES), "second_per_grid_ts"):
+            if mm_kwargs.get(name) is not None:
+                chosen[name] = [mm_kwargs[name][i] for i in indices]
+        return chosen
+
+    def postprocess_encoder_output(
+        self, outputs: Any, indices: list[int], per_item_out_tokens: list[int], dest: Any, clone: bool = False,
+        batch_mm_kwargs: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Prune after an encoder graph, so graphs stay on for pruned and unpruned items alike."""
+        super().postprocess_encoder_output(  # type: ignore[misc]
+            outputs, indices, per_item_out_tokens, dest, clone, batch_mm_kwargs
+        )
+        for modality in MODALITIES:
+            for place, row in enumerate((batch_mm_kwargs or {}).get(field_name(modality)) or ()):
+                if plan := decode(row):
+                    index = indices[place]
+                    dest[index] = self._prune(dest[index], plan, batch_mm_kwargs, modality, place, None)  # type: ignore[arg-type]
+
+
+def slots_of(feature: Any) -> Any:
+    """Prompt indices that take an embedding of the item, int64 [n]."""
+    import numpy as np
+
+    position = feature.mm_position
+    if position.is_embed is None:
+        return np.arange(position.offset, position.offset + position.length)
+    return position.offset + np.flatnonzero(position.is_embed.numpy())
+
+
+__all__ = ["COLUMNS", "PrunedModel", "Run", "slots_of"]

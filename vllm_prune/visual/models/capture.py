@@ -1,0 +1,101 @@
+"""Attention received by each cell in a late tower layer, from a sample of queries.
+
+The tower keeps its own attention kernel; only one block's queries and keys are computed a second time,
+and only while an item asks for them. Cost is 64 queries per frame, never the full N x N matrix.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+QUERIES = 64
+
+
+class TowerAttention:
+    """Context manager that listens to one attention module while the tower runs."""
+
+    def __init__(self, model: Any, enabled: bool) -> None:
+        self._model = model
+        self._enabled = enabled
+        self._handle: Any = None
+        self._received: list[Tensor] = []
+
+    def __enter__(self) -> TowerAttention:
+        if self._enabled:
+            module = self._model.tower_attention_blocks()[0]
+            self._handle = module.register_forward_pre_hook(self._listen, with_kwargs=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["x"]
+        self._received.append(
+            received_attention(
+                module, hidden, kwargs["rotary_pos_emb_cos"], kwargs["rotary_pos_emb_sin"], kwargs["cu_seqlens"]
+            )
+        )
+
+    def per_item(self, grid_thw: Tensor) -> list[Tensor | None]:
+        """Received attention of each item's cells, float32 [M] in raster order, or None where not captured."""
+        if not self._received:
+            return [None] * len(grid_thw)
+        unit = self._model._merge**2
+        cells = torch.cat(self._received).view(-1, unit).mean(1)
+        order = getattr(self._model.visual, "get_window_index", None)
+        sizes = (grid_thw.prod(-1) // unit).tolist()
+        if order is not None:
+            # The tower works in window order; undo it for the whole batch.
+            cells = cells[_raster_order(self._model.visual, grid_thw).to(cells.device)]
+        return list(cells.split(sizes))
+
+
+def received_attention(module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """Mean attention received per patch inside its segment.
+
+    Args:
+        module: a vLLM vision attention module (fused `qkv`, head-sharded).
+        hidden: [N, 1, C] input of the module.
+        cos, sin: [N, head_dim / 2] rotary tables.
+        cu_seqlens: [segments + 1] offsets of the segments that attend to themselves.
+
+    Returns:
+        float32 [N]; a segment's entries sum to 1.
+    """
+    fused, _ = module.qkv(hidden)
+    heads, width = module.num_attention_heads_per_partition, module.hidden_size_per_attention_head
+    query, key, _ = fused.view(len(hidden), 3, heads, width).float().unbind(1)
+    query, key = rotate(query, cos.float(), sin.float()), rotate(key, cos.float(), sin.float())
+    received = []
+    bounds = cu_seqlens.tolist()
+    for start, end in pairwise(bounds):
+        sample = _sample(end - start, hidden.device) + start
+        logits = torch.einsum("qhd,khd->hqk", query[sample], key[start:end]) / width**0.5
+        received.append(logits.softmax(-1).mean((0, 1)))
+    return torch.cat(received)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding, half-split layout: [N, H, d] with tables [N, d / 2]."""
+    first, second = x.chunk(2, dim=-1)
+    cos, sin = cos[:, None], sin[:, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _sample(length: int, device: torch.device) -> Tensor:
+    count = min(QUERIES, length)
+    return ((2 * torch.arange(count, device=device) + 1) * length) // (2 * count)
+
+
+def _raster_order(visual: Any, grid_thw: Tensor) -> Tensor:
+    """Permutation that takes window-ordered cells of a batch back to raster order."""
+    return visual.prepare_encoder_metadata(grid_thw.tolist())["reverse_indices"]

@@ -1,0 +1,64 @@
+"""Qwen2.5-VL: one run of placeholders per image or video, kept tokens chosen over the whole item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.model_executor.models.qwen2_5_vl import (
+    Qwen2_5_VLDummyInputsBuilder,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLMultiModalProcessor,
+    Qwen2_5_VLProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from ..positions import grid_positions
+from ..processor import PrunedProcessor
+from ..rows import plan_of
+from .base import PrunedModel, Run, slots_of
+
+
+class PruneQwen25VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
+    """Reserves K placeholders per item."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PruneQwen25VLProcessor, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
+class PruneQwen25VL(PrunedModel, Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL with per-request visual budgets."""
+
+    @property
+    def output_width(self) -> int:
+        """Hidden size of the language model."""
+        return int(self.visual.out_hidden_size)
+
+    def _seconds(self, seconds: Any) -> float:
+        # The field is float32; positions must use that value, not one recomputed from the frame rate.
+        per_second = getattr(self.config.vision_config, "tokens_per_second", 1.0)
+        return (1.0 if seconds is None else float(seconds.item())) * per_second
+
+    def frame_step(self, modality: str, kwargs: dict[str, Any], index: int) -> float:
+        """Temporal positions per grid step; depends on the sampled frame rate."""
+        if modality == "image":
+            return 1.0
+        seconds = kwargs.get("second_per_grid_ts")
+        return self._seconds(None if seconds is None else seconds[index])
+
+    def runs_of(self, feature: Any, input_tokens: list[int]) -> list[Run]:
+        """One run; text continues at the largest coordinate of the unpruned grid plus one."""
+        frames, height, width = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+        step = 1.0
+        if feature.modality == "video":
+            seconds = feature.data.get("second_per_grid_ts")
+            step = self._seconds(None if not seconds else seconds.data)
+        grid = grid_positions(frames, height // self._merge, width // self._merge, step)
+        pruned = plan_of(feature.data, feature.modality) is not None
+        extent = int(grid.max()) + 1
+        return [Run(slots_of(feature), feature.mm_position.offset, extent, None if pruned else grid)]
+
+    def tower_attention_blocks(self) -> Sequence[Any]:
+        """Full-attention blocks; window blocks see too little of the image."""
+        full = sorted(self.visual.fullatt_block_indexes, reverse=True)
+        return [self.visual.blocks[i].attn for i in full if i < len(self.visual.blocks)]

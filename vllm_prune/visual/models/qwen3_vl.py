@@ -1,0 +1,93 @@
+"""Qwen3-VL: timestamps stand between frames, so every frame has a fixed count; deepstack rows go with their cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.model_executor.models.qwen3_vl import (
+    Qwen3VLDummyInputsBuilder,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMultiModalProcessor,
+    Qwen3VLProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from ..positions import grid_positions
+from ..processor import PrunedProcessor
+from ..rows import ItemPlan, plan_of
+from .base import PrunedModel, Run, slots_of
+
+
+class PruneQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor):
+    """Reserves the frame's count after every timestamp."""
+
+    counts_per_frame = True
+
+    def pruned_placeholder(self, modality: str, item: Any, plan: ItemPlan) -> Any:
+        """Token ids of an image; timestamps, markers and token ids of a video."""
+        if modality == "image":
+            return super().pruned_placeholder(modality, item, plan)
+        assert plan.per_frame is not None
+        config = self.info.get_hf_config()
+        return self.get_video_repl(
+            tokens_per_frame=list(plan.per_frame),
+            timestamps=item["timestamps"].data,
+            tokenizer=self.info.get_tokenizer(),
+            vision_start_token_id=config.vision_start_token_id,
+            vision_end_token_id=config.vision_end_token_id,
+            video_token_id=config.video_token_id,
+            select_token_id=True,
+        )
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PruneQwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class PruneQwen3VL(PrunedModel, Qwen3VLForConditionalGeneration):
+    """Qwen3-VL with per-request visual budgets."""
+
+    @property
+    def output_width(self) -> int:
+        """Visual width plus one block of columns per deepstack level."""
+        return int(self.visual_dim + (self.multiscale_dim if self.use_deepstack else 0))
+
+    @property
+    def feature_width(self) -> int:
+        """The final layer's features; deepstack columns follow."""
+        return int(self.visual_dim)
+
+    def frame_step(self, modality: str, kwargs: dict[str, Any], index: int) -> float:
+        """Every frame is a grid of its own."""
+        return 0.0
+
+    def runs_of(self, feature: Any, input_tokens: list[int]) -> list[Run]:
+        """One run per frame; text advances by the longer side of the unpruned frame."""
+        frames, height, width = feature.data[f"{feature.modality}_grid_thw"].data.tolist()
+        rows, cols = height // self._merge, width // self._merge
+        plan = plan_of(feature.data, feature.modality)
+        counts = _frame_counts(plan, frames, rows * cols)
+        relative = None if plan else grid_positions(1, rows, cols)
+        slots, runs, at = slots_of(feature), [], 0
+        for start, count in zip(self._frame_starts(feature, input_tokens), counts, strict=True):
+            runs.append(Run(slots[at : at + count], start, max(rows, cols), relative))
+            at += count
+        return runs
+
+    def _frame_starts(self, feature: Any, input_tokens: list[int]) -> list[int]:
+        """Prompt index after each frame's start marker; found by the marker, as a frame may keep nothing."""
+        first = feature.mm_position.offset
+        if feature.modality == "image":
+            return [first]
+        marker = self.config.vision_start_token_id
+        return [i + 1 for i in range(first, first + feature.mm_position.length) if input_tokens[i] == marker]
+
+    def tower_attention_blocks(self) -> Sequence[Any]:
+        """All blocks attend over the whole frame."""
+        return [block.attn for block in reversed(self.visual.blocks)]
+
+
+def _frame_counts(plan: ItemPlan | None, frames: int, per_frame: int) -> Sequence[int]:
+    if plan is None:
+        return [per_frame] * frames
+    return plan.per_frame if plan.per_frame is not None else [plan.count]

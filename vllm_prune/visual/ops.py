@@ -1,0 +1,248 @@
+"""Maths that strategies share: exact integer shares, unit vectors, matching, farthest points, pixel digests.
+
+Everything accumulates in float32 whatever the input dtype, and touches no global random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .strategies.base import Cells
+
+SKETCH = 128
+"""Width of the Johnson-Lindenstrauss sketch; wider tokens are projected down to it."""
+
+_STEP = 2.0**20
+_DIGEST_SEED = 0x5EED
+_SKETCH_SEED = 0x0CE115
+# Rows handled at once, so that the widened copies stay in the processor's cache.
+_DIGEST_ROWS = 16
+
+
+def largest_remainder(total: int, weights: Sequence[int], caps: Sequence[int], floor: int) -> list[int]:
+    """Share `total` in proportion to `weights`, in whole numbers (Hamilton's method with bounds).
+
+    A share lies between `floor` and its cap; what a bound takes or gives is shared by the others in
+    proportion. Integer arithmetic throughout; the last units go to the largest remainders, ties to
+    the earlier index. Weights that are all zero count as equal.
+
+    Args:
+        total: what to share.
+        weights: non-negative.
+        caps: upper bounds, one per weight.
+        floor: lower bound of every share, lowered to the cap where that is smaller.
+
+    Returns:
+        One count per weight, sum `total`.
+
+    Raises:
+        ValueError: no such shares exist, or a weight is negative.
+    """
+    lows = [min(floor, cap) for cap in caps]
+    if len(weights) != len(caps) or not sum(lows) <= total <= sum(caps) or any(w < 0 for w in weights):
+        raise ValueError(f"cannot share {total} over weights {list(weights)}, caps {list(caps)}, floor {floor}")
+    counts = list(lows)
+    free, left = list(range(len(caps))), total
+    while free:
+        parts = _parts(weights, free)
+        whole = sum(parts.values())
+        over = {i: left * w - caps[i] * whole for i, w in parts.items() if left * w > caps[i] * whole}
+        under = {i: lows[i] * whole - left * w for i, w in parts.items() if left * w < lows[i] * whole}
+        if not over and not under:
+            for i, extra in _round(left, parts).items():
+                counts[i] = extra
+            break
+        # Only the side that is violated more is final; fixing it can still lift the other side over its bound.
+        fixed = dict.fromkeys(over, 1) if sum(over.values()) >= sum(under.values()) else {}
+        if sum(under.values()) >= sum(over.values()):
+            fixed |= dict.fromkeys(under, 0)
+        for i, at_cap in fixed.items():
+            counts[i] = caps[i] if at_cap else lows[i]
+            left -= counts[i]
+        free = [i for i in free if i not in fixed]
+    return counts
+
+
+def _parts(weights: Sequence[int], indices: Iterable[int]) -> dict[int, int]:
+    parts = {i: weights[i] for i in indices}
+    return parts if any(parts.values()) else dict.fromkeys(parts, 1)
+
+
+def _round(total: int, parts: dict[int, int]) -> dict[int, int]:
+    whole = sum(parts.values())
+    counts = {i: total * w // whole for i, w in parts.items()}
+    by_remainder = sorted(parts, key=lambda i: (-(total * parts[i] % whole), i))
+    for i in by_remainder[: total - sum(counts.values())]:
+        counts[i] += 1
+    return counts
+
+
+def evenly_spaced(total: int, count: int, device: torch.device | None = None) -> Tensor:
+    """`count` indices spread over `total`: floor((i + 0.5) * total / count), int64 [count], ascending."""
+    return ((2 * torch.arange(count, device=device) + 1) * total) // (2 * max(count, 1))
+
+
+def quantise(values: Tensor) -> Tensor:
+    """Round to multiples of 2^-20, so that equal content ties exactly despite rounding noise in a product."""
+    return (values * _STEP).round() / _STEP
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows at unit length in float32, [..., D]; zero rows stay zero."""
+    return torch.nn.functional.normalize(rows.float(), dim=-1)
+
+
+def cosine(left: Tensor, right: Tensor) -> Tensor:
+    """Cosine of paired rows, [..., D] and [..., D] to float32 [...]."""
+    return (unit_rows(left) * unit_rows(right)).sum(-1)
+
+
+def sketch(rows: Tensor) -> Tensor:
+    """Unit rows of width at most `SKETCH` whose cosines approximate those of `rows` (Johnson-Lindenstrauss).
+
+    A fixed matrix of random signs does it, so every process gets the same sketch; equal rows get
+    equal sketches.
+
+    Args:
+        rows: [..., D], any float dtype.
+
+    Returns:
+        float32 [..., min(D, SKETCH)].
+    """
+    units = unit_rows(rows)
+    width = units.shape[-1]
+    if width <= SKETCH:
+        return units
+    return unit_rows(units @ _signs(width).to(units.device))
+
+
+@lru_cache(maxsize=16)
+def _signs(width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(_SKETCH_SEED)
+    return torch.randint(0, 2, (width, SKETCH), generator=generator).float() * 2 - 1
+
+
+def match(frame: Tensor, reference: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Find each cell's most similar reference cell within `radius` rows and columns (block matching).
+
+    Ties prefer the nearer row, then the upper one, then the left column.
+
+    Args:
+        frame: unit rows, float32 [R, C, D].
+        reference: unit rows, float32 [R, C, D].
+        radius: 0 compares a cell with the same place only.
+
+    Returns:
+        Best cosine, float32 [R, C], and the flat index of the reference cell, int64 [R, C].
+    """
+    rows, cols, _ = frame.shape
+    best = frame.new_full((rows, cols), -torch.inf)
+    index = torch.zeros((rows, cols), dtype=torch.int64, device=frame.device)
+    places = torch.arange(cols, device=frame.device)
+    far = (places[:, None] - places[None, :]).abs() > radius
+    for shift in sorted(range(-radius, radius + 1), key=abs):
+        top, bottom = max(0, -shift), rows - max(0, shift)
+        if bottom <= top:
+            continue
+        # A product of whole rows wastes the far columns and still beats gathering neighbours: it is one GEMM.
+        similar = torch.bmm(frame[top:bottom], reference[top + shift : bottom + shift].mT)
+        value, col = quantise(similar).masked_fill_(far, -torch.inf).max(dim=-1)
+        row = torch.arange(top + shift, bottom + shift, device=frame.device)[:, None]
+        better = value > best[top:bottom]
+        best[top:bottom] = torch.where(better, value, best[top:bottom])
+        index[top:bottom] = torch.where(better, row * cols + col, index[top:bottom])
+    return best, index
+
+
+def farthest_points(units: Tensor, valid: Tensor, steps: int) -> Tensor:
+    """Greedy max-min selection in S segments at once (Gonzalez 1985; Porumbel et al. for max-min diversity).
+
+    The first pick is the cell whose nearest neighbour is farthest; each next one is the cell farthest
+    from all picks. The distance at which a cell was picked never grows from pick to pick, so the first
+    k picks of a segment are its k highest gains.
+
+    Args:
+        units: unit rows, float32 [S, n, d].
+        valid: bool [S, n], False for padding; at least one True per segment.
+        steps: picks per segment.
+
+    Returns:
+        Gains, float32 [S, n]: distance (1 - cosine, 0 to 2) to the earlier picks when picked, 2 to 4 for
+        the first pick, -inf where the cell was not picked.
+    """
+    segments, n, _ = units.shape
+    distance = quantise(1 - torch.bmm(units, units.mT)).clamp_min_(0).masked_fill_(~valid[:, None, :], torch.inf)
+    diagonal = distance.diagonal(dim1=1, dim2=2)
+    nearest = diagonal.fill_(torch.inf) if n == 1 else distance.diagonal_scatter(diagonal + torch.inf, 0, 1, 2).amin(-1)
+    lonely = nearest.clamp_max(2).masked_fill(~valid, -torch.inf)
+    gains = units.new_empty(steps, segments)
+    picks = torch.empty((steps, segments), dtype=torch.int64, device=units.device)
+    torch.max(lonely, 1, out=(gains[0], picks[0]))
+    gains[0] += 2
+    # -inf outlives every minimum, so neither padding nor a picked cell is ever picked again.
+    diagonal.fill_(-torch.inf)
+    table = distance.masked_fill_(~valid[:, None, :], -torch.inf).view(segments * n, n)
+    offsets = torch.arange(segments, device=units.device) * n
+    row = table.index_select(0, picks[0] + offsets)
+    reach = row.clone()
+    for step in range(1, steps):
+        torch.max(reach, 1, out=(gains[step], picks[step]))
+        torch.index_select(table, 0, picks[step] + offsets, out=row)
+        torch.minimum(reach, row, out=reach)
+    unpicked = units.new_full((segments, n), -torch.inf)
+    # An exhausted segment repeats cell 0 with gain -inf; the maximum keeps the real one.
+    return unpicked.scatter_reduce_(1, picks.T, gains.T, "amax")
+
+
+def cells_of(patches: Tensor, per_cell: int = 1, channels: int = 1) -> Cells:
+    """Digest and texture of each cell's pixels.
+
+    The digest is a random projection of the raw bits modulo 2^64 with fixed odd weights: equal rows
+    give equal digests in every process, different ones collide with a probability of at most 2^-32.
+
+    Args:
+        patches: [M, B], one row per cell, uint8 or any float dtype.
+        per_cell: patches in a row, one after the other.
+        channels: colour channels in each patch, one after the other. With the default of one, a flat
+            coloured cell has texture, because its channels differ from each other.
+
+    Returns:
+        `Cells` with M entries, on the CPU; the texture is the root of the variance inside a channel,
+        averaged over channels.
+
+    Raises:
+        ValueError: B is no multiple of `per_cell * channels`.
+    """
+    if patches.shape[1] % (per_cell * channels):
+        raise ValueError(f"{patches.shape[1]} values are not {per_cell} patches of {channels} channels")
+    rows = patches.detach().cpu().contiguous()
+    bits = rows.view(_bit_type(rows.dtype))
+    weights = _digest_weights(bits.shape[1])
+    # Integer products wrap, which is what modulo 2^64 asks for.
+    digest = [part.long() @ weights for part in bits.split(_DIGEST_ROWS)]
+    texture = [_texture(part.float(), per_cell, channels) for part in rows.split(_DIGEST_ROWS)]
+    return Cells(torch.cat(digest), torch.cat(texture))
+
+
+def _bit_type(dtype: torch.dtype) -> torch.dtype:
+    return {1: dtype, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+
+
+@lru_cache(maxsize=16)
+def _digest_weights(width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(_DIGEST_SEED)
+    # An even weight would lose the top bit of its value.
+    return torch.randint(-(2**63), 2**63 - 1, (width,), generator=generator) | 1
+
+
+def _texture(rows: Tensor, per_cell: int, channels: int) -> Tensor:
+    runs = rows.view(len(rows), per_cell, channels, -1)
+    means = runs.mean(-1)
+    # Variance of a channel = mean variance of its runs + variance of their means; this order reads pixels once.
+    inside = (runs - means[..., None]).square_().mean(-1).mean(1)
+    between = (means - means.mean(1, keepdim=True)).square().mean(1)
+    return (inside + between).mean(-1).sqrt()

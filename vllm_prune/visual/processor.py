@@ -1,0 +1,303 @@
+"""The front end's half of visual pruning: grants, placeholder counts and cache keys.
+
+A mixin before a vLLM multimodal processor. The request's canonical budget arrives among the processor
+kwargs; `apply` turns it into one grant per item, which decides the item's placeholder count and is part
+of its hash. Without a budget the parent runs unchanged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, ClassVar
+
+from cachetools import LRUCache
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.parse import VideoProcessorItems
+from vllm.multimodal.processing.inputs import ProcessorInputs
+
+from ..budget import KEY, MODALITIES, ItemBudget, VisualSpec, allocate, plan
+from .frames import frame_counts
+from .ops import cells_of
+from .rows import ItemPlan, decode, field_name, unpruned
+from .strategies import Cells, Grid, PixelStrategy, create, strategy_class
+from .strategies.base import Modality
+
+REPORT = "vllm_prune_report"
+"""Key under which `apply` leaves what was done; the request seam takes it off again."""
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Budget of one item together with what its row needs.
+
+    Attributes:
+        budget: None where the item keeps everything.
+        base: the item's hash without a budget.
+        earlier: base hashes of the items before it, for strategies that compare items.
+        patches_of: gives the processor output of an earlier item that was served from a cache.
+    """
+
+    budget: ItemBudget | None
+    base: str
+    earlier: tuple[str, ...] = ()
+    patches_of: Callable[[int], Any] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def seed(self) -> int:
+        """63-bit number from the item's content."""
+        return int.from_bytes(hashlib.blake2b(self.base.encode(), digest_size=8).digest(), "big") >> 1
+
+    @property
+    def key(self) -> str:
+        """Cache key of the item under this grant; the parent's own where nothing is pruned."""
+        if self.budget is None:
+            return self.base
+        text = "|".join([self.budget.key(), *self.earlier])
+        return f"{self.base}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"
+
+
+Grants = dict[Modality, list[Grant]]
+
+
+class PrunedProcessor:
+    """Mixin placed before a vLLM multimodal processor of the Qwen-VL kind.
+
+    Attributes:
+        counts_per_frame: whether text stands between frames, so that each frame's count is fixed here.
+    """
+
+    vllm_prune_adapter: ClassVar[bool] = True
+    counts_per_frame: ClassVar[bool] = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._grids: LRUCache[str, Grid] = LRUCache(65536)
+        self._cells: LRUCache[str, Cells] = LRUCache(256)
+        self._lock = threading.Lock()
+
+    def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
+        """Process a prompt with its media; see the parent."""
+        wire = inputs.hf_processor_mm_kwargs.get(KEY)
+        grants: Grants = {}
+        if wire is not None:
+            inputs = replace(inputs, hf_processor_mm_kwargs=_without(inputs.hf_processor_mm_kwargs))
+            grants = self._grants(inputs, VisualSpec.from_wire(wire))
+            inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: grants})
+        result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        result[REPORT] = self._report(inputs, grants, result)
+        return result
+
+    def _grants(self, inputs: ProcessorInputs, spec: VisualSpec) -> Grants:
+        hashes = super()._get_mm_hashes(inputs)  # type: ignore[misc]
+        sizes = {m: self._sizes(inputs, m) for m in MODALITIES if m in inputs.mm_data_items}
+        grants: Grants = {}
+        for modality, budgets in allocate(spec, sizes).items():
+            bases = hashes[modality]
+            source = partial(self._process_alone, inputs, modality)
+            grants[modality] = [
+                Grant(budget, base, tuple(bases[:i]) if budget and _compares(budget) else (), source)
+                for i, (budget, base) in enumerate(zip(budgets, bases, strict=True))
+            ]
+        return grants
+
+    def _sizes(self, inputs: ProcessorInputs, modality: Modality) -> list[int]:
+        """Tokens of each item before pruning, from its pixel size alone."""
+        items = inputs.mm_data_items[modality]
+        kwargs = inputs.hf_processor_mm_kwargs
+        return [self._size_of(items, modality, i, kwargs) for i in range(items.get_count())]
+
+    def _size_of(self, items: Any, modality: Modality, index: int, kwargs: Mapping[str, object]) -> int:
+        info: Any = self.info  # type: ignore[attr-defined]
+        if not hasattr(items, "get_image_size" if modality == "image" else "get_frame_size"):
+            return int(items.get_feature_size(index))
+        if items.get(index) is None:
+            # The client sent only a uuid; without the pixels every item weighs the same.
+            return 1
+        processor = info.get_hf_processor(**kwargs)
+        if modality == "image":
+            size, frames, own = items.get_image_size(index), 1, processor.image_processor
+        else:
+            size, frames = _video_size(items.get(index))
+            own = processor.video_processor
+        _, tokens = info._get_vision_info(
+            image_width=size.width,
+            image_height=size.height,
+            num_frames=frames,
+            image_processor=own,
+            mm_kwargs=kwargs,
+            modality=modality,
+        )
+        return int(tokens)
+
+    def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
+        grants = inputs.hf_processor_mm_kwargs.get(KEY)
+        if not grants:
+            return super()._get_mm_hashes(inputs)  # type: ignore[misc]
+        return {modality: [grant.key for grant in items] for modality, items in grants.items()}
+
+    def _get_cache_missing_processor_kwargs(self, inputs: ProcessorInputs, mm_is_cached: Any) -> Mapping[str, object]:
+        grants = inputs.hf_processor_mm_kwargs.get(KEY)
+        bare = replace(inputs, hf_processor_mm_kwargs=_without(inputs.hf_processor_mm_kwargs))
+        kwargs = super()._get_cache_missing_processor_kwargs(bare, mm_is_cached)  # type: ignore[misc]
+        if not grants:
+            return kwargs
+        missing = {
+            m: [grant for grant, hit in zip(items, mm_is_cached[m], strict=True) if not hit]
+            for m, items in grants.items()
+        }
+        return {**kwargs, KEY: missing}
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        grants: Any = hf_kwargs.get(KEY) or {}
+        data = super()._apply_hf_processor_main(mm_items=mm_items, hf_kwargs=_without(hf_kwargs))  # type: ignore[misc]
+        for modality in MODALITIES:
+            thw = data.get(f"{modality}_grid_thw")
+            if thw is None or not len(thw):
+                continue
+            own = grants.get(modality) or [None] * len(thw)
+            if any(grant and grant.earlier for grant in own):
+                for i, grant in enumerate(own):
+                    self._remember_cells(grant.base, _patches(modality, data, thw, i))
+            data[field_name(modality)] = [self._row(modality, data, i, grant) for i, grant in enumerate(own)]
+        return data
+
+    def _process_alone(self, inputs: ProcessorInputs, modality: Modality, index: int) -> Any:
+        """Processor output of one item of the request, for an item that the cache answered."""
+        info: Any = self.info  # type: ignore[attr-defined]
+        item = inputs.mm_data_items[modality][index]
+        if item is None:
+            raise ValueError(f"{modality} {index} was sent by uuid only; its pixels are needed to compare with it")
+        alone = info.parse_mm_data({modality: [item]}, validate=False)
+        data = super()._apply_hf_processor_main(mm_items=alone, hf_kwargs=_without(inputs.hf_processor_mm_kwargs))  # type: ignore[misc]
+        return _patches(modality, data, data[f"{modality}_grid_thw"], 0)
+
+    def _remember_cells(self, base: str, patches: Any) -> Cells:
+        merge = int(self.info.get_hf_config().vision_config.spatial_merge_size)  # type: ignore[attr-defined]
+        cells = cells_of(patches.reshape(len(patches) // merge**2, -1))
+        with self._lock:
+            self._cells[base] = cells
+        return cells
+
+    def _row(self, modality: Modality, data: Any, index: int, grant: Grant | None) -> Any:
+        thw = data[f"{modality}_grid_thw"]
+        merge = int(self.info.get_hf_config().vision_config.spatial_merge_size)  # type: ignore[attr-defined]
+        frames, height, width = (int(n) for n in thw[index])
+        grid = Grid(frames, height // merge, width // merge)
+        if grant is not None:
+            with self._lock:
+                self._grids[grant.base] = grid
+        if grant is None or grant.budget is None:
+            return unpruned()
+        budget, count = grant.budget, plan(grid, grant.budget)
+        if count == grid.tokens:
+            return unpruned()
+        patches = _patches(modality, data, thw, index)
+        per_frame = None
+        if self.counts_per_frame and modality == "video":
+            per_frame = frame_counts(count, grid, patches, strategy_class(budget.strategy).frame_split)
+        indices = self._from_pixels(budget, grant, grid, count, patches, per_frame)
+        return ItemPlan(budget.strategy, budget.options, count, grant.seed, per_frame, indices).encode()
+
+    def _from_pixels(
+        self,
+        budget: ItemBudget,
+        grant: Grant,
+        grid: Grid,
+        count: int,
+        patches: Any,
+        per_frame: Sequence[int] | None,
+    ) -> tuple[int, ...] | None:
+        strategy = create(budget.strategy, ItemPlan(budget.strategy, budget.options, count, 0).option_values)
+        if not isinstance(strategy, PixelStrategy):
+            return None
+        if patches is None:
+            raise ValueError(f"strategy {budget.strategy!r} looks at pixels, but this item came as embeddings")
+        cells = self._remember_cells(grant.base, patches)
+        earlier = [self._earlier_cells(grant, i) for i in range(len(grant.earlier))]
+        return tuple(strategy.select_cells(cells, grid, count, earlier, per_frame).tolist())
+
+    def _earlier_cells(self, grant: Grant, index: int) -> Cells:
+        assert grant.patches_of is not None
+        with self._lock:
+            known = self._cells.get(grant.earlier[index])
+        return known or self._remember_cells(grant.earlier[index], grant.patches_of(index))
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+        parent = super()._get_mm_fields_config(hf_inputs, _without(hf_processor_mm_kwargs))  # type: ignore[misc]
+        own = {field_name(m): MultiModalFieldConfig.batched(m, keep_on_cpu=True) for m in MODALITIES}
+        return {**parent, **own}
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        updates = super()._get_prompt_updates(  # type: ignore[misc]
+            mm_items, _without(hf_processor_mm_kwargs), out_mm_kwargs
+        )
+        return [replace(u, replacement=self._replacement(u.modality, u.replacement, out_mm_kwargs)) for u in updates]
+
+    def _replacement(self, modality: str, unpruned_replacement: Any, out_mm_kwargs: Any) -> Any:
+        def replacement(index: int) -> Any:
+            item = out_mm_kwargs[modality][index]
+            element = item.get(field_name(modality))
+            item_plan = decode(element.data) if element is not None else None
+            return (
+                unpruned_replacement(index) if item_plan is None else self.pruned_placeholder(modality, item, item_plan)
+            )
+
+        return replacement
+
+    def pruned_placeholder(self, modality: str, item: Any, plan: ItemPlan) -> Any:
+        """Prompt tokens that stand for a pruned item; `item` is vLLM's keyword item."""
+        config = self.info.get_hf_config()  # type: ignore[attr-defined]
+        token = config.image_token_id if modality == "image" else config.video_token_id
+        return [token] * plan.count
+
+    def _report(self, inputs: ProcessorInputs, grants: Grants, result: Any) -> list[dict[str, Any]]:
+        """What was given and kept per item: modality, strategy, input_tokens, kept_tokens, capped."""
+        report = []
+        for modality, ranges in result["mm_placeholders"].items():
+            for i, placed in enumerate(ranges):
+                kept = int(placed.get_num_embeds())
+                grant = grants[modality][i] if modality in grants else None
+                pruned = grant is not None and grant.budget is not None
+                strategy = grant.budget.strategy if pruned else "none"  # type: ignore[union-attr]
+                given = self._given(inputs, modality, i, grant) if pruned else kept  # type: ignore[arg-type]
+                entry = {"modality": modality, "strategy": strategy, "input_tokens": given, "kept_tokens": kept}
+                report.append({**entry, "capped": pruned and grant.budget.capped})  # type: ignore[union-attr]
+        return report
+
+    def _given(self, inputs: ProcessorInputs, modality: Modality, index: int, grant: Grant) -> int:
+        with self._lock:
+            grid = self._grids.get(grant.base)
+        if grid is not None:
+            return grid.tokens
+        return self._size_of(inputs.mm_data_items[modality], modality, index, _without(inputs.hf_processor_mm_kwargs))
+
+
+def _video_size(item: Any) -> tuple[Any, int]:
+    """Frame size and frame count of a video, which may come with its metadata."""
+    frames = item[0] if isinstance(item, tuple) else item
+    return VideoProcessorItems([frames]).get_frame_size(0), len(frames)
+
+
+def _without(kwargs: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in kwargs.items() if key != KEY}
+
+
+def _compares(budget: ItemBudget) -> bool:
+    strategy = strategy_class(budget.strategy)
+    return issubclass(strategy, PixelStrategy) and strategy.across_items
+
+
+def _patches(modality: Modality, data: Any, thw: Any, index: int) -> Any:
+    """Processor output of one item, [patches, values], or None for precomputed embeddings."""
+    pixels = data.get("pixel_values" if modality == "image" else "pixel_values_videos")
+    if pixels is None:
+        return None
+    counts = [int(n) for n in thw.prod(-1)]
+    start = sum(counts[:index])
+    return pixels[start : start + counts[index]]

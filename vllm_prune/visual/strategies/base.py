@@ -1,0 +1,222 @@
+"""What a visual strategy is: it sees features and a grid, and answers with the cells to keep.
+
+A strategy never sees an engine, a request or another item of the batch. The base class owns the
+guarantees (exact count, ascending order, at least one token per frame, ties by index); a subclass
+only says which cells matter more.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+Modality = Literal["image", "video"]
+Need = Literal["tower_attention", "pixels"]
+
+
+class NoOptions(BaseModel):
+    """Options of a strategy that has none, and the base of all others: any other key is refused, as is a NaN."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Merged cells of one item: `frames` x `rows` x `cols`, raster order, one language-model token each."""
+
+    frames: int
+    rows: int
+    cols: int
+
+    @property
+    def per_frame(self) -> int:
+        """Cells of one frame."""
+        return self.rows * self.cols
+
+    @property
+    def tokens(self) -> int:
+        """Cells of the whole item, M."""
+        return self.frames * self.rows * self.cols
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a strategy may look at beside the features.
+
+    Attributes:
+        seed: 63-bit number derived from the item's content; equal content gives equal seeds.
+        tower_attention: [M] float32, attention received by each cell in a late tower layer; only
+            given to strategies whose `needs` name it.
+    """
+
+    seed: int = 0
+    tower_attention: Tensor | None = None
+
+
+class Strategy(ABC):
+    """Base of all visual strategies.
+
+    Subclasses override `score` (pointwise importance) or `select_span` (when the choice of one cell
+    depends on the others). Instances are immutable and hold validated options.
+
+    Attributes:
+        name: catalogue name, used in requests and metric labels.
+        paper: citation with section or equation, or "ours".
+        summary: one line for the catalogue table.
+        modalities: what it can be asked for.
+        needs: signals that are captured only for strategies that declare them.
+        frame_split: how K is split over frames where the split has to be known before the tower runs.
+        floor: whether every frame keeps at least one token when the count allows it.
+        Options: pydantic model of the strategy's options.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    summary: ClassVar[str]
+    modalities: ClassVar[frozenset[Modality]] = frozenset({"image", "video"})
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    frame_split: ClassVar[Literal["even", "energy"]] = "even"
+    floor: ClassVar[bool] = True
+    Options: ClassVar[type[BaseModel]] = NoOptions
+
+    def __init__(self, options: BaseModel | None = None) -> None:
+        self.options = options if options is not None else self.Options()
+
+    def select(
+        self, tokens: Tensor, grid: Grid, count: int, context: Context, per_frame: Sequence[int] | None = None
+    ) -> Tensor:
+        """Choose the cells to keep.
+
+        Args:
+            tokens: [M, D] features after the merger, any float dtype, one row per cell in raster order.
+            grid: shape of the item; `grid.tokens == M`.
+            count: K, the exact number of cells to keep, 1 <= K <= M.
+            context: see `Context`.
+            per_frame: fixed counts per frame (sum K, zeros allowed) for model families that write text
+                between frames; then the choice is made inside each frame.
+
+        Returns:
+            int64 [K] on the device of `tokens`, ascending and unique.
+
+        Raises:
+            ValueError: a count that does not fit the grid.
+        """
+        _check(len(tokens), grid, count, per_frame)
+        if count == grid.tokens:
+            return torch.arange(count, device=tokens.device)
+        if per_frame is None:
+            return self.select_span(tokens, grid, count, context).sort().values
+        return self.select_frames(tokens, grid, per_frame, context)
+
+    def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
+        """Choose `count` cells over the whole item; int64 [count], any order."""
+        scores = self.score(tokens, grid, context)
+        return best(scores, count, grid.frames if self.floor else 1)
+
+    def select_frames(self, tokens: Tensor, grid: Grid, per_frame: Sequence[int], context: Context) -> Tensor:
+        """Choose `per_frame[t]` cells inside each frame t; int64 [sum(per_frame)], ascending."""
+        if type(self).score is Strategy.score:
+            return self._spans_of_frames(tokens, grid, per_frame, context)
+        return best_per_frame(self.score(tokens, grid, context), per_frame)
+
+    def _spans_of_frames(self, tokens: Tensor, grid: Grid, per_frame: Sequence[int], context: Context) -> Tensor:
+        frame = Grid(1, grid.rows, grid.cols)
+        spans = [
+            self.select_span(part, frame, n, replace(context, seed=context.seed + t)).sort().values + t * grid.per_frame
+            for t, (n, part) in enumerate(zip(per_frame, tokens.split(grid.per_frame), strict=True))
+            if n
+        ]
+        return torch.cat(spans)
+
+    def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
+        """Importance of each cell, float32 [M]; higher is kept first, ties go to the lower index."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither score nor select_span")
+
+
+@dataclass(frozen=True)
+class Cells:
+    """What the front end knows of an item's cells before the tower has seen them.
+
+    Attributes:
+        digest: int64 [M], equal for cells with equal pixels (a random projection of the raw bytes).
+        texture: float32 [M], standard deviation of the cell's pixels, in units of the processor's output.
+    """
+
+    digest: Tensor
+    texture: Tensor
+
+
+class PixelStrategy(Strategy):
+    """A strategy that looks at pixels only: it runs in the front end, and the kept cells travel with the item.
+
+    Attributes:
+        across_items: whether earlier items of the same request change the choice; their content then
+            belongs to the item's cache key.
+    """
+
+    needs = frozenset({"pixels"})
+    across_items: ClassVar[bool] = False
+
+    def score_cells(self, cells: Cells, grid: Grid, earlier: Sequence[Cells]) -> Tensor:
+        """Importance of each cell, float32 [M]; `earlier` are the items before this one in the request."""
+        raise NotImplementedError
+
+    def select_cells(
+        self, cells: Cells, grid: Grid, count: int, earlier: Sequence[Cells], per_frame: Sequence[int] | None = None
+    ) -> Tensor:
+        """Choose from pixels; same contract as `Strategy.select`."""
+        _check(len(cells.digest), grid, count, per_frame)
+        if count == grid.tokens:
+            return torch.arange(count, device=cells.digest.device)
+        scores = self.score_cells(cells, grid, earlier)
+        if per_frame is not None:
+            return best_per_frame(scores, per_frame)
+        return best(scores, count, grid.frames if self.floor else 1).sort().values
+
+    def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
+        """Refuse: features say nothing about pixels."""
+        raise NotImplementedError(f"{self.name} looks at pixels; use select_cells")
+
+
+def _check(rows: int, grid: Grid, count: int, per_frame: Sequence[int] | None) -> None:
+    if not 1 <= count <= grid.tokens or rows != grid.tokens:
+        raise ValueError(f"cannot keep {count} of {rows} tokens on a grid of {grid.tokens}")
+    if per_frame is None:
+        return
+    if len(per_frame) != grid.frames or sum(per_frame) != count:
+        raise ValueError(f"per-frame counts {list(per_frame)} do not sum to {count} over {grid.frames} frames")
+    if min(per_frame) < 0 or max(per_frame) > grid.per_frame:
+        raise ValueError(f"per-frame counts {list(per_frame)} do not fit frames of {grid.per_frame} cells")
+
+
+def best_per_frame(scores: Tensor, per_frame: Sequence[int]) -> Tensor:
+    """The `per_frame[t]` highest of [M] frame-major scores inside each frame; int64, ascending."""
+    by_frame = scores.view(len(per_frame), -1)
+    order = by_frame.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(by_frame.shape[1], device=order.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, places)
+    limits = torch.tensor(list(per_frame), device=order.device)
+    return (rank < limits[:, None]).flatten().nonzero().squeeze(1)
+
+
+def best(scores: Tensor, count: int, frames: int) -> Tensor:
+    """Indices of the `count` highest scores, int64 [count], ties to the lower index.
+
+    When `count >= frames` the best cell of every frame comes first, so that no frame is lost
+    (scores are [M], frame-major, M divisible by `frames`).
+    """
+    order = scores.argsort(descending=True, stable=True)
+    if frames > 1 and count >= frames:
+        per_frame = len(scores) // frames
+        first = scores.view(frames, per_frame).argsort(dim=1, descending=True, stable=True)[:, 0]
+        forced = first + torch.arange(frames, device=scores.device) * per_frame
+        lifted = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+        lifted[forced] = True
+        order = torch.cat([forced, order[~lifted[order]]])
+    return order[:count]

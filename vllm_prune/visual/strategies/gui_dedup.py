@@ -1,0 +1,61 @@
+"""Screens without what was on them before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from . import register
+from .base import Cells, Grid, NoOptions, PixelStrategy
+
+
+class GuiDedupOptions(NoOptions):
+    """Options of `gui_dedup`.
+
+    Attributes:
+        across: whether what earlier images and videos of the request showed counts as seen.
+        flat: texture up to which a cell is a plain colour, in units of the processor's output (one is about
+            68 of 255 levels); raise it for lossy screenshots.
+    """
+
+    across: bool = True
+    flat: Annotated[float, Field(ge=0, le=10)] = 0.02
+
+
+@register
+class GuiDedup(PixelStrategy):
+    """Content that is on the screen for the first time, before plain colours and repeats.
+
+    Screens are exact: an unchanged window or a repeated icon has the same pixels again. Cells fall into four
+    classes, best first: textured and new, the first cell of a plain colour, textured and seen before (earlier
+    in raster order, in an earlier frame or in an earlier item), plain and seen before. Textured cells rank by
+    log(1 + texture) within their class.
+    """
+
+    name = "gui_dedup"
+    paper = "ours"
+    summary = "screen content that was not shown before; plain and repeated cells go last"
+    across_items = True
+    Options = GuiDedupOptions
+    options: GuiDedupOptions
+
+    def score_cells(self, cells: Cells, grid: Grid, earlier: Sequence[Cells]) -> Tensor:
+        """Class 0 to 3 plus a rank below 1; see `PixelStrategy.score_cells`."""
+        before = [item.digest for item in earlier] if self.options.across else []
+        repeated = _repeated(torch.cat([*before, cells.digest]))[-len(cells.digest) :]
+        flat = cells.texture <= self.options.flat
+        strength = cells.texture.float().log1p()
+        rank = torch.where(flat, 0.0, strength / (1 + strength))
+        return 2.0 * ~repeated + 1.0 * ~flat + rank
+
+
+def _repeated(digests: Tensor) -> Tensor:
+    """Whether an equal digest stands before, bool [n]."""
+    values, order = digests.sort(stable=True)
+    again = torch.zeros_like(order, dtype=torch.bool)
+    again[order[1:]] = values[1:] == values[:-1]
+    return again

@@ -1,0 +1,35 @@
+"""Cells that the vision tower itself looks at."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import register
+from .base import Context, Grid, Strategy
+
+
+@register
+class RecvAttn(Strategy):
+    """Cells that receive most attention in a late layer of the vision tower.
+
+    These are the dominant tokens of VisionZip (arXiv 2412.04467) for towers without a class token. Nothing is
+    merged into them.
+    """
+
+    name = "recv_attn"
+    paper = "dominant tokens of VisionZip, arXiv 2412.04467"
+    summary = "cells that receive most attention inside the vision tower"
+    needs = frozenset({"tower_attention"})
+
+    def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
+        """Attention received; see `Strategy.score`.
+
+        Raises:
+            ValueError: the model adapter did not capture the attention.
+        """
+        attention = context.tower_attention
+        if attention is None:
+            raise ValueError("strategy 'recv_attn' needs the signal 'tower_attention', which was not captured")
+        if len(attention) != grid.tokens:
+            raise ValueError(f"tower_attention has {len(attention)} values for {grid.tokens} cells")
+        return attention.float().to(tokens.device)

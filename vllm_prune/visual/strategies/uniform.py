@@ -1,0 +1,22 @@
+"""Every n-th cell."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..ops import evenly_spaced
+from . import register
+from .base import Context, Grid, Strategy
+
+
+@register
+class Uniform(Strategy):
+    """Evenly spaced cells in raster order: cell floor((i + 0.5) * M / K) for i < K. A baseline that ignores content."""
+
+    name = "uniform"
+    paper = "baseline"
+    summary = "evenly spaced cells in raster order; ignores content"
+
+    def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
+        """See `Strategy.select_span`."""
+        return evenly_spaced(grid.tokens, count, tokens.device)
