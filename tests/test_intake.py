@@ -61,9 +61,7 @@ def test_limits_clamp_and_say_so() -> None:
     server = policy({"min_keep": 0.2, "max_keep": 0.8})
     low = server.decide({"visual": {"keep": 0.1, "strategy": "uniform"}})
     assert kept(low) == "0.2"
-    assert low.clamped == (
-        {"param": "pruning.visual.keep", "requested": 0.1, "applied": 0.2, "reason": "min_keep"},
-    )
+    assert low.clamped == ({"param": "pruning.visual.keep", "requested": 0.1, "applied": 0.2, "reason": "min_keep"},)
     high = server.decide({"visual": {"keep": 0.9, "strategy": "uniform"}})
     assert kept(high) == "0.8"
     inside = server.decide({"visual": {"keep": 0.5, "strategy": "uniform"}})

@@ -23,6 +23,12 @@ from .engines import EnginePool
 from .oracle import Oracle
 
 
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Model family; session-wide, so that pytest runs all tests of one family before it turns to the next."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folder of the tiny checkpoint of each family."""

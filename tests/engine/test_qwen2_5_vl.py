@@ -8,7 +8,7 @@ import pytest
 
 from .engines import EnginePool
 from .matrix import CHUNK, NAMES, Rounds, play, worst
-from .oracle import Oracle, compare
+from .oracle import TOLERANCE, Oracle, compare
 
 FAMILY = "qwen2_5_vl"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -40,6 +40,6 @@ def test_prompt_is_text_and_kept_tokens(rounds: Rounds) -> None:
         assert len(rounds.cold[name].prompt) == text + sum(expected.kept)
 
 
-def test_worst_error(rounds: Rounds, record_property: Callable[[str, object], None]) -> None:
-    record_property("max_abs_dlogp", worst(rounds))
-    assert worst(rounds) < 1e-4
+def test_worst_error(rounds: Rounds) -> None:
+    print(f"{FAMILY}: {2 * len(NAMES)} answers, largest log-probability error {worst(rounds):.1e}")
+    assert worst(rounds) < TOLERANCE

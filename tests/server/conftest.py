@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import pytest
 
 from benchmarks.servers import Server
 
-DEMO = Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"
+BUNDLED = Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"
+# Another Qwen2.5-VL checkpoint can stand in for the bundled one.
+DEMO = Path(os.environ.get("VLLM_PRUNE_TEST_MODEL", BUNDLED))
 
 CONFIG = """
 limits:

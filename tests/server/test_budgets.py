@@ -143,7 +143,9 @@ async def test_budgets_do_not_meet_in_a_batch(server: Any, model: str) -> None:
     import asyncio
 
     parts = MIXES["image"]
-    budgets = [{"visual": {"keep": round(0.06 * i, 2), "strategy": s}} for i in range(1, 9) for s in ("uniform", "random")]
+    budgets = [
+        {"visual": {"keep": round(0.06 * i, 2), "strategy": s}} for i in range(1, 9) for s in ("uniform", "random")
+    ]
     async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="unused", timeout=120) as client:
 
         async def one(budget: dict[str, Any]) -> tuple[str, int, list[float]]:

@@ -19,8 +19,10 @@ SKETCH = 128
 _STEP = 2.0**20
 _DIGEST_SEED = 0x5EED
 _SKETCH_SEED = 0x0CE115
-# Rows handled at once, so that the widened copies stay in the processor's cache.
-_DIGEST_ROWS = 16
+# Values (or rows, in a sketch) widened at once: such copies stay in the processor's cache, and being small
+# they come from the heap without page faults.
+_CHUNK = 1 << 15
+_CHUNK_ROWS = 256
 
 
 def largest_remainder(total: int, weights: Sequence[int], caps: Sequence[int], floor: int) -> list[int]:
@@ -108,16 +110,16 @@ def sketch(rows: Tensor) -> Tensor:
     equal sketches.
 
     Args:
-        rows: [..., D], any float dtype.
+        rows: [M, D], any float dtype.
 
     Returns:
-        float32 [..., min(D, SKETCH)].
+        float32 [M, min(D, SKETCH)].
     """
-    units = unit_rows(rows)
-    width = units.shape[-1]
+    width = rows.shape[-1]
     if width <= SKETCH:
-        return units
-    return unit_rows(units @ _signs(width).to(units.device))
+        return unit_rows(rows)
+    signs = _signs(width).to(rows.device)
+    return unit_rows(torch.cat([part.float() @ signs for part in rows.split(_CHUNK_ROWS)]))
 
 
 @lru_cache(maxsize=16)
@@ -158,8 +160,8 @@ def match(frame: Tensor, reference: Tensor, radius: int) -> tuple[Tensor, Tensor
     return best, index
 
 
-def farthest_points(units: Tensor, valid: Tensor, steps: int) -> Tensor:
-    """Greedy max-min selection in S segments at once (Gonzalez 1985; Porumbel et al. for max-min diversity).
+def farthest_points(units: Tensor, steps: int, valid: Tensor | None = None) -> Tensor:
+    """Greedy max-min selection (Gonzalez 1985) in S segments at once.
 
     The first pick is the cell whose nearest neighbour is farthest; each next one is the cell farthest
     from all picks. The distance at which a cell was picked never grows from pick to pick, so the first
@@ -167,35 +169,41 @@ def farthest_points(units: Tensor, valid: Tensor, steps: int) -> Tensor:
 
     Args:
         units: unit rows, float32 [S, n, d].
+        steps: picks per segment, 1 to n.
         valid: bool [S, n], False for padding; at least one True per segment.
-        steps: picks per segment.
 
     Returns:
         Gains, float32 [S, n]: distance (1 - cosine, 0 to 2) to the earlier picks when picked, 2 to 4 for
         the first pick, -inf where the cell was not picked.
     """
     segments, n, _ = units.shape
-    distance = quantise(1 - torch.bmm(units, units.mT)).clamp_min_(0).masked_fill_(~valid[:, None, :], torch.inf)
-    diagonal = distance.diagonal(dim1=1, dim2=2)
-    nearest = diagonal.fill_(torch.inf) if n == 1 else distance.diagonal_scatter(diagonal + torch.inf, 0, 1, 2).amin(-1)
-    lonely = nearest.clamp_max(2).masked_fill(~valid, -torch.inf)
+    # In whole steps of 2^-20, so that equal content ties exactly; see `quantise`.
+    whole = units.new_full((), _STEP)
+    distance = torch.baddbmm(whole, units, units.mT, alpha=-_STEP).round_().clamp_min_(0)
+    lonely = _fill(distance, torch.inf, valid).amin(-1).clamp_max_(2 * _STEP)
+    if valid is not None:
+        lonely.masked_fill_(~valid, -torch.inf)
     gains = units.new_empty(steps, segments)
     picks = torch.empty((steps, segments), dtype=torch.int64, device=units.device)
     torch.max(lonely, 1, out=(gains[0], picks[0]))
-    gains[0] += 2
+    gains[0] += 2 * _STEP
     # -inf outlives every minimum, so neither padding nor a picked cell is ever picked again.
-    diagonal.fill_(-torch.inf)
-    table = distance.masked_fill_(~valid[:, None, :], -torch.inf).view(segments * n, n)
+    table = _fill(distance, -torch.inf, valid).view(segments * n, n)
     offsets = torch.arange(segments, device=units.device) * n
-    row = table.index_select(0, picks[0] + offsets)
-    reach = row.clone()
+    reach = table.index_select(0, picks[0] + offsets)
+    row = torch.empty_like(reach)
     for step in range(1, steps):
         torch.max(reach, 1, out=(gains[step], picks[step]))
         torch.index_select(table, 0, picks[step] + offsets, out=row)
         torch.minimum(reach, row, out=reach)
     unpicked = units.new_full((segments, n), -torch.inf)
     # An exhausted segment repeats cell 0 with gain -inf; the maximum keeps the real one.
-    return unpicked.scatter_reduce_(1, picks.T, gains.T, "amax")
+    return unpicked.scatter_reduce_(1, picks.T, gains.T / _STEP, "amax")
+
+
+def _fill(distance: Tensor, value: float, valid: Tensor | None) -> Tensor:
+    distance.diagonal(dim1=1, dim2=2).fill_(value)
+    return distance if valid is None else distance.masked_fill_(~valid[:, None, :], value)
 
 
 def cells_of(patches: Tensor, per_cell: int = 1, channels: int = 1) -> Cells:
@@ -223,8 +231,9 @@ def cells_of(patches: Tensor, per_cell: int = 1, channels: int = 1) -> Cells:
     bits = rows.view(_bit_type(rows.dtype))
     weights = _digest_weights(bits.shape[1])
     # Integer products wrap, which is what modulo 2^64 asks for.
-    digest = [part.long() @ weights for part in bits.split(_DIGEST_ROWS)]
-    texture = [_texture(part.float(), per_cell, channels) for part in rows.split(_DIGEST_ROWS)]
+    chunk = max(1, _CHUNK // rows.shape[1])
+    digest = [part.long() @ weights for part in bits.split(chunk)]
+    texture = [_texture(part.float(), per_cell, channels) for part in rows.split(chunk)]
     return Cells(torch.cat(digest), torch.cat(texture))
 
 

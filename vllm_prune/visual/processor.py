@@ -30,6 +30,10 @@ REPORT = "vllm_prune_report"
 """Key under which `apply` leaves what was done; the request seam takes it off again."""
 
 
+# A Qwen-VL patch is laid out channel by channel.
+CHANNELS = 3
+
+
 @dataclass(frozen=True)
 class Grant:
     """Budget of one item together with what its row needs.
@@ -177,7 +181,8 @@ class PrunedProcessor:
 
     def _remember_cells(self, base: str, patches: Any) -> Cells:
         merge = int(self.info.get_hf_config().vision_config.spatial_merge_size)  # type: ignore[attr-defined]
-        cells = cells_of(patches.reshape(len(patches) // merge**2, -1))
+        per_cell = merge**2
+        cells = cells_of(patches.reshape(len(patches) // per_cell, -1), per_cell, CHANNELS)
         with self._lock:
             self._cells[base] = cells
         return cells

@@ -51,7 +51,7 @@ class TowerAttention:
             return [None] * len(grid_thw)
         unit = self._model._merge**2
         cells = torch.cat(self._received).view(-1, unit).mean(1)
-        order = getattr(self._model.visual, "get_window_index", None)
+        order = getattr(self._model.visual, "get_window_index_thw", None)
         sizes = (grid_thw.prod(-1) // unit).tolist()
         if order is not None:
             # The tower works in window order; undo it for the whole batch.

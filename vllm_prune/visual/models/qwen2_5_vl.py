@@ -16,6 +16,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from ..positions import grid_positions
 from ..processor import PrunedProcessor
 from ..rows import plan_of
+from ..video_loader import ShortVideoBackend as ShortVideoBackend
 from .base import PrunedModel, Run, slots_of
 
 

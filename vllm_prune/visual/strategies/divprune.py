@@ -57,8 +57,10 @@ def _gains(tokens: Tensor, grid: Grid, bands: int, steps: int) -> Tensor:
     width = -(-grid.per_frame // bands)
     padding = bands * width - grid.per_frame
     cells = sketch(tokens).view(grid.frames, grid.per_frame, -1)
-    cells = torch.nn.functional.pad(cells, (0, 0, 0, padding)).view(grid.frames * bands, width, -1)
-    valid = torch.arange(bands * width, device=tokens.device) < grid.per_frame
-    valid = valid.view(bands, width).repeat(grid.frames, 1)
-    gains = farthest_points(cells, valid, min(steps, width))
+    valid = None
+    if padding:
+        cells = torch.nn.functional.pad(cells, (0, 0, 0, padding))
+        valid = torch.arange(bands * width, device=tokens.device) < grid.per_frame
+        valid = valid.view(bands, width).repeat(grid.frames, 1)
+    gains = farthest_points(cells.reshape(grid.frames * bands, width, -1), min(steps, width), valid)
     return gains.view(grid.frames, -1)[:, : grid.per_frame].flatten()

@@ -56,17 +56,15 @@ class McEvs(Strategy):
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
         """Novelty, 0 to 2; the first frame ranks between unchanged and changed cells. See `Strategy.score`."""
         units = unit_rows(tokens)
+        frames = units.view(grid.frames, grid.rows, grid.cols, -1)
         places = torch.arange(grid.per_frame, device=tokens.device)
         novelty = torch.full((grid.frames, grid.per_frame), self.options.refresh, device=tokens.device)
-        shape = (grid.rows, grid.cols, units.shape[1])
         # The reference is made of cells seen before, so their indices are all that has to be kept.
         source = places
         for t in range(1, grid.frames):
             own = places + t * grid.per_frame
-            reference = units.index_select(0, source).view(shape)
-            similar, found = match(
-                units[t * grid.per_frame : (t + 1) * grid.per_frame].view(shape), reference, self.options.radius
-            )
+            reference = units.index_select(0, source).view_as(frames[t])
+            similar, found = match(frames[t], reference, self.options.radius)
             novelty[t] = 1 - similar.flatten()
             new = (novelty[t] > self.options.refresh) | (novelty[t].mean() > self.options.cut)
             source = torch.where(new, own, source[found.flatten()])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -60,7 +62,10 @@ def pruning_rate(count: int, total: int) -> float:
         for kept in (-(-count * parts // total), count * parts // total + 1):
             if _gives((parts - kept) / parts, count, total):
                 return (parts - kept) / parts
-    return 1.0 - count / total
+    rate = 1.0 - count / total
+    while rate > 0 and not _gives(rate, count, total):
+        rate = math.nextafter(rate, 0.0)
+    return rate
 
 
 def _gives(rate: float, count: int, total: int) -> bool:

@@ -1,0 +1,37 @@
+"""Without a budget our classes answer with the same bits as stock vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[2]
+
+
+def played(family: str, checkpoint: Path, out: Path, plugins: str | None) -> dict[str, Any]:
+    """What a process with these `VLLM_PLUGINS` answers; None leaves the variable unset."""
+    environ = {key: value for key, value in os.environ.items() if key != "VLLM_PLUGINS"}
+    if plugins is not None:
+        environ["VLLM_PLUGINS"] = plugins
+    command = [sys.executable, "-m", "tests.engine.off_child", family, str(checkpoint), str(out)]
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(out.read_text())
+
+
+def test_no_budget_is_stock(family: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    stock = played(family, checkpoints[family], tmp_path / "stock.json", "")
+    ours = played(family, checkpoints[family], tmp_path / "ours.json", None)
+    assert all(name.startswith("vllm.model_executor.models.") for name in stock["classes"]), stock["classes"]
+    assert all(name.startswith("vllm_prune.visual.models.") for name in ours["classes"]), ours["classes"]
+    assert len(stock["answers"]) == len(ours["answers"]) == 40
+    for mine, theirs in zip(ours["answers"], stock["answers"], strict=True):
+        assert mine == theirs
+    assert sum(answer["cached"] for answer in ours["answers"]) > 0

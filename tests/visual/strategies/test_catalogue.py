@@ -1,0 +1,203 @@
+"""What every strategy promises. A new strategy is one file in the catalogue and one row in ROWS."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from vllm_prune.visual.ops import cells_of
+from vllm_prune.visual.strategies import Context, Grid, PixelStrategy, create, names, register, strategy_class
+from vllm_prune.visual.strategies.base import Strategy
+
+
+class Row(NamedTuple):
+    name: str
+    modalities: str
+    options: dict[str, Any] = {}  # noqa: RUF012
+
+
+ROWS = (
+    Row("divprune", "image video"),
+    Row("evs", "video"),
+    Row("gui_dedup", "image video"),
+    Row("gui_dedup", "image video", {"across": False, "flat": 0.5}),
+    Row("mc_evs", "video"),
+    Row("mc_evs", "video", {"radius": 3, "refresh": 0.5, "cut": 1}),
+    Row("mc_evs", "video", {"radius": 0}),
+    Row("none", "image video"),
+    Row("random", "image video"),
+    Row("recv_attn", "image video"),
+    Row("uniform", "image video"),
+    Row("vidcom2", "image video"),
+)
+PRUNING = [row for row in ROWS if row.name != "none"]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CASES = settings(max_examples=25, deadline=None)
+
+
+class Item(NamedTuple):
+    grid: Grid
+    tokens: Tensor
+    pixels: Tensor
+    context: Context
+
+    def choose(self, row: Row, count: int, per_frame: list[int] | None = None) -> Tensor:
+        strategy = create(row.name, row.options)
+        if isinstance(strategy, PixelStrategy):
+            earlier = [cells_of(self.pixels[:3])]
+            return strategy.select_cells(cells_of(self.pixels), self.grid, count, earlier, per_frame)
+        return strategy.select(self.tokens, self.grid, count, self.context, per_frame)
+
+
+@st.composite
+def items(draw: st.DrawFn, modalities: str = "image video") -> Item:
+    frames = draw(st.integers(1, 6)) if "video" in modalities else 1
+    grid = Grid(frames, draw(st.integers(1, 7)), draw(st.integers(1, 7)))
+    kind = draw(st.sampled_from(["random", "static", "constant", "zero", "few"]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    width = draw(st.sampled_from([1, 6, 160]))
+    tokens = content(torch.randn(grid.tokens, width, generator=generator), kind, grid).to(draw(st.sampled_from(DTYPES)))
+    pixels = content(torch.rand(grid.tokens, 24, generator=generator), kind, grid)
+    attention = torch.rand(grid.tokens, generator=generator)
+    return Item(grid, tokens, pixels, Context(draw(st.integers(0, 2**63 - 1)), attention))
+
+
+def content(rows: Tensor, kind: str, grid: Grid) -> Tensor:
+    if kind == "static":
+        return rows[: grid.per_frame].repeat(grid.frames, 1)
+    if kind == "constant":
+        return rows[:1].repeat(len(rows), 1)
+    if kind == "few":
+        return rows[torch.arange(len(rows)) % 3 % len(rows)]
+    return rows * 0 if kind == "zero" else rows
+
+
+def test_every_strategy_has_a_row():
+    assert {row.name for row in ROWS} == set(names())
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_entry(row: Row):
+    cls = strategy_class(row.name)
+    assert cls.name == row.name
+    assert cls.modalities == set(row.modalities.split())
+    assert cls.paper
+    assert cls.summary
+    assert "\n" not in cls.summary
+    assert cls.__doc__
+    schema = cls.Options.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert set(row.options) <= set(schema["properties"])
+    assert create(row.name, row.options).options == cls.Options(**row.options)
+
+
+@pytest.mark.parametrize("name", names())
+def test_unknown_option_is_refused(name: str):
+    with pytest.raises(ValidationError):
+        create(name, {"no_such_option": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("mc_evs", {"radius": 4}),
+        ("mc_evs", {"radius": -1}),
+        ("mc_evs", {"radius": True}),
+        ("mc_evs", {"radius": "1"}),
+        ("mc_evs", {"refresh": float("nan")}),
+        ("mc_evs", {"cut": float("inf")}),
+        ("gui_dedup", {"across": 1}),
+        ("gui_dedup", {"flat": -0.1}),
+    ],
+)
+def test_bad_option_is_refused(name: str, options: dict[str, Any]):
+    with pytest.raises(ValidationError):
+        create(name, options)
+
+
+def test_unknown_name():
+    with pytest.raises(KeyError):
+        create("no_such_strategy")
+
+
+def test_a_name_is_taken_once():
+    class Other(Strategy):
+        name = "uniform"
+
+    with pytest.raises(ValueError, match="taken"):
+        register(Other)
+
+
+@pytest.mark.parametrize("row", PRUNING, ids=str)
+@CASES
+@given(data=st.data())
+def test_exact_ascending_and_repeatable(row: Row, data: st.DataObject):
+    item = data.draw(items(row.modalities))
+    count = data.draw(st.integers(1, item.grid.tokens))
+    kept = item.choose(row, count)
+    assert kept.dtype == torch.int64
+    assert kept.shape == (count,)
+    assert (kept.diff() > 0).all()
+    assert kept[0] >= 0
+    assert kept[-1] < item.grid.tokens
+    assert torch.equal(kept, item.choose(row, count))
+    if strategy_class(row.name).floor and count >= item.grid.frames:
+        assert len((kept // item.grid.per_frame).unique()) == item.grid.frames
+
+
+@pytest.mark.parametrize("row", PRUNING, ids=str)
+@CASES
+@given(data=st.data())
+def test_counts_per_frame(row: Row, data: st.DataObject):
+    item = data.draw(items(row.modalities))
+    frame = st.integers(0, item.grid.per_frame)
+    per_frame = data.draw(st.lists(frame, min_size=item.grid.frames, max_size=item.grid.frames).filter(any))
+    kept = item.choose(row, sum(per_frame), per_frame)
+    assert (kept.diff() > 0).all()
+    assert torch.bincount(kept // item.grid.per_frame, minlength=item.grid.frames).tolist() == per_frame
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+@CASES
+@given(data=st.data())
+def test_keeping_all_is_identity(row: Row, data: st.DataObject):
+    item = data.draw(items(row.modalities))
+    assert torch.equal(item.choose(row, item.grid.tokens), torch.arange(item.grid.tokens))
+
+
+@pytest.mark.parametrize("row", PRUNING, ids=str)
+def test_neither_global_state_nor_memory_layout_matters(row: Row):
+    grid = Grid(4, 5, 6)
+    generator = torch.Generator().manual_seed(3)
+    wide = torch.randn(grid.tokens, 192, generator=generator).bfloat16()
+    pixels, attention = torch.rand(grid.tokens, 24, generator=generator), torch.rand(grid.tokens, generator=generator)
+    item = Item(grid, wide[:, :160].clone(), pixels, Context(7, attention))
+    state, before = torch.get_rng_state(), item.tokens.clone()
+    kept = item.choose(row, 40)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(item.tokens, before)
+    assert torch.equal(item._replace(tokens=wide[:, :160]).choose(row, 40), kept)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+@pytest.mark.parametrize(
+    ("count", "per_frame"),
+    [(0, None), (25, None), (4, [4, 0, 0]), (4, [2, 1]), (6, [7, -1]), (13, [13, 0])],
+)
+def test_impossible_counts_are_refused(row: Row, count: int, per_frame: list[int] | None):
+    item = Item(Grid(2, 3, 4), torch.rand(24, 8), torch.rand(24, 24), Context(1, torch.rand(24)))
+    with pytest.raises(ValueError):
+        item.choose(row, count, per_frame)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_features_must_fit_the_grid(row: Row):
+    item = Item(Grid(2, 3, 4), torch.rand(23, 8), torch.rand(23, 24), Context(1, torch.rand(23)))
+    with pytest.raises(ValueError):
+        item.choose(row, 5)
