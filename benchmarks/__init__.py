@@ -1,0 +1,1 @@
+"""Benchmarks, generated tasks and the demo model's recipe; not installed."""

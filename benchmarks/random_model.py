@@ -8,7 +8,17 @@ import tempfile
 from pathlib import Path
 
 DEMO = Path(__file__).parent / "demo_model" / "checkpoint"
-FILES = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "preprocessor", "processor", "chat_template", "video")
+FILES = (
+    "tokenizer",
+    "special_tokens",
+    "added_tokens",
+    "vocab",
+    "merges",
+    "preprocessor",
+    "processor",
+    "chat_template",
+    "video",
+)
 
 
 def build(folder: Path | None = None, layers: int = 12, hidden: int = 768) -> Path:

@@ -47,9 +47,7 @@ class Arm:
 
 def arms(strategy: str) -> list[Arm]:
     """Stock, ours without a budget, and ours at three budgets."""
-    kept = [
-        Arm(f"keep {keep:g}", "prune", {"visual": {"keep": keep, "strategy": strategy}}) for keep in (0.5, 0.25)
-    ]
+    kept = [Arm(f"keep {keep:g}", "prune", {"visual": {"keep": keep, "strategy": strategy}}) for keep in (0.5, 0.25)]
     return [Arm("stock", "stock", None), Arm("keep 1 (off)", "prune", None), *kept]
 
 
@@ -66,7 +64,9 @@ def screens(side: tuple[int, int], seed: int) -> Iterator[str]:
         yield "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-async def ask(client: httpx.AsyncClient, server: Server, model: str, arm: Arm, image: str, tokens: int) -> dict[str, Any]:
+async def ask(
+    client: httpx.AsyncClient, server: Server, model: str, arm: Arm, image: str, tokens: int
+) -> dict[str, Any]:
     """One streamed request; returns seconds to the first token, seconds in all, and the usage."""
     content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "what is on the screen?"}]
     body: dict[str, Any] = {
@@ -114,7 +114,14 @@ def measure(
     """Interleaved rounds over all arms; the order turns from round to round."""
     chosen = arms(strategy)
     logs = Path(tempfile.mkdtemp(prefix="vllm-prune-speed-"))
-    arguments = ["--max-model-len", "8192", "--max-num-seqs", str(concurrency), "--limit-mm-per-prompt", '{"image": 1, "video": 0}']
+    arguments = [
+        "--max-model-len",
+        "8192",
+        "--max-num-seqs",
+        str(concurrency),
+        "--limit-mm-per-prompt",
+        '{"image": 1, "video": 0}',
+    ]
     found: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in chosen}
     with ExitStack() as stack, Progress(transient=True) as progress:
         task = progress.add_task("starting two servers", total=(rounds + 1) * len(chosen))
@@ -146,7 +153,9 @@ def summarise(found: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
             row[key] = statistics.median(result[key] for result in results)
         pairs = list(zip(found["stock"], results, strict=True))
         row["ttft_ratio"] = statistics.median(s["ttft"] / r["ttft"] for s, r in pairs)
-        row["throughput_ratio"] = statistics.median(r["requests_per_second"] / s["requests_per_second"] for s, r in pairs)
+        row["throughput_ratio"] = statistics.median(
+            r["requests_per_second"] / s["requests_per_second"] for s, r in pairs
+        )
         rows.append(row)
     return rows
 

@@ -111,6 +111,8 @@ async def _prepare_pruned(
         raise BudgetError(unsupported_model(renderer.model_config), "pruning.visual")
     if reasons := refusals(renderer.renderer.config):
         raise BudgetError(f"visual pruning is off on this server: {reasons[0]}", "pruning.visual")
+    if problem := capture_refusal(renderer.renderer.config, spec):
+        raise BudgetError(problem, "pruning.visual.strategy")
     if KEY in (own or {}):
         raise BudgetError(f"{KEY} is set by the server", "mm_processor_kwargs")
     trusting = copy.copy(renderer)
@@ -165,6 +167,23 @@ def refusals(vllm_config: Any) -> list[str]:
     if getattr(compilation, "cudagraph_mm_encoder", False) and mm.mm_encoder_tp_mode == "data":
         reasons.append("encoder graphs with data-parallel encoding: outputs are gathered at unpruned size")
     return reasons
+
+
+def capture_refusal(vllm_config: Any, spec: Any) -> str | None:
+    """Why a strategy that listens to the tower cannot run here; None when it can or none is asked for."""
+    from .visual.strategies import strategy_class
+
+    parts = [part for part in (spec.image, spec.video) if part is not None]
+    listening = [part.strategy for part in parts if "tower_attention" in strategy_class(part.strategy).needs]
+    compilation, mm = vllm_config.compilation_config, vllm_config.model_config.multimodal_config
+    for on, what in (
+        (getattr(compilation, "cudagraph_mm_encoder", False), "encoder graphs"),
+        (getattr(compilation, "compile_mm_encoder", False), "a compiled encoder"),
+        (mm.mm_encoder_tp_mode == "data", "data-parallel encoding"),
+    ):
+        if listening and on:
+            return f"strategy {listening[0]!r} reads the tower's attention, which {what} hides; name another one"
+    return None
 
 
 def allowed_plugins(environ_value: str | None) -> str:

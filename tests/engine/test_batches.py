@@ -42,3 +42,14 @@ def test_together_as_alone(family: str, engines: EnginePool, oracles: Callable[[
         assert alone.tokens == batched.tokens
         assert max(abs(a - b) for a, b in zip(alone.logprobs, batched.logprobs, strict=True)) < TOLERANCE
         compare(batched, oracles(family).answer(request, STEPS))
+
+
+def test_seeded_choice_depends_on_content_alone(family: str, engines: EnginePool) -> None:
+    cell, llm = CELL[family], engines.get(family)
+    image, others = media.image(4 * cell, 6 * cell, 1), mixed(family)[4:8]
+    request = media.ask(image, visual={"strategy": "random", "keep": 0.5})
+    alone = answer_of(generate(llm, [request], STEPS)[0])
+    reset(llm)
+    batched = answer_of(generate(llm, [*others, request], STEPS)[-1])
+    assert batched.tokens == alone.tokens
+    assert max(abs(a - b) for a, b in zip(alone.logprobs, batched.logprobs, strict=True)) < TOLERANCE

@@ -59,7 +59,8 @@ def screens(family: str) -> tuple[Image.Image, Image.Image]:
     cell = CELL[family]
     before = media.picture(4 * cell, 6 * cell, 1)
     after = before.copy()
-    noise = np.random.default_rng(0).integers(0, 255, (2 * cell, 2 * cell, 3), dtype=np.uint8)
+    # Fainter than everything else, so that it is chosen for being new and for nothing else.
+    noise = np.random.default_rng(0).integers(100, 102, (2 * cell, 2 * cell, 3), dtype=np.uint8)
     after[cell : 3 * cell, 2 * cell : 4 * cell] = noise
     return Image.fromarray(before), Image.fromarray(after)
 
@@ -72,7 +73,8 @@ def plans(family: str, engines: EnginePool, monkeypatch: pytest.MonkeyPatch) -> 
     original = model.embed_multimodal
 
     def listen(**kwargs: Any) -> Any:
-        seen.extend(decode(row) for row in kwargs.get("image_prune") or ())
+        # A tensor where all rows are of one length, else a list.
+        seen.extend(decode(row) for row in kwargs.get("image_prune", ()))
         return original(**kwargs)
 
     monkeypatch.setattr(model, "embed_multimodal", listen)
@@ -100,7 +102,7 @@ def test_new_content_goes_first(family: str, engines: EnginePool, oracle: PixelO
     assert set(CHANGED) <= set(second)
     alone = media.ask(after, visual=BUDGET)
     compare(answer_of(generate(engines.get(family), [alone], STEPS)[0]), oracle.answer(alone, STEPS))
-    assert second != kept(plans()[0])
+    assert not set(CHANGED) <= set(kept(plans()[0]))
     assert len(second) == len(third) == 12
 
 

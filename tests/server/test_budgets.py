@@ -125,7 +125,7 @@ def test_responses_api(client: openai.OpenAI, model: str) -> None:
     usage = client.responses.create(**call).usage
     assert usage.pruning["visual"]["kept_tokens"] * 2 == usage.pruning["visual"]["input_tokens"]
     with client.responses.stream(**call) as stream:
-        final = [event for event in stream][-1]
+        final = list(stream)[-1]
     assert final.type == "response.completed"
     assert final.response.usage.pruning == usage.pruning
 

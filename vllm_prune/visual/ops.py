@@ -36,10 +36,7 @@ def largest_remainder(total: int, weights: Sequence[int], caps: Sequence[int], f
         total: what to share.
         weights: non-negative.
         caps: upper bounds, one per weight.
-        floor: lower bound of every share, lowered to the cap where that is smaller.
-
-    Returns:
-        One count per weight, sum `total`.
+        floor: lower bound of every share, lowered to a smaller cap.
 
     Raises:
         ValueError: no such shares exist, or a weight is negative.
@@ -55,9 +52,8 @@ def largest_remainder(total: int, weights: Sequence[int], caps: Sequence[int], f
         over = {i: left * w - caps[i] * whole for i, w in parts.items() if left * w > caps[i] * whole}
         under = {i: lows[i] * whole - left * w for i, w in parts.items() if left * w < lows[i] * whole}
         if not over and not under:
-            for i, extra in _round(left, parts).items():
-                counts[i] = extra
-            break
+            rounded = _round(left, parts)
+            return [rounded.get(i, n) for i, n in enumerate(counts)]
         # Only the side that is violated more is final; fixing it can still lift the other side over its bound.
         fixed = dict.fromkeys(over, 1) if sum(over.values()) >= sum(under.values()) else {}
         if sum(under.values()) >= sum(over.values()):
@@ -249,7 +245,7 @@ def _digest_weights(width: int) -> Tensor:
 
 
 def _texture(rows: Tensor, per_cell: int, channels: int) -> Tensor:
-    runs = rows.view(len(rows), per_cell, channels, -1)
+    runs = rows.view(len(rows), per_cell, channels, rows.shape[1] // (per_cell * channels))
     means = runs.mean(-1)
     # Variance of a channel = mean variance of its runs + variance of their means; this order reads pixels once.
     inside = (runs - means[..., None]).square_().mean(-1).mean(1)

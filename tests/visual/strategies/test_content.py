@@ -75,9 +75,10 @@ def test_vidcom2_keeps_what_differs(frames: int):
     odd = [t * grid.per_frame + cell for t in range(frames) for cell in (3, 11, 22)]
     tokens[odd] = noise(len(odd), 64, seed=2)
     assert set(odd) <= set(kept_by("vidcom2", tokens, grid, 2 * len(odd)))
+    assert create("vidcom2").select(tokens, grid, len(odd), Context(), [3] * frames).tolist() == odd
 
 
-def pan(grid: Grid, rise: int = 0) -> tuple[Tensor, list[int]]:
+def pan(grid: Grid) -> tuple[Tensor, list[int]]:
     """A random texture under a camera that moves right by a cell per frame; also the cells that come into view."""
     world = noise(grid.rows, grid.cols + grid.frames, 32)
     frames = torch.stack([world[:, t : t + grid.cols] for t in range(grid.frames)])
@@ -86,7 +87,8 @@ def pan(grid: Grid, rise: int = 0) -> tuple[Tensor, list[int]]:
 
 
 def test_mc_evs_takes_a_pan_for_known_content_and_evs_does_not():
-    grid = Grid(6, 4, 4)
+    # Wide enough that the column which comes into view is no scene cut.
+    grid = Grid(6, 4, 12)
     tokens, fresh = pan(grid)
     first = list(range(grid.per_frame))
     kept = kept_by("mc_evs", tokens, grid, grid.per_frame + len(fresh))
@@ -128,6 +130,20 @@ def test_mc_evs_takes_a_cut_as_new_reference():
     kept = kept_by("mc_evs", tokens, grid, 20)
     # The floor costs one cell in each of the still frames.
     assert kept == [*range(9), 9, *range(18, 27), 27]
+
+
+def test_mc_evs_replaces_similar_cells_too_at_a_cut():
+    grid = Grid(3, 2, 2)
+    before, after = torch.eye(8)[:4], torch.eye(8)[4:]
+    after[0] = 0.9 * before[0] + math.sqrt(1 - 0.9**2) * after[0]
+    novelty = create("mc_evs").score(torch.cat([before, after, after]), grid, Context()).view(3, 4)
+    assert novelty[1].tolist() == pytest.approx([0.1, 1, 1, 1], abs=1e-5)
+    assert novelty[2].tolist() == pytest.approx([0] * 4, abs=1e-5)
+
+
+def test_mc_evs_spreads_what_the_floor_leaves_of_the_first_frame():
+    tokens = noise(9, 32).repeat(6, 1)
+    assert kept_by("mc_evs", tokens, Grid(6, 3, 3), 7) == [2, 6, 9, 18, 27, 36, 45]
 
 
 def test_mc_evs_shares_a_small_budget_between_the_first_frame_and_news():

@@ -55,19 +55,16 @@ class McEvs(Strategy):
 
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
         """Novelty, 0 to 2; the first frame ranks between unchanged and changed cells. See `Strategy.score`."""
-        units = unit_rows(tokens)
-        frames = units.view(grid.frames, grid.rows, grid.cols, -1)
-        places = torch.arange(grid.per_frame, device=tokens.device)
+        frames = tokens.reshape(grid.frames, grid.rows, grid.cols, -1)
         novelty = torch.full((grid.frames, grid.per_frame), self.options.refresh, device=tokens.device)
-        # The reference is made of cells seen before, so their indices are all that has to be kept.
-        source = places
+        reference = unit_rows(frames[0])
         for t in range(1, grid.frames):
-            own = places + t * grid.per_frame
-            reference = units.index_select(0, source).view_as(frames[t])
-            similar, found = match(frames[t], reference, self.options.radius)
+            frame = unit_rows(frames[t])
+            similar, found = match(frame, reference, self.options.radius)
             novelty[t] = 1 - similar.flatten()
             new = (novelty[t] > self.options.refresh) | (novelty[t].mean() > self.options.cut)
-            source = torch.where(new, own, source[found.flatten()])
+            followed = reference.flatten(0, 1).index_select(0, found.flatten())
+            reference = torch.where(new.view(grid.rows, grid.cols, 1), frame, followed.view_as(frame))
         return novelty.flatten()
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:

@@ -1,0 +1,83 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from vllm_prune.catalogue import entries, markdown
+from vllm_prune.cli import app
+from vllm_prune.launch import has_flag, is_demo, value_of
+from vllm_prune.visual.strategies import names
+
+COMMAND = str(Path(sys.executable).parent / "vllm-prune")
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("VLLM_P")}
+    return subprocess.run(
+        [COMMAND, *arguments], capture_output=True, text=True, timeout=240, env={**clean, **environment}
+    )
+
+
+def test_strategies_in_three_forms() -> None:
+    runner = CliRunner()
+    assert "divprune" in runner.invoke(app, ["strategies"]).stdout
+    assert runner.invoke(app, ["strategies", "--markdown"]).stdout.strip() == markdown()
+    listed = json.loads(runner.invoke(app, ["strategies", "--json"]).stdout)
+    assert listed == entries()
+    assert [entry["name"] for entry in listed] == list(names())
+
+
+def test_doctor_passes_here() -> None:
+    found = run("doctor")
+    assert found.returncode == 0, found.stdout
+    for word in ("vllm internals", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "0.32"):
+        assert word in found.stdout
+    assert "PROBLEM" not in found.stdout
+
+
+def test_doctor_fails_when_the_plugin_is_left_out() -> None:
+    found = run("doctor", VLLM_PLUGINS="something_else")
+    assert found.returncode == 1
+    assert "PROBLEM" in found.stdout
+    assert "VLLM_PLUGINS" in found.stdout
+
+
+def test_doctor_fails_on_a_broken_configuration(tmp_path: Path) -> None:
+    config = tmp_path / "prune.yaml"
+    config.write_text("limits:\n  most: 3\n")
+    found = run("doctor", VLLM_PRUNE_CONFIG=str(config))
+    assert found.returncode == 1
+    assert "prune.yaml:2" in found.stdout.replace("\n", "").replace("│", "").replace(" ", "")
+
+
+def test_serve_says_what_to_change(tmp_path: Path) -> None:
+    missing = run("serve", "./no/such/model")
+    assert missing.returncode == 2
+    assert "is not a directory" in missing.stderr
+    config = tmp_path / "prune.yaml"
+    config.write_text("presets:\n  a b: {visual: {keep: 0.5}}\n")
+    broken = run("serve", "some/model", "--config", str(config))
+    assert broken.returncode == 2
+    assert "prune.yaml:2" in broken.stderr
+
+
+def test_flags_are_found_in_either_spelling() -> None:
+    arguments = ["--max_model_len", "512", "--port=9000", "--host", "0.0.0.0"]
+    assert has_flag(arguments, "--max-model-len")
+    assert has_flag(arguments, "--port")
+    assert not has_flag(arguments, "--max-num-seqs")
+    assert value_of(arguments, "--port", "8000") == "9000"
+    assert value_of(arguments, "--host", "127.0.0.1") == "0.0.0.0"
+    assert value_of(arguments, "--seed", "0") == "0"
+
+
+def test_the_demo_is_recognised() -> None:
+    assert is_demo("benchmarks/demo_model/checkpoint")
+    assert not is_demo("Qwen/Qwen2.5-VL-7B-Instruct")

@@ -1,0 +1,92 @@
+"""What we rely on in vLLM is there, and an unknown vLLM is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_prune import compat
+
+
+def test_every_name_is_as_expected() -> None:
+    assert compat.signature_problems() == []
+
+
+def test_a_missing_name_or_parameter_is_reported() -> None:
+    gone = compat.Touch("vllm.multimodal.utils", "no_such_function", ())
+    changed = compat.Touch("vllm.multimodal.utils", "copy_mm_embedding_modality", ("source",))
+    assert "no_such_function" in (gone.problem() or "")
+    assert "source" in (changed.problem() or "")
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0.0", "0.32"])
+def test_an_unknown_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(compat, "vllm_version", lambda: version)
+    with pytest.raises(compat.UnsupportedVersion, match=r"supports vLLM 0\.32"):
+        compat.check_version()
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu"])
+def test_patch_releases_are_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(compat, "vllm_version", lambda: version)
+    compat.check_version()
+
+
+def config(**changes: Any) -> Any:
+    """The parts of a vLLM configuration that `refusals` reads."""
+    mm = SimpleNamespace(is_multimodal_pruning_enabled=lambda: changes.get("own", False), mm_encoder_tp_mode="data")
+    speculative = changes.get("speculative")
+    return SimpleNamespace(
+        model_config=SimpleNamespace(multimodal_config=changes.get("mm", mm)),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=changes.get("pipeline", 1), use_ubatching=changes.get("dbo", False)
+        ),
+        speculative_config=SimpleNamespace(method=speculative) if speculative else None,
+        compilation_config=SimpleNamespace(cudagraph_mm_encoder=changes.get("graphs", False)),
+        ec_transfer_config=changes.get("transfer"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"own": True}, "video-pruning-rate"),
+        ({"pipeline": 2}, "pipeline"),
+        ({"dbo": True}, "DBO"),
+        ({"speculative": "eagle3"}, "eagle3"),
+        ({"transfer": object()}, "disaggregation"),
+        ({"graphs": True}, "encoder graphs"),
+        ({"mm": None}, "no images"),
+    ],
+)
+def test_refusals_have_a_reason_each(changes: dict[str, Any], word: str) -> None:
+    reasons = compat.refusals(config(**changes))
+    assert len(reasons) == 1
+    assert word in reasons[0]
+
+
+def test_what_is_supported_is_not_refused() -> None:
+    assert compat.refusals(config()) == []
+    assert compat.refusals(config(speculative="ngram")) == []
+
+
+def test_endpoint_plugin_is_named_without_hiding_others() -> None:
+    assert compat.allowed_plugins("mine").split(",") == ["mine", "vllm_prune"]
+    assert compat.allowed_plugins("mine,vllm_prune") == "mine,vllm_prune"
+    assert "vllm_prune" in compat.allowed_plugins(None).split(",")
+
+
+@pytest.mark.parametrize("changes", [{"graphs": True}, {"compiled": True}, {"data": True}])
+def test_listening_to_a_hidden_tower_is_refused(changes: dict[str, Any]) -> None:
+    from vllm_prune.budget import canonical, parse_visual
+
+    found = config()
+    found.compilation_config = SimpleNamespace(
+        cudagraph_mm_encoder=changes.get("graphs", False), compile_mm_encoder=changes.get("compiled", False)
+    )
+    found.model_config.multimodal_config.mm_encoder_tp_mode = "data" if changes.get("data") else "weights"
+    listening = canonical(parse_visual({"keep": 0.5, "strategy": "recv_attn"}))
+    assert "recv_attn" in (compat.capture_refusal(found, listening) or "")
+    assert compat.capture_refusal(found, canonical(parse_visual({"keep": 0.5}))) is None
