@@ -7,16 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_prune.budget import (
-    BudgetError,
-    ItemBudget,
-    VisualSpec,
-    allocate,
-    canonical,
-    parse_pruning,
-    parse_visual,
-    plan,
-)
+from vllm_prune.allocation import ItemBudget, allocate, plan
+from vllm_prune.budget import BudgetError, VisualSpec, canonical, parse_pruning, parse_visual
 from vllm_prune.visual.strategies import Grid
 
 RATIOS = st.floats(min_value=1e-4, max_value=0.9999)

@@ -1,4 +1,4 @@
-"""Budgets: what a request may ask for, its one canonical form, and how many tokens that keeps.
+"""Budgets: what a request may ask for, and its one canonical form.
 
 Pure Python; nothing here sees a tensor or an engine. `PruningField` is the request field as clients
 write it. `VisualSpec` is the normalised form that travels with the request and enters every cache key,
@@ -8,22 +8,24 @@ so equal budgets always have equal bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .visual.ops import largest_remainder
-from .visual.strategies import create, names, strategy_class
-from .visual.strategies.base import Grid, Modality
+from .visual.strategies import create, names
+from .visual.strategies.base import Modality
 
 KEY = "vllm_prune"
 """Key of the wire form among vLLM's multimodal processor kwargs."""
 
 MODALITIES: tuple[Modality, ...] = ("image", "video")
 DEFAULT_STRATEGY: dict[Modality, str] = {"image": "divprune", "video": "mc_evs"}
+
+
+OnLimit = Literal["clamp", "reject"]
 
 
 class BudgetError(ValueError):
@@ -114,6 +116,12 @@ class VisualSpec:
     limit: int | None = None
     strict: bool = False
 
+    @property
+    def counts(self) -> bool:
+        """Whether tokens are counted over the request, so that every item's size matters to the others."""
+        own = [part.max_tokens for part in (self.image, self.video) if part is not None]
+        return any(n is not None for n in (*own, self.max_tokens, self.limit))
+
     def part(self, modality: Modality) -> Part | None:
         """Budget of `modality`."""
         return self.image if modality == "image" else self.video
@@ -200,7 +208,7 @@ def _part(field: VisualField, override: VisualPart | None, modality: Modality, f
             return None
         raise BudgetError("give one of keep and max_tokens", f"{param}.keep")
     options = source.options if source.options is not None or override is None else field.options
-    text = _options(name, options or {}, param)
+    text = options_of(name, options or {}, param)
     if given.keep is not None:
         return (
             None
@@ -210,7 +218,8 @@ def _part(field: VisualField, override: VisualPart | None, modality: Modality, f
     return Part(name, text, max_tokens=given.max_tokens if given is override else None)
 
 
-def _options(name: str, options: Mapping[str, Any], param: str) -> str:
+def options_of(name: str, options: Mapping[str, Any], param: str) -> str:
+    """Validated options of a strategy, defaults filled in, as canonical JSON. Raises `BudgetError`."""
     try:
         filled = create(name, options).options.model_dump(mode="json")
     except ValidationError as error:
@@ -218,112 +227,3 @@ def _options(name: str, options: Mapping[str, Any], param: str) -> str:
         location = ".".join([param, "options", *(str(part) for part in first["loc"])])
         raise BudgetError(f"{location}: {first['msg']} (strategy {name!r})", location) from None
     return json.dumps(filled, sort_keys=True, separators=(",", ":"))
-
-
-@dataclass(frozen=True)
-class ItemBudget:
-    """What one media item has been granted: a ratio, or an absolute count; `capped` if the operator's cap decided."""
-
-    strategy: str
-    options: str
-    keep: str | None
-    count: int | None
-    capped: bool = False
-
-    def key(self) -> str:
-        """Cache-key suffix: equal for equal budgets of the item, different otherwise."""
-        return f"{self.strategy}{self.options}{'r' + self.keep if self.keep else self.count}"
-
-
-def plan(grid: Grid, budget: ItemBudget) -> int:
-    """K, the tokens kept of an item: a pure function of its grid and its budget, 1 <= K <= M."""
-    if budget.keep is not None:
-        return Part(budget.strategy, keep=budget.keep).ratio_count(grid.tokens)
-    assert budget.count is not None
-    return max(1, min(budget.count, grid.tokens))
-
-
-def allocate(spec: VisualSpec, sizes: Mapping[Modality, Sequence[int]]) -> dict[Modality, list[ItemBudget | None]]:
-    """Grant every item its budget; `max_tokens` is shared by size, largest remainder.
-
-    Args:
-        spec: canonical budget of the request.
-        sizes: tokens of each item before pruning, per modality, in prompt order of that modality.
-
-    Returns:
-        For each modality one entry per item, None where nothing is pruned.
-
-    Raises:
-        BudgetError: fewer tokens than items, or a strategy that does not handle the modality.
-    """
-    grants: dict[Modality, list[ItemBudget | None]] = {}
-    shared: list[tuple[Modality, int]] = []
-    for modality, items in sizes.items():
-        part = spec.part(modality)
-        grants[modality] = [None] * len(items)
-        if part is None or not items:
-            continue
-        _check_modality(part.strategy, modality)
-        if part.keep is not None:
-            grants[modality] = [ItemBudget(part.strategy, part.options, part.keep, None)] * len(items)
-        elif part.max_tokens is not None:
-            _share(grants, spec, [(modality, i) for i in range(len(items))], sizes, part.max_tokens)
-        else:
-            shared += [(modality, i) for i in range(len(items))]
-    if shared:
-        assert spec.max_tokens is not None
-        _share(grants, spec, shared, sizes, spec.max_tokens)
-    return _capped(grants, spec, sizes)
-
-
-def _check_modality(strategy: str, modality: Modality) -> None:
-    if modality not in strategy_class(strategy).modalities:
-        raise BudgetError(
-            f"strategy {strategy!r} does not prune a {modality}; name another one in pruning.visual.{modality}, "
-            f"or turn that modality off with null",
-            "pruning.visual.strategy",
-        )
-
-
-def _share(
-    grants: dict[Modality, list[ItemBudget | None]],
-    spec: VisualSpec,
-    places: Sequence[tuple[Modality, int]],
-    sizes: Mapping[Modality, Sequence[int]],
-    total: int,
-    capped: bool = False,
-) -> None:
-
-    weights = [sizes[m][i] for m, i in places]
-    if total < len(places):
-        raise BudgetError(
-            f"max_tokens {total} is less than one token for each of {len(places)} items", "pruning.visual.max_tokens"
-        )
-    counts = largest_remainder(min(total, sum(weights)), weights, weights, 1)
-    for (modality, i), count in zip(places, counts, strict=True):
-        part = spec.part(modality) or Part(DEFAULT_STRATEGY[modality], _options(DEFAULT_STRATEGY[modality], {}, ""))
-        grants[modality][i] = (
-            None if count >= sizes[modality][i] else ItemBudget(part.strategy, part.options, None, count, capped)
-        )
-
-
-def _capped(
-    grants: dict[Modality, list[ItemBudget | None]], spec: VisualSpec, sizes: Mapping[Modality, Sequence[int]]
-) -> dict[Modality, list[ItemBudget | None]]:
-    """Apply the operator's cap: over it, everything is shared out anew within the cap."""
-    if spec.limit is None:
-        return grants
-    kept = sum(
-        size if grant is None else plan(Grid(1, 1, size), grant)
-        for modality in sizes
-        for size, grant in zip(sizes[modality], grants[modality], strict=True)
-    )
-    if kept > spec.limit and spec.strict:
-        raise BudgetError(f"{kept} visual tokens are over the operator's limit of {spec.limit}", "pruning.visual")
-    if kept > spec.limit:
-        everything = [(m, i) for m in sizes for i in range(len(sizes[m]))]
-        _share(grants, spec, everything, sizes, spec.limit, capped=True)
-    return grants
-
-
-OnLimit = Literal["clamp", "reject"]

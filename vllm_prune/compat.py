@@ -16,6 +16,7 @@ from typing import Any
 
 SUPPORTED = "0.32"
 EXTENSION = "vllm_prune.worker.Inspection"
+OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _RENDERER = "vllm.renderers.online_renderer"
 
 
@@ -90,7 +91,7 @@ def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Await
         except BudgetError as error:
             metrics.count_rejection("invalid_budget")
             raise VLLMValidationError(str(error), parameter=error.param) from None
-        _collect(result)
+        _collect(request, result, self.model_config.max_model_len)
         return result
 
     return prepare
@@ -124,13 +125,27 @@ async def _prepare_pruned(
         request.mm_processor_kwargs = own
 
 
-def _collect(result: Any) -> None:
+def _collect(request: Any, result: Any, context: int) -> None:
     """Take the processor's reports off the prepared prompts and record them."""
     from . import intake
-    from .visual.processor import REPORT
+    from .visual.processor import REPORT, ROOM
 
-    prompts = result[1] if isinstance(result, tuple) else result
-    intake.record([item for prompt in prompts if isinstance(prompt, dict) for item in prompt.pop(REPORT, ())])
+    prompts = [prompt for prompt in (result[1] if isinstance(result, tuple) else result) if isinstance(prompt, dict)]
+    for prompt in prompts:
+        room = prompt.pop(ROOM, None)
+        # The usual case: the context ends before the rotary table does.
+        if room is not None and room < context - len(prompt["prompt_token_ids"]):
+            _limit_output(request, room)
+    intake.record([item for prompt in prompts for item in prompt.pop(REPORT, ())])
+
+
+def _limit_output(request: Any, room: int) -> None:
+    """Keep the answer inside the rotary table; vLLM itself only counts tokens, which pruning has made fewer."""
+    fields = [name for name in OUTPUT_LIMITS if name in type(request).model_fields]
+    given = [name for name in fields if getattr(request, name) is not None]
+    for name in given or fields[:1]:
+        current = getattr(request, name)
+        setattr(request, name, room if current is None else min(current, room))
 
 
 def adapted_processor(renderer: Any) -> bool:

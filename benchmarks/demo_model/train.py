@@ -1,8 +1,9 @@
 """Train the demo model: `python -m benchmarks.demo_model.train --minutes 30 --out FOLDER`.
 
 The run is resumable: the folder holds the state, a log and, at the end, the checkpoint. Small screens come
-first; an auxiliary loss names what stands in each cell, which makes the tower right within minutes; later
-batches lose a part of their visual tokens, so that the model has seen pruned prompts.
+first, larger ones once those are answered. An auxiliary loss names what stands in each cell, which makes the
+tower right within minutes. Later batches lose a part of their visual tokens, so that the model has seen pruned
+prompts.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from .fast import speed_up
 
 CLASSES = (1 + len(SHAPES) * len(COLOURS), 1 + len(LABELS), 1 + len(MARKS))
 PEAK = 1e-3
+LEVELS = 6
+PASSED = 0.8
 SIZE = 64
 
 
@@ -45,11 +48,13 @@ class Trainer:
         parameters = [*self.model.parameters(), *self.heads.parameters()]
         self.optimiser = torch.optim.AdamW(parameters, lr=PEAK, weight_decay=0.01, betas=(0.9, 0.95))
         self.step, self.seconds, self.seed = 0, 0.0, seed
+        self.level, self.recent = 0, 0.0
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
         return {"model": self.model.state_dict(), "heads": self.heads.state_dict(),
-                "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds}  # fmt: skip
+                "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds,
+                "level": self.level, "recent": self.recent}  # fmt: skip
 
     def restore(self, path: Path) -> None:
         """Go on from a saved state."""
@@ -58,12 +63,18 @@ class Trainer:
         self.heads.load_state_dict(state["heads"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]
+        self.level, self.recent = state["level"], state["recent"]
 
-    def draw(self, done: float, rng: random.Random) -> Batch:
-        """A batch for the stage of training, `done` in 0..1."""
-        video = done > 0.2 and rng.random() < 0.25
-        largest = 4 if done < 0.12 else 6 if done < 0.35 else 9
-        rows, cols = rng.randint(3, largest), rng.randint(4, largest + 3)
+    def promote(self, accuracy: float) -> None:
+        """Go on to larger screens once the present ones are answered."""
+        self.recent = 0.95 * self.recent + 0.05 * accuracy
+        if self.recent > PASSED and self.level < LEVELS:
+            self.level, self.recent = self.level + 1, 0.5
+
+    def draw(self, rng: random.Random) -> Batch:
+        """A batch of the present level: screens from 3 x 3 up to 9 x 12 cells, videos from level 2."""
+        video = self.level >= 2 and rng.random() < 0.25
+        rows, cols = rng.randint(3, 3 + self.level), rng.randint(3, 4 + self.level * 4 // 3)
         steps = 1
         if video:
             rows, cols, steps = min(rows, 5), min(cols, 6), rng.randint(2, 4)
@@ -124,7 +135,11 @@ def forward(model: Any, batch: Batch, drop: float = 0.0) -> tuple[Tensor, Tensor
         embedded = embedded.gather(1, kept[..., None].expand(-1, -1, embedded.shape[-1]))
         positions = positions.gather(2, kept.expand(3, -1, -1))
         labels = labels.gather(1, kept)
-    hidden = model.model.language_model(inputs_embeds=embedded, position_ids=positions, use_cache=False)
+    # Without a mask transformers takes the constant time of an image's positions for a border of packed sequences.
+    seen = torch.ones(embedded.shape[:2], dtype=torch.int64)
+    hidden = model.model.language_model(
+        inputs_embeds=embedded, position_ids=positions, attention_mask=seen, use_cache=False
+    )
     return model.lm_head(hidden.last_hidden_state), labels, features
 
 
@@ -173,15 +188,23 @@ def main(
         while trainer.seconds < minutes * 60:
             started, done = time.monotonic(), trainer.seconds / (minutes * 60)
             rng = random.Random(f"{seed}-{trainer.step}")
-            drop = rng.uniform(0.1, 0.8) if done > 0.4 and rng.random() < 0.35 else 0.0
-            found = trainer.update(trainer.draw(done, rng), done, drop)
+            drop = rng.uniform(0.1, 0.8) if trainer.level >= 3 and rng.random() < 0.35 else 0.0
+            found = trainer.update(trainer.draw(rng), done, drop)
+            trainer.promote(found["accuracy"])
             trainer.seconds += time.monotonic() - started
             if trainer.step % 10 == 0:
-                sink.write(json.dumps({"step": trainer.step, "seconds": round(trainer.seconds, 1), **found}) + "\n")
+                sink.write(
+                    json.dumps(
+                        {"step": trainer.step, "seconds": round(trainer.seconds, 1), "level": trainer.level, **found}
+                    )
+                    + "\n"
+                )
                 sink.flush()
             if trainer.step % 200 == 0:
                 torch.save(trainer.state(), state)
-            text = f"step {trainer.step} loss {found['loss']:.3f} accuracy {found['accuracy']:.2f}"
+            text = (
+                f"step {trainer.step} level {trainer.level} loss {found['loss']:.3f} accuracy {found['accuracy']:.2f}"
+            )
             progress.update(bar, completed=trainer.seconds, description=text)
     torch.save(trainer.state(), state)
     save(trainer.model, trainer.words, out / "checkpoint")

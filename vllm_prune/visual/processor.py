@@ -7,21 +7,19 @@ of its hash. Without a budget the parent runs unchanged.
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from cachetools import LRUCache
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import VideoProcessorItems
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
-from ..budget import KEY, MODALITIES, ItemBudget, VisualSpec, allocate, plan
+from ..allocation import ItemBudget, allocate, plan
+from ..budget import KEY, MODALITIES, BudgetError, VisualSpec
 from .frames import frame_counts
-from .ops import cells_of
+from .grants import Grant, Grants, ItemMemory
 from .rows import ItemPlan, decode, field_name, unpruned
 from .strategies import Cells, Grid, PixelStrategy, create, strategy_class
 from .strategies.base import Modality
@@ -29,42 +27,8 @@ from .strategies.base import Modality
 REPORT = "vllm_prune_report"
 """Key under which `apply` leaves what was done; the request seam takes it off again."""
 
-
-# A Qwen-VL patch is laid out channel by channel.
-CHANNELS = 3
-
-
-@dataclass(frozen=True)
-class Grant:
-    """Budget of one item together with what its row needs.
-
-    Attributes:
-        budget: None where the item keeps everything.
-        base: the item's hash without a budget.
-        earlier: base hashes of the items before it, for strategies that compare items.
-        patches_of: gives the processor output of an earlier item that was served from a cache.
-    """
-
-    budget: ItemBudget | None
-    base: str
-    earlier: tuple[str, ...] = ()
-    patches_of: Callable[[int], Any] | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def seed(self) -> int:
-        """63-bit number from the item's content."""
-        return int.from_bytes(hashlib.blake2b(self.base.encode(), digest_size=8).digest(), "big") >> 1
-
-    @property
-    def key(self) -> str:
-        """Cache key of the item under this grant; the parent's own where nothing is pruned."""
-        if self.budget is None:
-            return self.base
-        text = "|".join([self.budget.key(), *self.earlier])
-        return f"{self.base}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"
-
-
-Grants = dict[Modality, list[Grant]]
+ROOM = "vllm_prune_room"
+"""Key under which `apply` leaves how many tokens may still follow before the model runs out of positions."""
 
 
 class PrunedProcessor:
@@ -79,9 +43,9 @@ class PrunedProcessor:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._grids: LRUCache[str, Grid] = LRUCache(65536)
-        self._cells: LRUCache[str, Cells] = LRUCache(256)
-        self._lock = threading.Lock()
+        self._memory = ItemMemory()
+        config = self.info.get_hf_config()  # type: ignore[attr-defined]
+        self._merge = int(config.vision_config.spatial_merge_size)
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
         """Process a prompt with its media; see the parent."""
@@ -93,11 +57,37 @@ class PrunedProcessor:
             inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: grants})
         result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         result[REPORT] = self._report(inputs, grants, result)
+        if any(grant.budget for items in grants.values() for grant in items):
+            result[ROOM] = self._room(grants, result)
         return result
+
+    def positions(self) -> int:
+        """Rows of the model's rotary table."""
+        return int(self.info.get_hf_config().get_text_config().max_position_embeddings)  # type: ignore[attr-defined]
+
+    def extent(self, modality: Modality, grid: Grid) -> int:
+        """How far an unpruned item moves the text behind it."""
+        raise NotImplementedError
+
+    def _room(self, grants: Grants, result: Any) -> int:
+        """Positions left behind a pruned prompt: kept tokens shorten it, its positions stay as they were."""
+        following = len(result["prompt_token_ids"])
+        for modality, items in grants.items():
+            for grant, placed in zip(items, result["mm_placeholders"][modality], strict=True):
+                if grid := self._memory.grid(grant.base):
+                    following += self.extent(modality, grid) - int(placed.get_num_embeds())
+        room = self.positions() - following
+        if room < 1:
+            raise BudgetError(
+                f"the media span {following} positions and the model has {self.positions()}; send fewer or smaller "
+                "frames: pruning drops tokens, not positions",
+                "pruning.visual",
+            )
+        return room
 
     def _grants(self, inputs: ProcessorInputs, spec: VisualSpec) -> Grants:
         hashes = super()._get_mm_hashes(inputs)  # type: ignore[misc]
-        sizes = {m: self._sizes(inputs, m) for m in MODALITIES if m in inputs.mm_data_items}
+        sizes = {m: self._sizes(inputs, m, hashes[m], spec) for m in MODALITIES if m in inputs.mm_data_items}
         grants: Grants = {}
         for modality, budgets in allocate(spec, sizes).items():
             bases = hashes[modality]
@@ -108,19 +98,26 @@ class PrunedProcessor:
             ]
         return grants
 
-    def _sizes(self, inputs: ProcessorInputs, modality: Modality) -> list[int]:
-        """Tokens of each item before pruning, from its pixel size alone."""
+    def _sizes(self, inputs: ProcessorInputs, modality: Modality, bases: Sequence[str], spec: VisualSpec) -> list[int]:
+        """Tokens of each item before pruning; only looked up where items share a number of tokens."""
         items = inputs.mm_data_items[modality]
-        kwargs = inputs.hf_processor_mm_kwargs
-        return [self._size_of(items, modality, i, kwargs) for i in range(items.get_count())]
+        if not spec.counts:
+            return [1] * items.get_count()
+        sizes = []
+        for i, base in enumerate(bases):
+            grid = self._memory.grid(base)
+            if grid is None and items.get(i) is None:
+                raise BudgetError(
+                    f"{modality} {i} was sent by uuid only and its size is not known here; use keep, or send it",
+                    "pruning.visual.max_tokens",
+                )
+            sizes.append(grid.tokens if grid else self._size_of(items, modality, i, inputs.hf_processor_mm_kwargs))
+        return sizes
 
     def _size_of(self, items: Any, modality: Modality, index: int, kwargs: Mapping[str, object]) -> int:
         info: Any = self.info  # type: ignore[attr-defined]
         if not hasattr(items, "get_image_size" if modality == "image" else "get_frame_size"):
             return int(items.get_feature_size(index))
-        if items.get(index) is None:
-            # The client sent only a uuid; without the pixels every item weighs the same.
-            return 1
         processor = info.get_hf_processor(**kwargs)
         if modality == "image":
             size, frames, own = items.get_image_size(index), 1, processor.image_processor
@@ -165,7 +162,7 @@ class PrunedProcessor:
             own = grants.get(modality) or [None] * len(thw)
             if any(grant and grant.earlier for grant in own):
                 for i, grant in enumerate(own):
-                    self._remember_cells(grant.base, _patches(modality, data, thw, i))
+                    self._memory.keep_cells(grant.base, _patches(modality, data, thw, i), self._merge**2)
             data[field_name(modality)] = [self._row(modality, data, i, grant) for i, grant in enumerate(own)]
         return data
 
@@ -179,22 +176,12 @@ class PrunedProcessor:
         data = super()._apply_hf_processor_main(mm_items=alone, hf_kwargs=_without(inputs.hf_processor_mm_kwargs))  # type: ignore[misc]
         return _patches(modality, data, data[f"{modality}_grid_thw"], 0)
 
-    def _remember_cells(self, base: str, patches: Any) -> Cells:
-        merge = int(self.info.get_hf_config().vision_config.spatial_merge_size)  # type: ignore[attr-defined]
-        per_cell = merge**2
-        cells = cells_of(patches.reshape(len(patches) // per_cell, -1), per_cell, CHANNELS)
-        with self._lock:
-            self._cells[base] = cells
-        return cells
-
     def _row(self, modality: Modality, data: Any, index: int, grant: Grant | None) -> Any:
         thw = data[f"{modality}_grid_thw"]
-        merge = int(self.info.get_hf_config().vision_config.spatial_merge_size)  # type: ignore[attr-defined]
         frames, height, width = (int(n) for n in thw[index])
-        grid = Grid(frames, height // merge, width // merge)
+        grid = Grid(frames, height // self._merge, width // self._merge)
         if grant is not None:
-            with self._lock:
-                self._grids[grant.base] = grid
+            self._memory.keep_grid(grant.base, grid)
         if grant is None or grant.budget is None:
             return unpruned()
         budget, count = grant.budget, plan(grid, grant.budget)
@@ -221,15 +208,14 @@ class PrunedProcessor:
             return None
         if patches is None:
             raise ValueError(f"strategy {budget.strategy!r} looks at pixels, but this item came as embeddings")
-        cells = self._remember_cells(grant.base, patches)
+        cells = self._memory.keep_cells(grant.base, patches, self._merge**2)
         earlier = [self._earlier_cells(grant, i) for i in range(len(grant.earlier))]
         return tuple(strategy.select_cells(cells, grid, count, earlier, per_frame).tolist())
 
     def _earlier_cells(self, grant: Grant, index: int) -> Cells:
         assert grant.patches_of is not None
-        with self._lock:
-            known = self._cells.get(grant.earlier[index])
-        return known or self._remember_cells(grant.earlier[index], grant.patches_of(index))
+        base = grant.earlier[index]
+        return self._memory.cells(base) or self._memory.keep_cells(base, grant.patches_of(index), self._merge**2)
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         parent = super()._get_mm_fields_config(hf_inputs, _without(hf_processor_mm_kwargs))  # type: ignore[misc]
@@ -276,8 +262,7 @@ class PrunedProcessor:
         return report
 
     def _given(self, inputs: ProcessorInputs, modality: Modality, index: int, grant: Grant) -> int:
-        with self._lock:
-            grid = self._grids.get(grant.base)
+        grid = self._memory.grid(grant.base)
         if grid is not None:
             return grid.tokens
         return self._size_of(inputs.mm_data_items[modality], modality, index, _without(inputs.hf_processor_mm_kwargs))

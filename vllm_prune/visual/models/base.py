@@ -95,7 +95,8 @@ class PrunedModel:
     def _prune(
         self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, received: Any
     ) -> Tensor:
-        frames, height, width = kwargs[f"{modality}_grid_thw"][index].tolist()
+        # A tensor from the runner, a list of lists from vLLM's encoder-graph manager; on the CPU either way.
+        frames, height, width = (int(n) for n in kwargs[f"{modality}_grid_thw"][index])
         grid = Grid(frames, height // self._merge, width // self._merge)
         started = time.perf_counter()
         if plan.indices is not None:

@@ -16,12 +16,22 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from ..positions import grid_positions
 from ..processor import PrunedProcessor
 from ..rows import plan_of
+from ..strategies.base import Grid, Modality
 from ..video_loader import ShortVideoBackend as ShortVideoBackend
 from .base import PrunedModel, Run, slots_of
 
 
 class PruneQwen25VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
     """Reserves K placeholders per item."""
+
+    def positions(self) -> int:
+        """VLLM builds this family's rotary table four times as long as the model's context."""
+        return 4 * super().positions()
+
+    def extent(self, modality: Modality, grid: Grid) -> int:
+        """At most this far: the temporal step depends on the frame rate, two grid steps a second is the usual one."""
+        step = 1 if modality == "image" else int(self.info.get_hf_config().vision_config.tokens_per_second)
+        return max(grid.frames * step, grid.rows, grid.cols)
 
 
 @MULTIMODAL_REGISTRY.register_processor(

@@ -16,6 +16,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 from ..positions import grid_positions
 from ..processor import PrunedProcessor
 from ..rows import ItemPlan, plan_of
+from ..strategies.base import Grid, Modality
 from .base import PrunedModel, Run, slots_of
 
 
@@ -23,6 +24,10 @@ class PruneQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor):
     """Reserves the frame's count after every timestamp."""
 
     counts_per_frame = True
+
+    def extent(self, modality: Modality, grid: Grid) -> int:
+        """The longer side, once per frame; the rotary table has no spare rows for it."""
+        return grid.frames * max(grid.rows, grid.cols)
 
     def pruned_placeholder(self, modality: str, item: Any, plan: ItemPlan) -> Any:
         """Token ids of an image; timestamps, markers and token ids of a video."""

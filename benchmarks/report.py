@@ -1,0 +1,75 @@
+"""Fill the generated parts of the README from catalogue and committed results: `python -m benchmarks.report`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from vllm_prune.catalogue import markdown
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+
+def fill(text: str) -> str:
+    """README with its generated parts replaced."""
+    parts = {"catalogue": markdown(), "speed": speed(), "demo": demo()}
+    for name, body in parts.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        text = re.sub(pattern, lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text, flags=re.DOTALL)
+    return text
+
+
+def speed() -> str:
+    """Table and one paragraph of `benchmarks/results/speed.json`."""
+    path = RESULTS / "speed.json"
+    if not path.exists():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    setting, hardware = result["setting"], result["hardware"]
+    lines = [
+        "| | prompt tokens | time to first token | requests/s under load |",
+        "|---|---|---|---|",
+        *(_speed_row(row) for row in result["rows"]),
+        "",
+        f"{result['parameters'] / 1e6:.0f}M random-weight parameters (Qwen2.5-VL architecture), one screenshot of "
+        f"{setting['visual_tokens']} visual tokens per request, `{setting['strategy']}`, {hardware['device']}, vLLM "
+        f"{hardware['vllm']}. Stock vLLM and vllm-prune ran side by side and took turns; the figures are medians of "
+        f"{setting['rounds']} per-round ratios to stock (TTFT of one request alone; throughput at "
+        f"{setting['concurrency']} in flight). Command: `{result['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def _speed_row(row: dict[str, Any]) -> str:
+    if row["arm"] == "stock":
+        return f"| stock vLLM | {row['prompt_tokens']} | 1.00x | 1.00x |"
+    return (
+        f"| vllm-prune, {row['arm']} | {row['prompt_tokens']} | {row['ttft_ratio']:.2f}x faster "
+        f"| {row['throughput_ratio']:.2f}x |"
+    )
+
+
+def demo() -> str:
+    """One sentence from the demo model's evaluation."""
+    path = ROOT / "benchmarks" / "demo_model" / "evaluation.json"
+    if not path.exists():
+        return "Not evaluated yet."
+    images = json.loads(path.read_text())["tasks"]["images"]
+    low, high = images["interval"]
+    return (
+        f"Unpruned, the demo model answers {images['accuracy']:.1%} of {images['n']} held-out screens "
+        f"(95% interval {low:.1%} to {high:.1%})."
+    )
+
+
+def main() -> None:
+    """Rewrite README.md."""
+    path = ROOT / "README.md"
+    path.write_text(fill(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
