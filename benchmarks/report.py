@@ -1,4 +1,4 @@
-"""Fill the generated parts of the README from catalogue and committed results: `python -m benchmarks.report`."""
+"""Fill the generated parts of the README and of the demo model's card: `python -m benchmarks.report`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from vllm_prune.catalogue import markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+DEMO = Path(__file__).parent / "demo_model"
+PAGES = (ROOT / "README.md", DEMO / "README.md")
 
 
 def fill(text: str) -> str:
-    """README with its generated parts replaced."""
-    parts = {"catalogue": markdown(), "speed": speed(), "demo": demo()}
+    """A page with its generated parts replaced."""
+    parts = {"catalogue": markdown(), "speed": speed(), "demo": demo(), "evaluation": evaluation()}
     for name, body in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(pattern, lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text, flags=re.DOTALL)
@@ -54,7 +56,7 @@ def _speed_row(row: dict[str, Any]) -> str:
 
 def demo() -> str:
     """One sentence from the demo model's evaluation."""
-    path = ROOT / "benchmarks" / "demo_model" / "evaluation.json"
+    path = DEMO / "evaluation.json"
     if not path.exists():
         return "Not evaluated yet."
     images = json.loads(path.read_text())["tasks"]["images"]
@@ -65,10 +67,25 @@ def demo() -> str:
     )
 
 
+def evaluation() -> str:
+    """Accuracy per task."""
+    path = DEMO / "evaluation.json"
+    if not path.exists():
+        return "Not evaluated yet."
+    found = json.loads(path.read_text())
+    lines = ["| held-out samples | n | right | accuracy | 95% interval |", "|---|---|---|---|---|"]
+    for name, row in found["tasks"].items():
+        low, high = row["interval"]
+        shares = f"{row['accuracy']:.1%} | {low:.1%} to {high:.1%}"
+        lines.append(f"| {name} | {row['n']} | {row['right']} | {shares} |")
+    lines += ["", f"Unpruned, greedy, transformers {found['transformers']}, {found['hardware']}: `{found['command']}`."]
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Rewrite README.md."""
-    path = ROOT / "README.md"
-    path.write_text(fill(path.read_text()))
+    """Rewrite the pages."""
+    for path in PAGES:
+        path.write_text(fill(path.read_text()))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ def config(**changes: Any) -> Any:
         speculative_config=SimpleNamespace(method=speculative) if speculative else None,
         compilation_config=SimpleNamespace(cudagraph_mm_encoder=changes.get("graphs", False)),
         ec_transfer_config=changes.get("transfer"),
+        lora_config=SimpleNamespace(enable_tower_connector_lora=True) if changes.get("lora") else None,
     )
 
 
@@ -57,6 +58,7 @@ def config(**changes: Any) -> Any:
         ({"dbo": True}, "DBO"),
         ({"speculative": "eagle3"}, "eagle3"),
         ({"transfer": object()}, "disaggregation"),
+        ({"lora": True}, "LoRA"),
         ({"graphs": True}, "encoder graphs"),
         ({"mm": None}, "no images"),
     ],

@@ -177,6 +177,8 @@ def refusals(vllm_config: Any) -> list[str]:
         reasons.append("micro-batch overlap (DBO): a step's positions would be split")
     if speculative is not None and speculative.method != "ngram":
         reasons.append(f"speculative decoding by {speculative.method}: the drafter would see unpruned media")
+    if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):
+        reasons.append("LoRA on the vision tower: vLLM counts its tokens from the placeholders, which are pruned")
     if vllm_config.ec_transfer_config is not None:
         reasons.append("encoder disaggregation: encoder outputs of pruned items are wider")
     if getattr(compilation, "cudagraph_mm_encoder", False) and mm.mm_encoder_tp_mode == "data":

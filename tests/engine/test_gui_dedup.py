@@ -46,7 +46,8 @@ class PixelOracle(Oracle):
 def _cells(item: Item) -> Cells:
     # Undo the normalisation by mean = std = 0.5.
     raw = (item.patches * 127.5 + 127.5).round().to(torch.uint8)
-    return cells_of(raw.reshape(item.grid.tokens, -1), 4, 3)
+    cells = cells_of(raw.reshape(item.grid.tokens, -1), 4, 3)
+    return Cells(cells.digest, cells.texture / 255)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import fill
+from benchmarks.report import PAGES, fill
 from benchmarks.tasks import sample
 from vllm_prune.budget import canonical, parse_pruning
 from vllm_prune.config import load
@@ -56,8 +56,9 @@ def test_the_configuration_example_loads(tmp_path: Path) -> None:
 
 
 def test_generated_parts_are_current() -> None:
-    text = README.read_text()
-    assert fill(text) == text, "run: python -m benchmarks.report"
+    for page in PAGES:
+        text = page.read_text()
+        assert fill(text) == text, f"{page.name} is stale; run: python -m benchmarks.report"
 
 
 def test_every_link_of_the_readme_exists() -> None:

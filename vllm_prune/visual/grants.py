@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from cachetools import LRUCache
 from torch import Tensor
 
@@ -76,9 +77,19 @@ class ItemMemory:
         with self._lock:
             return self._cells.get(base)
 
-    def keep_cells(self, base: str, patches: Tensor, per_cell: int) -> Cells:
-        """Compute and remember an item's cells from its processor output [patches, values]."""
+    def keep_cells(self, base: str, patches: Tensor, per_cell: int, spread: float) -> Cells:
+        """Compute and remember an item's cells.
+
+        Args:
+            base: the item's hash.
+            patches: processor output [patches, values]: raw bytes, or values that were normalised here.
+            per_cell: patches per cell.
+            spread: the normalisation's standard deviation, as a share of the full range.
+        """
         cells = cells_of(patches.reshape(len(patches) // per_cell, -1), per_cell, CHANNELS)
+        # vLLM normalises on the device by default and then hands out bytes; a texture means the same either way.
+        share = 1 / 255 if patches.dtype == torch.uint8 else spread
+        cells = Cells(cells.digest, cells.texture * share)
         with self._lock:
             self._cells[base] = cells
         return cells

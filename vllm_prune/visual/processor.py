@@ -46,6 +46,8 @@ class PrunedProcessor:
         self._memory = ItemMemory()
         config = self.info.get_hf_config()  # type: ignore[attr-defined]
         self._merge = int(config.vision_config.spatial_merge_size)
+        deviations = self.info.get_hf_processor().image_processor.image_std  # type: ignore[attr-defined]
+        self._spread = sum(deviations) / len(deviations)
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
         """Process a prompt with its media; see the parent."""
@@ -162,7 +164,7 @@ class PrunedProcessor:
             own = grants.get(modality) or [None] * len(thw)
             if any(grant and grant.earlier for grant in own):
                 for i, grant in enumerate(own):
-                    self._memory.keep_cells(grant.base, _patches(modality, data, thw, i), self._merge**2)
+                    self._keep_cells(grant.base, _patches(modality, data, thw, i))
             data[field_name(modality)] = [self._row(modality, data, i, grant) for i, grant in enumerate(own)]
         return data
 
@@ -175,6 +177,9 @@ class PrunedProcessor:
         alone = info.parse_mm_data({modality: [item]}, validate=False)
         data = super()._apply_hf_processor_main(mm_items=alone, hf_kwargs=_without(inputs.hf_processor_mm_kwargs))  # type: ignore[misc]
         return _patches(modality, data, data[f"{modality}_grid_thw"], 0)
+
+    def _keep_cells(self, base: str, patches: Any) -> Cells:
+        return self._memory.keep_cells(base, patches, self._merge**2, self._spread)
 
     def _row(self, modality: Modality, data: Any, index: int, grant: Grant | None) -> Any:
         thw = data[f"{modality}_grid_thw"]
@@ -208,14 +213,14 @@ class PrunedProcessor:
             return None
         if patches is None:
             raise ValueError(f"strategy {budget.strategy!r} looks at pixels, but this item came as embeddings")
-        cells = self._memory.keep_cells(grant.base, patches, self._merge**2)
+        cells = self._keep_cells(grant.base, patches)
         earlier = [self._earlier_cells(grant, i) for i in range(len(grant.earlier))]
         return tuple(strategy.select_cells(cells, grid, count, earlier, per_frame).tolist())
 
     def _earlier_cells(self, grant: Grant, index: int) -> Cells:
         assert grant.patches_of is not None
         base = grant.earlier[index]
-        return self._memory.cells(base) or self._memory.keep_cells(base, grant.patches_of(index), self._merge**2)
+        return self._memory.cells(base) or self._keep_cells(base, grant.patches_of(index))
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         parent = super()._get_mm_fields_config(hf_inputs, _without(hf_processor_mm_kwargs))  # type: ignore[misc]

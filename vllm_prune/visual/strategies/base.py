@@ -145,7 +145,7 @@ class Cells:
 
     Attributes:
         digest: int64 [M], equal for cells with equal pixels (a random projection of the raw bytes).
-        texture: float32 [M], standard deviation of the cell's pixels, in units of the processor's output.
+        texture: float32 [M], standard deviation of the cell's pixels as a share of their full range.
     """
 
     digest: Tensor

@@ -18,12 +18,12 @@ class GuiDedupOptions(NoOptions):
 
     Attributes:
         across: whether what earlier images and videos of the request showed counts as seen.
-        flat: texture up to which a cell is a plain colour, in units of the processor's output (one is about
-            68 of 255 levels); raise it for lossy screenshots.
+        flat: texture up to which a cell is a plain colour, as a share of the full range of a pixel (0.005 is
+            about one of 255 levels); raise it for lossy screenshots.
     """
 
     across: bool = True
-    flat: Annotated[float, Field(ge=0, le=10)] = 0.02
+    flat: Annotated[float, Field(ge=0, le=1)] = 0.005
 
 
 @register
