@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 DEMO = Path(__file__).parent / "demo_model" / "checkpoint"
 FILES = (
@@ -50,8 +51,8 @@ def build(folder: Path | None = None, layers: int = 12, hidden: int = 768) -> Pa
     return folder
 
 
-def _enlarge(config: object, layers: int, hidden: int) -> None:
-    text, vision = config.text_config, config.vision_config  # type: ignore[attr-defined]
+def _enlarge(config: Any, layers: int, hidden: int) -> None:
+    text, vision = config.text_config, config.vision_config
     text.hidden_size, text.num_hidden_layers = hidden, layers
     text.intermediate_size = 4 * hidden
     text.num_attention_heads, text.num_key_value_heads = hidden // 64, hidden // 256

@@ -14,8 +14,19 @@ from functools import lru_cache
 from typing import Any
 
 from . import metrics
-from .budget import MODALITIES, BudgetError, Part, PruningField, VisualField, VisualSpec, canonical, parse_pruning
+from .budget import (
+    DEFAULT_STRATEGY,
+    MODALITIES,
+    BudgetError,
+    Part,
+    PruningField,
+    VisualField,
+    VisualSpec,
+    canonical,
+    parse_pruning,
+)
 from .config import Limits, PruneConfig, load
+from .visual.strategies.base import Modality
 
 XARG = "pruning"
 """Key of `vllm_xargs` that carries the field, as JSON text or as a preset's name."""
@@ -124,15 +135,13 @@ class Policy:
         return Decision(None if limited == VisualSpec() else limited, tuple(clamped))
 
 
-def _limit_part(part: Part | None, limits: Limits, modality: str, clamped: list[dict[str, Any]]) -> Part | None:
-    from .budget import DEFAULT_STRATEGY
-
+def _limit_part(part: Part | None, limits: Limits, modality: Modality, clamped: list[dict[str, Any]]) -> Part | None:
     if part is None:
         if limits.max_keep is None or limits.max_keep == 1:
             return None
         _change(limits, clamped, "pruning.visual.keep", 1.0, limits.max_keep, "max_keep")
-        ratio = VisualField(strategy=DEFAULT_STRATEGY[modality], keep=limits.max_keep)  # type: ignore[index]
-        return canonical(ratio).part(modality)  # type: ignore[arg-type]
+        ratio = VisualField(strategy=DEFAULT_STRATEGY[modality], keep=limits.max_keep)
+        return canonical(ratio).part(modality)
     if limits.strategies is not None and part.strategy not in limits.strategies:
         raise BudgetError(
             f"strategy {part.strategy!r} is not allowed here; allowed: {', '.join(limits.strategies)}",

@@ -98,10 +98,6 @@ def test_different_budgets_share_only_the_text_before(family: str, engines: Engi
 
 
 def test_equal_counts_by_another_strategy_do_not_share(family: str, engines: EnginePool) -> None:
-    from vllm_prune.visual.strategies import names
-
-    if "divprune" not in names():
-        pytest.skip("needs a second strategy")
     llm = engines.get(family)
     generate(llm, [shown(family, {**UNIFORM, "keep": 0.3})], 1)
     with counting(llm) as calls:
