@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +16,20 @@ import httpx
 
 STOCK_PLUGINS = "none"
 START_SECONDS = 300
+
+# What in-process engines of a test session leave in the environment; a server is to start as a user's would.
+ENGINE_LEAVES = (
+    "LOCAL_WORLD_SIZE",
+    "PROMETHEUS_MULTIPROC_DIR",
+    "VLLM_CPU_CI_ENV",
+    "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_ENABLE_V1_MULTIPROCESSING",
+    "VLLM_PLUGINS",
+    "VLLM_PRUNE_PRELOADED",
+    "VLLM_PRUNE_URL",
+)
+# vLLM adds PyTorch's libgomp to this variable of the process that it runs in.
+PRELOAD_AT_START = os.environ.get("LD_PRELOAD", "")
 
 
 class Server:
@@ -28,6 +42,7 @@ class Server:
         arguments: passed on to `vllm serve`.
         config: operator's configuration for ours.
         log: file that takes the server's output.
+        environment: variables on top of this process's.
     """
 
     def __init__(
@@ -37,9 +52,11 @@ class Server:
         arguments: Sequence[str] = (),
         config: Path | None = None,
         log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.model, self.kind, self.config, self.log = model, kind, config, log
         self.arguments = list(arguments)
+        self.environment = dict(environment or {})
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -63,12 +80,12 @@ class Server:
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-        # In-process engines of the test session set these; a server is to start as a user's would.
-        for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_PLUGINS", "PROMETHEUS_MULTIPROC_DIR", "VLLM_PRUNE_URL"):
+        environment["LD_PRELOAD"] = PRELOAD_AT_START
+        for name in ENGINE_LEAVES:
             environment.pop(name, None)
         if self.kind == "stock":
             environment["VLLM_PLUGINS"] = STOCK_PLUGINS
-        return environment
+        return {**environment, **self.environment}
 
     def _wait(self) -> None:
         assert self.process is not None
@@ -88,7 +105,7 @@ class Server:
     def _tail(self) -> str:
         if self.log is None or not self.log.exists():
             return ""
-        return "\n" + self.log.read_text(errors="replace")[-4000:]
+        return "\n" + _explain(self.log.read_text(errors="replace"))
 
     def stop(self, sig: int = signal.SIGTERM) -> int:
         """Signal the server and wait for it; returns its exit code."""
@@ -110,6 +127,13 @@ class Server:
     def model_name(self) -> str:
         """Name under which the model is served."""
         return str(httpx.get(f"{self.url}/v1/models", timeout=30).json()["data"][0]["id"])
+
+
+def _explain(log: str, last: int = 12, most: int = 3000) -> str:
+    """What to read first in a failed server's log: its own error lines, the engine's among them, then its end."""
+    lines = log.splitlines()
+    errors = [line for line in lines if ("ERROR" in line or "Error:" in line) and "  File " not in line]
+    return "\n".join([*errors, "... the log ends with", *lines[-last:]])[-most:]
 
 
 def free_port() -> int:

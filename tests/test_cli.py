@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from vllm_prune.catalogue import entries, markdown
 from vllm_prune.cli import app
-from vllm_prune.launch import has_flag, is_demo, value_of
+from vllm_prune.launch import has_flag, is_demo, preload_list, value_of
 from vllm_prune.visual.strategies import names
 
 COMMAND = str(Path(sys.executable).parent / "vllm-prune")
@@ -81,3 +81,14 @@ def test_flags_are_found_in_either_spelling() -> None:
 def test_the_demo_is_recognised() -> None:
     assert is_demo("benchmarks/demo_model/checkpoint")
     assert not is_demo("Qwen/Qwen2.5-VL-7B-Instruct")
+
+
+def test_preloading_never_mixes_two_openmp_runtimes() -> None:
+    found = ["/usr/lib/libtcmalloc.so.4", "/venv/lib/libiomp5.so"]
+    assert preload_list("", found) == found
+    assert preload_list("/x/libfaketime.so", found) == [*found, "/x/libfaketime.so"]
+    for runtime in ("/torch/lib/libgomp.so.1", "/opt/libomp.so", "/opt/libiomp5.so"):
+        assert preload_list(f"{runtime}:/x/y.so", found) == [found[0], runtime, "/x/y.so"]
+    mine = "/opt/libtcmalloc_minimal.so.4 /torch/lib/libgomp.so.1"
+    assert preload_list(mine, found) == mine.split()
+    assert preload_list("", []) == []

@@ -108,14 +108,29 @@ def preload() -> None:
     if os.environ.get(PRELOADED) or _cuda():
         return
     os.environ[PRELOADED] = "1"
-    found = [path for path in (_tcmalloc(), _openmp()) if path]
     already = os.environ.get("LD_PRELOAD", "")
-    new = [path for path in found if path not in already]
-    names = ", ".join(Path(path).name for path in found) or "neither libtcmalloc nor libiomp5 found; slower on CPU"
+    wanted = preload_list(already, [path for path in (_tcmalloc(), _openmp()) if path])
+    names = ", ".join(Path(path).name for path in wanted) or "neither libtcmalloc nor libiomp5 found; slower on CPU"
     print(f"vllm-prune: preloading {names}", flush=True)
-    if new and sys.platform == "linux":
-        os.environ["LD_PRELOAD"] = ":".join([*new, *filter(None, [already])])
+    if wanted != split(already) and sys.platform == "linux":
+        os.environ["LD_PRELOAD"] = ":".join(wanted)
         os.execv(sys.executable, [sys.executable, "-m", "vllm_prune.cli", *sys.argv[1:]])
+
+
+def split(paths: str) -> list[str]:
+    """Entries of `LD_PRELOAD`, which takes colons and spaces between them."""
+    return paths.replace(":", " ").split()
+
+
+def preload_list(already: str, found: Sequence[str]) -> list[str]:
+    """Entries of `LD_PRELOAD` to start with: what the user set, and each found library whose kind is not yet there.
+
+    vLLM refuses to start with two OpenMP runtimes, so a user's own one (GNU's too) keeps its place.
+    """
+    entries = split(already)
+    kinds = (("libtcmalloc",), ("libiomp", "libomp", "libgomp"))
+    missing = [kind for kind in kinds if not any(name in entry for name in kind for entry in entries)]
+    return [path for path in found if any(name in path for kind in missing for name in kind)] + entries
 
 
 def _cuda() -> bool:

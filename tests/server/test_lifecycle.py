@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 
 from benchmarks.servers import Server
 
@@ -23,7 +24,9 @@ def ask(server: Server, **more: Any) -> httpx.Response:
 
 def test_sigterm_drains_and_exits_zero(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    with Server(DEMO, "prune", log=log) as server:
+    # A user may have preloaded an OpenMP runtime already; vLLM refuses to start with two.
+    own = {"LD_PRELOAD": str(next((Path(torch.__file__).parent / "lib").glob("libgomp*")))}
+    with Server(DEMO, "prune", log=log, environment=own) as server:
         answers: list[httpx.Response] = []
         slow = {"max_tokens": 400, "ignore_eos": True, "pruning": {"visual": {"keep": 0.5}}}
         thread = threading.Thread(target=lambda: answers.append(ask(server, **slow)))
@@ -70,7 +73,6 @@ def text_model(tmp_path: Path) -> Path:
     """A tiny random Qwen2 checkpoint with the demo model's tokenizer."""
     import shutil
 
-    import torch
     from transformers import AutoConfig, Qwen2Config, Qwen2ForCausalLM
 
     folder = tmp_path / "text"
