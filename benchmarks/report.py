@@ -17,7 +17,13 @@ PAGES = (ROOT / "README.md", DEMO / "README.md")
 
 def fill(text: str) -> str:
     """A page with its generated parts replaced."""
-    parts = {"catalogue": markdown(), "speed": speed(), "demo": demo(), "evaluation": evaluation()}
+    parts = {
+        "catalogue": markdown(),
+        "kv_catalogue": markdown("kv"),
+        "speed": speed(),
+        "demo": demo(),
+        "evaluation": evaluation(),
+    }
     for name, body in parts.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(pattern, lambda found, body=body: f"{found[1]}{body}\n{found[2]}", text, flags=re.DOTALL)

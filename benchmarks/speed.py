@@ -30,10 +30,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from vllm_prune.launch import found_libraries, preload_list
+
 from .random_model import build, parameters
-from .servers import Server
+from .servers import PRELOAD_AT_START, Server
 
 RESULTS = Path(__file__).parent / "results"
+QUIET_SECONDS = 3.0
+"""Pause before a measurement: an engine polls for a while after its last request, on cores that both servers share."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ async def ask(
 
 async def round_of(server: Server, model: str, arm: Arm, images: list[str], concurrency: int) -> dict[str, float]:
     """TTFT of one request alone, then requests per second under load."""
+    await asyncio.sleep(QUIET_SECONDS)
     limits = httpx.Limits(max_connections=concurrency + 1)
     async with httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as client:
         alone = await ask(client, server, model, arm, images[0], 1)
@@ -125,8 +130,10 @@ def measure(
     found: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in chosen}
     with ExitStack() as stack, Progress(transient=True) as progress:
         task = progress.add_task("starting two servers", total=(rounds + 1) * len(chosen))
+        # Ours preloads these by itself; the comparison is not about OpenMP runtimes.
+        preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, found_libraries()))}
         servers = {
-            kind: stack.enter_context(Server(folder, kind, arguments, log=logs / f"{kind}.log"))
+            kind: stack.enter_context(Server(folder, kind, arguments, log=logs / f"{kind}.log", environment=preloaded))
             for kind in ("stock", "prune")
         }
         names = {kind: server.model_name for kind, server in servers.items()}

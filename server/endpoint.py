@@ -22,6 +22,7 @@ from vllm.logger import init_logger
 from vllm_prune import __version__, compat, metrics
 from vllm_prune.catalogue import entries
 from vllm_prune.intake import policy
+from vllm_prune.kv import support
 
 from .pruning import answer
 
@@ -36,13 +37,15 @@ class ServerState:
     """What the self-check found.
 
     Attributes:
-        verified: our classes are in use in the front end and in every worker, and nothing forbids budgets.
+        verified: our classes are in use in the front end and in every worker, and nothing forbids visual budgets.
         findings: why not, one line each.
+        kv_findings: why KV budgets are refused, one line each; empty when they are honoured.
         started: start-up is over.
     """
 
     verified: bool = False
     findings: list[str] = field(default_factory=list)
+    kv_findings: list[str] = field(default_factory=list)
     started: bool = False
 
 
@@ -60,33 +63,52 @@ class PruneEndpoint:
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Prove that our classes are in use, then announce the server once it answers."""
         compat.adopt_requests()
+        compat.adopt_outputs()
         policy()
         own: ServerState = state.vllm_prune
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
-        own.findings = await self_check(engine_client)
+        workers = await inspect_workers(engine_client)
+        own.findings = visual_findings(engine_client, workers)
+        own.kv_findings = kv_findings(engine_client, workers)
         own.verified = not own.findings
         own.started = True
         metrics.publish_build(__version__, compat.vllm_version(), own.verified)
         for finding in own.findings:
             logger.warning("visual budgets are refused: %s", finding)
+        for finding in own.kv_findings:
+            logger.warning("KV budgets are refused: %s", finding)
         if url := os.environ.get(URL_ENV):
             state.vllm_prune_announcer = asyncio.create_task(_announce(url, own))
 
 
-async def self_check(engine_client: Any) -> list[str]:
-    """Reasons why a budget would not be honoured; empty when it would be."""
+async def inspect_workers(engine_client: Any) -> list[dict[str, Any]]:
+    """What every worker says of itself; empty where they cannot be asked."""
+    if engine_client.vllm_config.parallel_config.worker_extension_cls != compat.EXTENSION:
+        return []
+    return list(await engine_client.collective_rpc("vllm_prune_inspect", timeout=60))
+
+
+def visual_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
+    """Reasons why a visual budget would not be honoured; empty when it would be."""
     findings = compat.refusals(engine_client.vllm_config)
     if not compat.adapted_processor(engine_client.renderer):
         findings.append(compat.unsupported_model(engine_client.model_config))
         return findings
-    if engine_client.vllm_config.parallel_config.worker_extension_cls != compat.EXTENSION:
+    if not workers:
         findings.append(f"the worker extension {compat.EXTENSION} is not installed; start with vllm-prune serve")
-        return findings
-    workers = await engine_client.collective_rpc("vllm_prune_inspect", timeout=60)
     for rank, found in enumerate(workers):
         if not found["adapter"]:
             findings.append(f"worker {rank} runs {found['model']}, not our adapter; see its log for an import error")
     return findings
+
+
+def kv_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
+    """Reasons why a KV budget would not be honoured; empty when it would be. The request seam reads them too."""
+    found = [reason for worker in workers for reason in worker["kv"]["reasons"]]
+    support.FOUND.reasons = list(dict.fromkeys(found if workers else ["the workers cannot be asked; see above"]))
+    offers = [frozenset(worker["kv"]["offers"]) for worker in workers]
+    support.FOUND.offers = frozenset.intersection(*offers) if offers else frozenset()
+    return [*support.config_refusals(engine_client.vllm_config), *support.FOUND.reasons]
 
 
 async def _announce(url: str, own: ServerState) -> None:
@@ -154,5 +176,11 @@ async def ready(raw_request: Request) -> Response:
 async def startup(raw_request: Request) -> JSONResponse:
     """200 once start-up is over, with the findings of the self-check."""
     own: ServerState = raw_request.app.state.vllm_prune
-    body = {"started": own.started, "pruning": own.verified, "findings": own.findings}
+    body = {
+        "started": own.started,
+        "pruning": own.verified,
+        "findings": own.findings,
+        "kv": not own.kv_findings,
+        "kv_findings": own.kv_findings,
+    }
     return JSONResponse(body, status_code=200 if own.started else 503)

@@ -41,6 +41,9 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
         metrics.count_rejection("not_active")
         reason = "; ".join(raw_request.app.state.vllm_prune.findings)
         return error_response(f"visual budgets are not honoured by this server: {reason}", "pruning.visual")
+    if scope.decision.kv is not None and (findings := raw_request.app.state.vllm_prune.kv_findings):
+        metrics.count_rejection("not_active")
+        return error_response(f"KV budgets are not honoured by this server: {'; '.join(findings)}", "pruning.kv")
     token = SCOPE.set(scope)
     scope.enter()
     try:

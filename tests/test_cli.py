@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from vllm_prune.catalogue import entries, markdown
 from vllm_prune.cli import app
+from vllm_prune.kv.strategies import names as kv_names
 from vllm_prune.launch import has_flag, is_demo, preload_list, value_of
 from vllm_prune.visual.strategies import names
 
@@ -28,10 +29,10 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 def test_strategies_in_three_forms() -> None:
     runner = CliRunner()
     assert "divprune" in runner.invoke(app, ["strategies"]).stdout
-    assert runner.invoke(app, ["strategies", "--markdown"]).stdout.strip() == markdown()
+    assert runner.invoke(app, ["strategies", "--markdown"]).stdout.strip() == markdown() + "\n\n" + markdown("kv")
     listed = json.loads(runner.invoke(app, ["strategies", "--json"]).stdout)
     assert listed == entries()
-    assert [entry["name"] for entry in listed] == list(names())
+    assert [entry["name"] for entry in listed] == [*names(), *kv_names()]
 
 
 def test_doctor_passes_here() -> None:

@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from vllm_prune import compat
+from vllm_prune import compat, touches
 
 
 def test_every_name_is_as_expected() -> None:
-    assert compat.signature_problems() == []
+    assert touches.signature_problems() == []
 
 
 def test_a_missing_name_or_parameter_is_reported() -> None:
-    gone = compat.Touch("vllm.multimodal.utils", "no_such_function", ())
-    changed = compat.Touch("vllm.multimodal.utils", "copy_mm_embedding_modality", ("source",))
+    gone = touches.Touch("vllm.multimodal.utils", "no_such_function", ())
+    changed = touches.Touch("vllm.multimodal.utils", "copy_mm_embedding_modality", ("source",))
     assert "no_such_function" in (gone.problem() or "")
     assert "source" in (changed.problem() or "")
 

@@ -46,7 +46,8 @@ presets:
         ("unknown: 1\n", 1, "unknown"),
         ("limits:\n  strategies: [magic]\n", 1, "magic"),
         ("presets:\n  fast: {visual: {keep: 0.5, strategy: magic}}\n", 1, "magic"),
-        ("presets:\n  fast: {kv: {keep: 0.5}}\n", 1, "kv"),
+        ("presets:\n  fast: {kv: {window: 4}}\n", 1, "keep"),
+        ("limits:\n  kv:\n    strategies: [magic]\n", 2, "magic"),
     ],
 )
 def test_errors_name_the_line(tmp_path: Path, text: str, line: int, word: str) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from vllm_prune import intake
-from vllm_prune.budget import BudgetError, PruningField, VisualField
+from vllm_prune.budget import BudgetError, KvField, PruningField, VisualField, canonical_kv
 from vllm_prune.config import Defaults, Limits, PruneConfig
 from vllm_prune.intake import SCOPE, Policy, Scope
+from vllm_prune.kv.spec import KvSpec
 
 
 def policy(limits: dict[str, Any] | None = None, default: dict[str, Any] | None = None) -> Policy:
@@ -51,10 +52,71 @@ def test_presets_by_name_and_by_model() -> None:
     assert caught.value.param == "model"
 
 
-def test_kv_is_refused_not_ignored() -> None:
+def test_kv_budgets_are_canonical() -> None:
+    asked = {"kv": {"keep": 0.2, "strategy": "streaming"}}
+    spec = policy().decide(asked).kv
+    assert spec == KvSpec("streaming", '{"sinks":4}', keep="0.2")
+    assert policy().decide({"kv": {**asked["kv"], "keep": 0.20, "options": {"sinks": 4}}}).kv == spec
+    assert policy().decide({"kv": {"keep": 1.0}}).kv is None
+    assert policy().decide({"kv": {"strategy": "none"}}).kv is None
+    assert policy().decide({"kv": {"max_tokens": 100}}).kv == KvSpec(
+        "gui_kv", canonical_kv(KvField(keep=0.5)).options, max_tokens=100
+    )
+    assert policy().decide().kv is None
+
+
+@pytest.mark.parametrize(
+    ("kv", "param"),
+    [
+        ({}, "keep"),
+        ({"keep": 0.5, "max_tokens": 5}, "keep"),
+        ({"keep": 0.5, "strategy": "magic"}, "strategy"),
+        ({"keep": 0.5, "strategy": "none"}, "strategy"),
+        ({"keep": 0.5, "strategy": "streaming", "options": {"sinks": -1}}, "options.sinks"),
+        ({"keep": 0.5, "options": {"x": 1}}, "options.x"),
+        ({"keep": 0.5, "window": 0}, "window"),
+        ({"keep": 0.5, "buffer": True}, "buffer"),
+        ({"keep": float("nan")}, "keep"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"keep": 0.5, "layers": 3}, "layers"),
+    ],
+)
+def test_bad_kv_budgets_name_the_field(kv: dict[str, Any], param: str) -> None:
     with pytest.raises(BudgetError) as caught:
-        policy().decide({"kv": {"keep": 0.2}})
-    assert caught.value.param == "pruning.kv"
+        policy().decide({"kv": kv})
+    assert caught.value.param == f"pruning.kv.{param}"
+
+
+def test_kv_limits() -> None:
+    limits = {"kv": {"min_keep": 0.2, "max_tokens": 50, "strategies": ["gui_kv", "snapkv"]}}
+    server = Policy(PruneConfig.model_validate({"limits": limits}))
+    low = server.decide({"kv": {"keep": 0.1}})
+    assert low.kv is not None
+    assert low.kv.keep == "0.2"
+    assert low.clamped == ({"param": "pruning.kv.keep", "requested": 0.1, "applied": 0.2, "reason": "min_keep"},)
+    high = server.decide({"kv": {"max_tokens": 90}})
+    assert high.kv is not None
+    assert high.kv.max_tokens == 50
+    assert high.clamped[0]["reason"] == "max_tokens"
+    with pytest.raises(BudgetError, match="not allowed"):
+        server.decide({"kv": {"keep": 0.5, "strategy": "streaming"}})
+    strict = Policy(PruneConfig.model_validate({"limits": {**limits, "on_limit": "reject"}}))
+    with pytest.raises(BudgetError, match="operator's limit"):
+        strict.decide({"kv": {"keep": 0.1}})
+
+
+def test_kv_reports_find_their_request_and_add_up() -> None:
+    scope = Scope(policy().decide({"kv": {"keep": 0.5}}))
+    assert scope.usage()["kv"] is None
+    intake.TICKETS[scope.ticket] = scope
+    tally = {"ticket": scope.ticket, "strategy": "gui_kv", "prompt_tokens": 100, "kept_tokens": 50,
+             "evicted_tokens": 50, "freed_blocks": 3, "compactions": 1}  # fmt: skip
+    intake.report(tally)
+    intake.report({**tally, "ticket": "somebody else's"})
+    expected = {k: v for k, v in tally.items() if k != "ticket"}
+    assert scope.usage()["kv"] == expected
+    intake.report({**tally, "prompt_tokens": 40, "kept_tokens": 20, "evicted_tokens": 20, "freed_blocks": 1})
+    assert scope.usage()["kv"] == {**expected, "evicted_tokens": 70, "freed_blocks": 4, "compactions": 2}
 
 
 def test_limits_clamp_and_say_so() -> None:

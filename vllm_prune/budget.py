@@ -8,13 +8,16 @@ so equal budgets always have equal bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from .kv.spec import KvSpec
+from .kv.strategies import create as create_kv
+from .kv.strategies import names as kv_names
 from .visual.strategies import create, names
 from .visual.strategies.base import Modality
 
@@ -23,6 +26,7 @@ KEY = "vllm_prune"
 
 MODALITIES: tuple[Modality, ...] = ("image", "video")
 DEFAULT_STRATEGY: dict[Modality, str] = {"image": "divprune", "video": "mc_evs"}
+DEFAULT_KV_STRATEGY = "gui_kv"
 
 
 OnLimit = Literal["clamp", "reject"]
@@ -210,18 +214,38 @@ def _part(field: VisualField, override: VisualPart | None, modality: Modality, f
     options = source.options if source.options is not None or override is None else field.options
     text = options_of(name, options or {}, param)
     if given.keep is not None:
-        return (
-            None
-            if given.keep == 1
-            else Part(name, text, keep=format(Decimal(repr(float(given.keep))).normalize(), "f"))
-        )
+        return None if given.keep == 1 else Part(name, text, keep=_decimal(given.keep))
     return Part(name, text, max_tokens=given.max_tokens if given is override else None)
 
 
-def options_of(name: str, options: Mapping[str, Any], param: str) -> str:
+def canonical_kv(field: KvField) -> KvSpec | None:
+    """Normalise a validated `pruning.kv` object; None where it evicts nothing.
+
+    Raises:
+        BudgetError: both budgets or neither, an unknown strategy, options the strategy refuses.
+    """
+    name = field.strategy or DEFAULT_KV_STRATEGY
+    if name not in ("none", *kv_names()):
+        raise BudgetError(f"unknown KV strategy {name!r}; known: {', '.join(kv_names())}", "pruning.kv.strategy")
+    if (field.keep is None) == (field.max_tokens is None) and name != "none":
+        raise BudgetError("give one of keep and max_tokens", "pruning.kv.keep")
+    if name == "none" and (field.max_tokens is not None or field.keep not in (None, 1)):
+        raise BudgetError("strategy 'none' keeps every row; name another one or drop the budget", "pruning.kv.strategy")
+    if name == "none" or field.keep == 1:
+        return None
+    options = options_of(name, field.options or {}, "pruning.kv", create_kv)
+    keep = None if field.keep is None else _decimal(field.keep)
+    return KvSpec(name, options, keep, field.max_tokens, field.window, field.buffer)
+
+
+def _decimal(ratio: float) -> str:
+    return format(Decimal(repr(float(ratio))).normalize(), "f")
+
+
+def options_of(name: str, options: Mapping[str, Any], param: str, make: Callable[..., Any] = create) -> str:
     """Validated options of a strategy, defaults filled in, as canonical JSON. Raises `BudgetError`."""
     try:
-        filled = create(name, options).options.model_dump(mode="json")
+        filled = make(name, options).options.model_dump(mode="json")
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         location = ".".join([param, "options", *(str(part) for part in first["loc"])])

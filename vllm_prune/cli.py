@@ -65,7 +65,7 @@ def strategies(
     if as_json:
         typer.echo(json.dumps(entries(), indent=2))
     elif markdown:
-        typer.echo(as_markdown())
+        typer.echo(as_markdown() + "\n\n" + as_markdown("kv"))
     else:
         table = Table("strategy", "for", "what it keeps", "needs", "source")
         for entry in entries():

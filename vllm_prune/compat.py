@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import copy
 import importlib
-import inspect
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -50,6 +49,7 @@ def register_models() -> None:
         ModelRegistry.register_model(architecture, target)
     if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
         adopt_requests()
+        adopt_outputs()
 
 
 def adopt_requests() -> None:
@@ -84,6 +84,7 @@ def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Await
         )
         try:
             decision = intake.decide(getattr(request, "vllm_xargs", None))
+            _pass_kv(self.renderer.config, request, decision.kv)
             if decision.spec is None:
                 result = await original(self, request, *args, **kwargs)
             else:
@@ -95,6 +96,63 @@ def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Await
         return result
 
     return prepare
+
+
+def _pass_kv(vllm_config: Any, request: Any, spec: Any) -> None:
+    """Let a KV budget travel with the sampling parameters, as every extra argument does."""
+    from . import intake
+    from .budget import BudgetError
+    from .kv import spec as kv
+    from .kv import support
+
+    own = getattr(request, "vllm_xargs", None) or {}
+    if kv.KEY in own:
+        raise BudgetError(f"{kv.KEY} is set by the server", "vllm_xargs")
+    if spec is None:
+        return
+    if reason := support.refusal(vllm_config):
+        raise BudgetError(f"KV eviction is off on this server: {reason}", "pruning.kv")
+    if getattr(request, "use_beam_search", False):
+        raise BudgetError("beam search copies caches, which eviction has made private; drop one of them", "pruning.kv")
+    if (problem := support.missing(spec)) is not None:
+        raise BudgetError(problem, "pruning.kv.strategy")
+    scope, ticket = intake.SCOPE.get(), ""
+    if scope is not None:
+        intake.TICKETS[scope.ticket] = scope
+        ticket = scope.ticket
+    request.vllm_xargs = {**own, kv.KEY: replace(spec, ticket=ticket).wire()}
+
+
+def adopt_outputs() -> None:
+    """Take the scheduler's report off the outputs that carry one, before anybody else sees them.
+
+    Transfer parameters are the one field of an engine's output that takes what a scheduler wants to say
+    about a finished request. With a KV connector, their other user, eviction is refused.
+    """
+    processor = importlib.import_module("vllm.v1.engine.output_processor").OutputProcessor
+    if getattr(processor, "vllm_prune_adopted", False):
+        return
+    original = processor.process_outputs
+
+    @wraps(original)
+    def process(self: Any, engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+        for output in engine_core_outputs:
+            if output.kv_transfer_params is not None:
+                _take_report(output)
+        return original(self, engine_core_outputs, *args, **kwargs)
+
+    processor.process_outputs = process
+    processor.vllm_prune_adopted = True
+
+
+def _take_report(output: Any) -> None:
+    from . import intake
+    from .kv.spec import REPORT
+
+    tally = output.kv_transfer_params.pop(REPORT, None)
+    output.kv_transfer_params = output.kv_transfer_params or None
+    if tally is not None:
+        intake.report(tally)
 
 
 async def _prepare_pruned(
@@ -238,63 +296,3 @@ def run_vllm_serve(arguments: Sequence[str]) -> None:
     configure_logging_from_args(parsed)
     command.validate(parsed)
     command.cmd(parsed)
-
-
-@dataclass(frozen=True)
-class Touch:
-    """One name of vLLM that we rely on, with the parameters that we pass or override."""
-
-    module: str
-    name: str
-    parameters: tuple[str, ...]
-
-    def problem(self) -> str | None:
-        """What is wrong with it on this vLLM, None when it is as expected."""
-        try:
-            found: Any = importlib.import_module(self.module)
-            for part in self.name.split("."):
-                found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
-            return f"{self.module}.{self.name}: {error}"
-        missing = set(self.parameters) - set(inspect.signature(found).parameters)
-        return f"{self.module}.{self.name} has no parameter {sorted(missing)}" if missing else None
-
-
-_PROCESSOR = "vllm.multimodal.processing.processor"
-TOUCHES: tuple[Touch, ...] = (
-    Touch(_RENDERER, "OnlineRenderer.preprocess_chat", ("request", "messages")),
-    Touch(_RENDERER, "OnlineRenderer.preprocess_cmpl", ("request", "prompts")),
-    Touch("vllm.entrypoints.generate.base.protocol", "validate_request_mm_kwargs", ("trust_request_mm_kwargs",)),
-    Touch(_PROCESSOR, "BaseMultiModalProcessor.apply", ("inputs", "timing_ctx")),
-    Touch(_PROCESSOR, "BaseMultiModalProcessor._get_mm_hashes", ("inputs",)),
-    Touch(_PROCESSOR, "BaseMultiModalProcessor._apply_hf_processor_main", ("mm_items", "hf_kwargs")),
-    Touch(_PROCESSOR, "BaseMultiModalProcessor._get_cache_missing_processor_kwargs", ("inputs", "mm_is_cached")),
-    Touch(_PROCESSOR, "BaseMultiModalProcessor._get_mm_fields_config", ("hf_inputs", "hf_processor_mm_kwargs")),
-    Touch(
-        _PROCESSOR,
-        "BaseMultiModalProcessor._get_prompt_updates",
-        ("mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"),
-    ),
-    Touch("vllm.multimodal.utils", "copy_mm_embedding_modality", ("src", "dst")),
-    Touch(
-        "vllm.model_executor.models.qwen2_5_vl",
-        "Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions",
-        ("input_tokens", "mm_features"),
-    ),
-    Touch(
-        "vllm.model_executor.models.qwen3_vl",
-        "Qwen3VLForConditionalGeneration.get_mrope_input_positions",
-        ("input_tokens", "mm_features"),
-    ),
-    Touch(
-        "vllm.model_executor.models.qwen3_vl",
-        "Qwen3VLMultiModalProcessor.get_video_repl",
-        ("tokens_per_frame", "timestamps", "select_token_id"),
-    ),
-    Touch("vllm.model_executor.models.qwen3_vl", "Qwen3VLForConditionalGeneration.embed_input_ids", ("is_multimodal",)),
-)
-
-
-def signature_problems() -> list[str]:
-    """Names of vLLM that are not as this version expects; empty on a supported vLLM."""
-    return [problem for touch in TOUCHES if (problem := touch.problem())]

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from .budget import BudgetError, Keep, MaxTokens, OnLimit, PruningField, VisualField, canonical
+from .budget import (
+    BudgetError,
+    Keep,
+    KvField,
+    MaxTokens,
+    OnLimit,
+    PruningField,
+    VisualField,
+    canonical,
+    canonical_kv,
+)
+from .kv.strategies import names as kv_names
 from .visual.strategies import names
 
 ENV = "VLLM_PRUNE_CONFIG"
@@ -27,6 +38,36 @@ class Defaults(_Section):
     """Budgets of requests that name none."""
 
     visual: VisualField | None = None
+    kv: KvField | None = None
+
+
+class KvLimits(_Section):
+    """What requests may ask for in `pruning.kv`; `on_limit` is that of `limits`.
+
+    Attributes:
+        min_keep, max_keep: bounds of `keep`.
+        min_tokens, max_tokens: bounds of `max_tokens`.
+        strategies: allowed strategies, all when absent.
+    """
+
+    min_keep: Keep | None = None
+    max_keep: Keep | None = None
+    min_tokens: MaxTokens | None = None
+    max_tokens: MaxTokens | None = None
+    strategies: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> KvLimits:
+        _check_names(self.strategies, kv_names())
+        if self.min_keep and self.max_keep and self.min_keep > self.max_keep:
+            raise ValueError("min_keep is above max_keep")
+        return self
+
+
+def _check_names(given: tuple[str, ...] | None, known: tuple[str, ...]) -> None:
+    unknown = set(given or ()) - set(known)
+    if unknown:
+        raise ValueError(f"unknown strategies {sorted(unknown)}; known: {', '.join(known)}")
 
 
 class Limits(_Section):
@@ -37,6 +78,7 @@ class Limits(_Section):
         min_tokens: lower bound of `max_tokens`.
         max_tokens: most visual tokens that one request may hand to the language model.
         strategies: allowed strategies, all when absent.
+        kv: bounds of `pruning.kv`.
         on_limit: "clamp" changes the budget and says so in the answer, "reject" refuses with 400.
     """
 
@@ -45,13 +87,12 @@ class Limits(_Section):
     min_tokens: MaxTokens | None = None
     max_tokens: MaxTokens | None = None
     strategies: tuple[str, ...] | None = None
+    kv: KvLimits = KvLimits()
     on_limit: OnLimit = "clamp"
 
     @model_validator(mode="after")
     def _known(self) -> Limits:
-        unknown = set(self.strategies or ()) - set(names())
-        if unknown:
-            raise ValueError(f"unknown strategies {sorted(unknown)}; known: {', '.join(names())}")
+        _check_names(self.strategies, names())
         if self.min_keep and self.max_keep and self.min_keep > self.max_keep:
             raise ValueError("min_keep is above max_keep")
         return self
@@ -69,16 +110,16 @@ class PruneConfig(_Section):
 
     @model_validator(mode="after")
     def _usable(self) -> PruneConfig:
-        fields = {"defaults": self.defaults.visual, **{f"presets.{n}": p.visual for n, p in self.presets.items()}}
+        fields: dict[str, Defaults | PruningField] = {"defaults": self.defaults}
+        fields |= {f"presets.{name}": preset for name, preset in self.presets.items()}
         for where, field in fields.items():
-            if field is not None:
-                try:
-                    canonical(field)
-                except BudgetError as error:
-                    raise ValueError(f"{where}: {error}") from None
-        kv = [name for name, preset in self.presets.items() if preset.kv is not None]
-        if kv:
-            raise ValueError(f"presets {kv} set kv: KV eviction is not part of this release")
+            try:
+                if field.visual is not None:
+                    canonical(field.visual)
+                if field.kv is not None:
+                    canonical_kv(field.kv)
+            except BudgetError as error:
+                raise ValueError(f"{where}: {error}") from None
         return self
 
 

@@ -7,8 +7,10 @@ import os
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 
-from . import compat
+from . import compat, touches
 from .config import ENV, ConfigError, load
+from .kv.strategies import names as kv_names
+from .kv.support import SCHEDULER, WORKER
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def examine() -> list[Check]:
         _plugin(),
         *_adapters(),
         _configuration(),
-        Check("kv eviction", True, "not part of this release; requests with pruning.kv are refused with 400"),
+        _kv(),
     ]
 
 
@@ -43,7 +45,7 @@ def _platform() -> list[Check]:
     from vllm.platforms import current_platform
 
     name = current_platform.device_name or current_platform.device_type
-    runner = "V1 and V2 runners alike: positions are placed inside the model, no runner is changed"
+    runner = "visual budgets: V1 and V2 alike, positions are placed inside the model; KV eviction: V1"
     return [
         Check("platform", True, f"{current_platform.device_type} ({name})"),
         Check("model runner", True, runner),
@@ -51,9 +53,9 @@ def _platform() -> list[Check]:
 
 
 def _signatures() -> Check:
-    problems = compat.signature_problems()
+    problems = touches.signature_problems()
     return Check(
-        "vllm internals", not problems, "; ".join(problems) or f"all {len(compat.TOUCHES)} names are as expected"
+        "vllm internals", not problems, "; ".join(problems) or f"all {len(touches.TOUCHES)} names are as expected"
     )
 
 
@@ -85,6 +87,22 @@ def _adapters() -> list[Check]:
         detail = f"{target}" if registered is ours else f"registered is {registered}, not ours"
         checks.append(Check(architecture, registered is ours, detail))
     return checks
+
+
+def _kv() -> Check:
+    refused = (
+        "speculative decoding with a drafter, pipeline and context parallelism, micro-batch overlap, several cache "
+        "groups, MLA, sliding windows, ALiBi, fp8 caches, KV connectors, resumable sessions, beam search"
+    )
+    detail = f"{', '.join(kv_names())}; needs --scheduler-cls {SCHEDULER} and --worker-cls {WORKER} "
+    detail += f"(vllm-prune serve sets both); refused with a reason: {refused}"
+    try:
+        for path in (SCHEDULER, WORKER):
+            module, _, name = path.rpartition(".")
+            getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever keeps an engine from loading them
+        return Check("kv eviction", False, f"cannot be loaded: {error!r}")
+    return Check("kv eviction", True, detail)
 
 
 def _configuration() -> Check:

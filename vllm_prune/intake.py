@@ -7,25 +7,31 @@ comes from `vllm_xargs` and there is no scope. Either way `decide` is asked exac
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 from . import metrics
 from .budget import (
+    DEFAULT_KV_STRATEGY,
     DEFAULT_STRATEGY,
     MODALITIES,
     BudgetError,
+    KvField,
     Part,
     PruningField,
     VisualField,
     VisualSpec,
     canonical,
+    canonical_kv,
     parse_pruning,
 )
-from .config import Limits, PruneConfig, load
+from .config import KvLimits, Limits, OnLimit, PruneConfig, load
+from .kv.spec import KvSpec
 from .visual.strategies.base import Modality
 
 XARG = "pruning"
@@ -37,12 +43,14 @@ class Decision:
     """What is done with a request.
 
     Attributes:
-        spec: canonical budget, None where nothing is pruned.
+        spec: canonical visual budget, None where nothing is pruned.
+        kv: canonical KV budget, None where nothing is evicted.
         clamped: one entry per value that the operator's limits changed.
     """
 
     spec: VisualSpec | None
     clamped: tuple[dict[str, Any], ...] = ()
+    kv: KvSpec | None = None
 
 
 @dataclass
@@ -51,6 +59,8 @@ class Scope:
 
     decision: Decision
     items: list[dict[str, Any]] = field(default_factory=list)
+    tallies: list[dict[str, Any]] = field(default_factory=list)
+    ticket: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def enter(self) -> None:
         """Count the request as being answered."""
@@ -62,8 +72,12 @@ class Scope:
 
     def usage(self) -> dict[str, Any]:
         """The `usage.pruning` object of the contract."""
-        return {"visual": summary(self.items), "kv": None, "clamped": list(self.decision.clamped)}
+        kv = kv_summary(self.tallies) if self.decision.kv is not None else None
+        return {"visual": summary(self.items), "kv": kv, "clamped": list(self.decision.clamped)}
 
+
+TICKETS: WeakValueDictionary[str, Scope] = WeakValueDictionary()
+"""Scopes that wait for a report from the scheduler, by the ticket that their budget carries."""
 
 SCOPE: ContextVar[Scope | None] = ContextVar("vllm_prune_scope", default=None)
 
@@ -78,6 +92,22 @@ def summary(items: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "input_tokens": sum(item["input_tokens"] for item in items),
         "kept_tokens": sum(item["kept_tokens"] for item in items),
     }
+
+
+def kv_summary(tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What eviction did to a request: sums over its choices, lengths of its longest prompt; None before it ends."""
+    if not tallies:
+        return None
+    longest = max(tallies, key=lambda tally: tally["prompt_tokens"])
+    sums = {key: sum(tally[key] for tally in tallies) for key in ("evicted_tokens", "freed_blocks", "compactions")}
+    return {key: longest[key] for key in ("strategy", "prompt_tokens", "kept_tokens")} | sums
+
+
+def report(tally: Mapping[str, Any]) -> None:
+    """Hand a finished request's tally to the scope that waits for it."""
+    scope = TICKETS.get(tally["ticket"])
+    if scope is not None:
+        scope.tallies.append(dict(tally))
 
 
 class Policy:
@@ -101,10 +131,9 @@ class Policy:
         if isinstance(raw, str):
             base, raw = self._preset(raw, "pruning"), None
         asked = parse_pruning(raw) if raw is not None else PruningField()
-        if (asked if "kv" in asked.model_fields_set else base).kv is not None:
-            raise BudgetError("KV eviction is not part of this release; drop `kv` or set it to null", "pruning.kv")
-        visual = self._visual(asked, base)
-        return self._limited(None if visual is None else canonical(visual))
+        visual, kv = self._part("visual", asked, base), self._part("kv", asked, base)
+        decision = self._limited(None if visual is None else canonical(visual))
+        return decision if kv is None else self._with_kv(decision, kv)
 
     def _preset(self, name: str, param: str) -> PruningField:
         if name not in self.config.presets:
@@ -112,11 +141,20 @@ class Policy:
             raise BudgetError(f"unknown preset {name!r}; known: {known}", param)
         return self.config.presets[name]
 
-    def _visual(self, asked: PruningField, base: PruningField) -> VisualField | None:
+    def _part(self, name: str, asked: PruningField, base: PruningField) -> Any:
         for source in (asked, base):
-            if "visual" in source.model_fields_set:
-                return source.visual
-        return self.config.defaults.visual
+            if name in source.model_fields_set:
+                return getattr(source, name)
+        return getattr(self.config.defaults, name)
+
+    def _with_kv(self, decision: Decision, field: KvField) -> Decision:
+        canonical_kv(field)
+        clamped: list[dict[str, Any]] = []
+        limits = self.config.limits
+        spec = canonical_kv(_limit_kv(field, limits.kv, limits.on_limit, clamped))
+        for entry in clamped:
+            metrics.count_clamped(entry["reason"])
+        return replace(decision, kv=spec, clamped=(*decision.clamped, *clamped))
 
     def _limited(self, spec: VisualSpec | None) -> Decision:
         limits = self.config.limits
@@ -157,8 +195,33 @@ def _limit_part(part: Part | None, limits: Limits, modality: Modality, clamped: 
     return part if keep == float(part.keep) else replace(part, keep=repr(keep))
 
 
+def _limit_kv(field: KvField, limits: KvLimits, on_limit: OnLimit, clamped: list[dict[str, Any]]) -> KvField:
+    """The field within the operator's bounds."""
+    strategy = field.strategy or DEFAULT_KV_STRATEGY
+    if limits.strategies is not None and strategy not in limits.strategies:
+        allowed = ", ".join(limits.strategies)
+        raise BudgetError(f"KV strategy {strategy!r} is not allowed here; allowed: {allowed}", "pruning.kv.strategy")
+    for name, low, high in (
+        ("keep", limits.min_keep, limits.max_keep),
+        ("max_tokens", limits.min_tokens, limits.max_tokens),
+    ):
+        asked, suffix = getattr(field, name), name.removeprefix("max_")
+        if asked is None:
+            continue
+        if low is not None and asked < low:
+            asked = _bound(on_limit, clamped, f"pruning.kv.{name}", asked, low, f"min_{suffix}")
+        if high is not None and asked > high:
+            asked = _bound(on_limit, clamped, f"pruning.kv.{name}", asked, high, f"max_{suffix}")
+        field = field.model_copy(update={name: asked})
+    return field
+
+
 def _change(limits: Limits, clamped: list[dict[str, Any]], param: str, asked: Any, allowed: Any, reason: str) -> Any:
-    if limits.on_limit == "reject":
+    return _bound(limits.on_limit, clamped, param, asked, allowed, reason)
+
+
+def _bound(on_limit: OnLimit, clamped: list[dict[str, Any]], param: str, asked: Any, allowed: Any, reason: str) -> Any:
+    if on_limit == "reject":
         raise BudgetError(f"{param} {asked} is outside the operator's limit {allowed} ({reason})", param)
     entry = {"param": param, "requested": asked, "applied": allowed, "reason": reason}
     if entry not in clamped:
@@ -182,7 +245,7 @@ def decide(xargs: Mapping[str, Any] | None) -> Decision:
     scope = SCOPE.get()
     if given is None:
         return scope.decision if scope is not None else policy().decide()
-    if scope is not None and scope.decision.spec is not None:
+    if scope is not None and (scope.decision.spec is not None or scope.decision.kv is not None):
         raise BudgetError("give `pruning` or `vllm_xargs.pruning`, not both", "vllm_xargs.pruning")
     decision = policy().decide(_from_text(given))
     if scope is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from . import compat
 from .config import ENV, ConfigError, load
+from .kv.support import SCHEDULER, WORKER
 
 PRELOADED = "VLLM_PRUNE_PRELOADED"
 URL = "VLLM_PRUNE_URL"
@@ -65,7 +66,12 @@ def _check(model: str, config: str | None) -> None:
 
 def _defaults(model: str, arguments: Sequence[str]) -> list[str]:
     """Arguments that we add where the user gave none."""
-    wanted = {"--worker-extension-cls": compat.EXTENSION, "--shutdown-timeout": "30"}
+    wanted = {
+        "--worker-extension-cls": compat.EXTENSION,
+        "--worker-cls": WORKER,
+        "--scheduler-cls": SCHEDULER,
+        "--shutdown-timeout": "30",
+    }
     if is_demo(model):
         wanted |= {
             "--served-model-name": DEMO_NAME,
@@ -109,12 +115,17 @@ def preload() -> None:
         return
     os.environ[PRELOADED] = "1"
     already = os.environ.get("LD_PRELOAD", "")
-    wanted = preload_list(already, [path for path in (_tcmalloc(), _openmp()) if path])
+    wanted = preload_list(already, found_libraries())
     names = ", ".join(Path(path).name for path in wanted) or "neither libtcmalloc nor libiomp5 found; slower on CPU"
     print(f"vllm-prune: preloading {names}", flush=True)
     if wanted != split(already) and sys.platform == "linux":
         os.environ["LD_PRELOAD"] = ":".join(wanted)
         os.execv(sys.executable, [sys.executable, "-m", "vllm_prune.cli", *sys.argv[1:]])
+
+
+def found_libraries() -> list[str]:
+    """Libraries that make vLLM faster on a CPU, as far as they are installed."""
+    return [path for path in (_tcmalloc(), _openmp()) if path]
 
 
 def split(paths: str) -> list[str]:

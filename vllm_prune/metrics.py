@@ -63,6 +63,35 @@ def observe_score(part: str, strategy: str, seconds: float) -> None:
     ).observe(seconds)
 
 
+def count_compaction(strategy: str, evicted: int, freed: int) -> None:
+    """One compaction that the scheduler has ordered."""
+    for name, text, amount in (
+        ("kv_compactions", "Compactions of requests' KV cache.", 1),
+        ("kv_tokens_evicted", "Rows evicted from the KV cache, per layer and head.", evicted),
+        ("kv_blocks_freed", "KV cache blocks given back to the pool by compactions.", freed),
+    ):
+        _counter(name, text, ("strategy",)).labels(_model_name, strategy).inc(amount)
+
+
+def count_kv_skipped(reason: str) -> None:
+    """A compaction that was due and did not happen; `reason` is one of a fixed set."""
+    _counter("kv_eviction_skipped", "Compactions that were due and did not happen.", ("reason",)).labels(
+        _model_name, reason
+    ).inc()
+
+
+def observe_compaction(seconds: float) -> None:
+    """Time that a worker took for one compaction, scoring included, over all layers."""
+    _histogram("compaction_seconds", "Seconds spent on a compaction.", (), SECONDS).labels(_model_name).observe(seconds)
+
+
+def observe_kv_ratio(ratio: float) -> None:
+    """Share of the prompt's rows that a request's budget keeps."""
+    _histogram("keep_ratio", "Share of tokens kept per request.", ("part",), RATIOS).labels(_model_name, "kv").observe(
+        ratio
+    )
+
+
 def count_rejection(reason: str) -> None:
     """A request refused before any work; `reason` is one of a fixed set."""
     _counter("rejections", "Requests refused before any work.", ("reason",)).labels(_model_name, reason).inc()

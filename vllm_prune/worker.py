@@ -11,11 +11,14 @@ class Inspection:
     model_runner: Any
 
     def vllm_prune_inspect(self) -> dict[str, Any]:
-        """Names of the classes in use and whether the model is one of our adapters."""
+        """Names of the classes in use, whether the model is one of our adapters, and what KV eviction can do."""
+        from .kv.worker import inspect as inspect_kv
+
         model = self.model_runner.get_model()
         return {
             "worker": type(self).__qualname__,
             "runner": f"{type(self.model_runner).__module__}.{type(self.model_runner).__qualname__}",
             "model": f"{type(model).__module__}.{type(model).__qualname__}",
+            "kv": inspect_kv(self.model_runner),
             "adapter": bool(getattr(model, "vllm_prune_adapter", False)),
         }

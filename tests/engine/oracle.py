@@ -7,7 +7,7 @@ after a Qwen2.5-VL video. Counts are worked out anew; which cells to keep is the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from .media import Request, Visual
 TOLERANCE = 1e-4
 # Written in place of a pad token that a user typed, so that the HF processor does not take it for a medium.
 STAND_IN = "<|object_ref_start|>"
+
+Evict = Callable[[list[Any], int], None]
+"""Shortens transformers' cache layers, given how many tokens have been computed."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ class Oracle:
         self.qwen3 = self.config.model_type == "qwen3_vl"
 
     @torch.no_grad()
-    def answer(self, request: Request, steps: int) -> Expected:
-        """Expected answer of `steps` tokens."""
+    def answer(self, request: Request, steps: int, evict: Evict | None = None) -> Expected:
+        """Expected answer of `steps` tokens; `evict` shortens the cache before each decoding step."""
         inputs, ids, literal = self.expand(request)
         items = self.items(inputs, ids, literal)
         positions, following = self.positions(ids, literal, items)
@@ -102,7 +105,7 @@ class Oracle:
             keep[item.slots] = False
             keep[item.slots[item.kept]] = True
         tokens, logprobs = self._decode(
-            embeddings[keep], positions[:, keep], following, self._deepstack(items, keep), steps
+            embeddings[keep], positions[:, keep], following, self._deepstack(items, keep), steps, evict
         )
         kept = tuple(len(item.kept) for item in items if item.kept is not None)
         return Expected(tuple(ids[keep].tolist()), tokens, logprobs, len(ids), kept)
@@ -223,7 +226,13 @@ class Oracle:
         return {"visual_pos_masks": visual[keep][None], "deepstack_visual_embeds": [level[visual] for level in levels]}
 
     def _decode(
-        self, embeddings: Tensor, positions: Tensor, following: int, deepstack: dict[str, Any], steps: int
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        following: int,
+        deepstack: dict[str, Any],
+        steps: int,
+        evict: Evict | None,
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         from transformers.cache_utils import DynamicCache
 
@@ -232,6 +241,8 @@ class Oracle:
         logprobs: list[float] = []
         step = {"inputs_embeds": embeddings[None], "position_ids": positions[:, None], **deepstack}
         for i in range(steps):
+            if evict is not None and i:
+                evict(cache.layers, len(embeddings) + i - 1)
             hidden = model(past_key_values=cache, **step).last_hidden_state
             scores = self.hf.lm_head(hidden[0, -1]).log_softmax(-1)
             tokens.append(int(scores.argmax()))

@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import openai
 
+from vllm_prune.kv.strategies import names as kv_names
 from vllm_prune.visual.strategies import names
 
 from .media import image_part, mp4, png, user, video_part
@@ -19,7 +20,7 @@ def get(server: Any, path: str) -> httpx.Response:
 
 def test_catalogue_and_presets(server: Any) -> None:
     found = get(server, "/v1/pruning/strategies").json()["data"]
-    assert [entry["name"] for entry in found] == list(names())
+    assert [entry["name"] for entry in found] == [*names(), *kv_names()]
     for entry in found:
         assert set(entry) == {"name", "part", "modality", "needs", "summary", "paper", "options"}
         assert entry["options"]["type"] == "object"
@@ -30,7 +31,13 @@ def test_catalogue_and_presets(server: Any) -> None:
 def test_health(server: Any) -> None:
     for path in ("/health", "/health/live", "/health/ready", "/health/startup"):
         assert get(server, path).status_code == 200
-    assert get(server, "/health/startup").json() == {"started": True, "pruning": True, "findings": []}
+    assert get(server, "/health/startup").json() == {
+        "started": True,
+        "pruning": True,
+        "findings": [],
+        "kv": True,
+        "kv_findings": [],
+    }
 
 
 def test_our_routes_are_in_the_openapi_document(server: Any) -> None:

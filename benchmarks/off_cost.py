@@ -1,0 +1,109 @@
+"""What our plugin costs a request that asks for nothing: single requests, alternating between two servers.
+
+`python -m benchmarks.off_cost [--save]`. Latency on a shared machine is noisy, so the processor time that
+each server spent is compared as well. Both servers get the same preloaded libraries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import psutil
+import typer
+from rich.progress import Progress
+
+from vllm_prune.launch import found_libraries, preload_list
+
+from .random_model import build, parameters
+from .servers import PRELOAD_AT_START, Server
+from .speed import QUIET_SECONDS, RESULTS, Arm, ask, hardware, screens
+
+ARMS = (Arm("stock", "stock", None), Arm("off", "prune", None))
+
+
+def processor_seconds(server: Server) -> float:
+    """User and system time of a server and all its processes."""
+    assert server.process is not None
+    root = psutil.Process(server.process.pid)
+    return sum(sum(one.cpu_times()[:2]) for one in [root, *root.children(recursive=True)])
+
+
+async def one(server: Server, model: str, arm: Arm, image: str) -> dict[str, float]:
+    """Latency and processor time of one request."""
+    await asyncio.sleep(QUIET_SECONDS)
+    before = processor_seconds(server)
+    async with httpx.AsyncClient(timeout=300, trust_env=False) as client:
+        answer = await ask(client, server, model, arm, image, 8)
+    return {"latency": answer["seconds"], "cpu": processor_seconds(server) - before}
+
+
+def measure(folder: Path, side: tuple[int, int], pairs: int) -> dict[str, list[dict[str, float]]]:
+    """Pairs of requests, each pair the same picture, in turning order."""
+    logs = Path(tempfile.mkdtemp(prefix="vllm-prune-off-"))
+    arguments = ["--max-model-len", "8192", "--max-num-seqs", "4", "--limit-mm-per-prompt", '{"image": 1, "video": 0}']
+    preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, found_libraries()))}
+    found: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in ARMS}
+    with ExitStack() as stack, Progress(transient=True) as progress:
+        task = progress.add_task("pairs", total=pairs)
+        servers = {
+            arm.name: stack.enter_context(
+                Server(folder, arm.kind, arguments, log=logs / f"{arm.name}.log", environment=preloaded)
+            )
+            for arm in ARMS
+        }
+        names = {name: server.model_name for name, server in servers.items()}
+        pictures = screens(side, seed=1)
+        for number in range(pairs + 3):
+            picture = next(pictures)
+            for arm in ARMS[:: 1 if number % 2 else -1]:
+                result = asyncio.run(one(servers[arm.name], names[arm.name], arm, picture))
+                if number >= 3:  # the first pairs warm up
+                    found[arm.name].append(result)
+            progress.update(task, advance=1)
+    return found
+
+
+def summarise(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Median of stock over off per pair (1 is equal, below 1 is slower), with a 95% bootstrap interval."""
+    rng, summary = random.Random(0), {}
+    for key in ("latency", "cpu"):
+        ratios = [s[key] / o[key] for s, o in zip(found["stock"], found["off"], strict=True)]
+        medians = sorted(statistics.median(rng.choices(ratios, k=len(ratios))) for _ in range(2000))
+        summary[key] = {"ratio": statistics.median(ratios), "low": medians[50], "high": medians[1950]}
+    return summary
+
+
+def main(
+    pairs: Annotated[int, typer.Option(help="Measured pairs of requests.")] = 24,
+    rows: Annotated[int, typer.Option(help="Screen height in tokens (28 pixels each).")] = 24,
+    cols: Annotated[int, typer.Option(help="Screen width in tokens.")] = 32,
+    save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
+) -> None:
+    """Measure and print; `--save` keeps the result."""
+    folder = build()
+    found = measure(folder, (rows * 28, cols * 28), pairs)
+    result: dict[str, Any] = {
+        "command": "python -m benchmarks.off_cost " + " ".join(sys.argv[1:]),
+        "hardware": hardware(),
+        "parameters": parameters(folder),
+        "setting": {"visual_tokens": rows * cols, "pairs": pairs, "load": os.getloadavg()[0]},
+        "stock_over_off": summarise(found),
+    }
+    print(json.dumps(result["stock_over_off"], indent=1))
+    if save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "off_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,110 @@
+"""Engines that evict, a journal of what they kept, and the oracle's cache shortened by it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_prune.kv.spec import KEY, KvSpec
+from vllm_prune.kv.support import SCHEDULER, WORKER
+
+from .media import Request
+
+EVICTING: dict[str, Any] = {"scheduler_cls": SCHEDULER, "worker_cls": WORKER}
+
+
+@dataclass
+class Journal:
+    """What a worker kept, in the order of its compactions: per request, per layer int64 [H, C] positions."""
+
+    kept: dict[str, list[list[Tensor]]] = field(default_factory=dict)
+
+    def of(self, number: int) -> list[list[Tensor]]:
+        """Compactions of the request that the engine numbered so."""
+        names = [name for name in self.kept if name.split("-")[0] == str(number)]
+        return self.kept[names[0]] if names else []
+
+
+@contextmanager
+def journal() -> Iterator[Journal]:
+    """Record the compactions of in-process engines."""
+    from vllm_prune.kv.compaction import Compactor
+
+    found, original = Journal(), Compactor.run
+
+    def run(self: Any, command: Any, request: Any) -> None:
+        original(self, command, request)
+        found.kept.setdefault(command.request_id, []).append([kept.clone() for kept in request.positions])
+
+    Compactor.run = run  # type: ignore[method-assign]
+    try:
+        yield found
+    finally:
+        Compactor.run = original  # type: ignore[method-assign]
+
+
+class Evictor:
+    """Shortens transformers' cache as a budget says, keeping the positions that the journal names.
+
+    When to compact and to how many rows is worked out here anew; only which rows is taken from the engine.
+    """
+
+    def __init__(self, prompt: int, count: int, buffer: int, kept: Sequence[list[Tensor]]) -> None:
+        self.count, self.buffer, self.kept = count, buffer, list(kept)
+        self.limit = count if count < prompt else count + buffer
+        self.held: list[Tensor] | None = None
+        self.done = 0
+
+    def __call__(self, layers: list[Any], computed: int) -> None:
+        rows = layers[0].keys.shape[2]
+        if rows <= self.limit:
+            return
+        kept = self.kept[self.done]
+        held = self._held(len(layers), layers[0].keys.shape[1], rows, computed)
+        for layer, before, after in zip(layers, held, kept, strict=True):
+            assert after.shape == (layer.keys.shape[1], self.count)
+            index = torch.stack([torch.searchsorted(b, a) for b, a in zip(before, after, strict=True)])
+            assert torch.equal(before.gather(1, index), after)
+            take = index[None, :, :, None].expand(1, -1, -1, layer.keys.shape[3])
+            layer.keys, layer.values = layer.keys.gather(2, take), layer.values.gather(2, take)
+        self.held = [after.clone() for after in kept]
+        self.done += 1
+        self.limit = self.count + self.buffer
+
+    def _held(self, layers: int, heads: int, rows: int, computed: int) -> list[Tensor]:
+        if self.held is None:
+            return [torch.arange(rows).expand(heads, -1)] * layers
+        since = torch.arange(computed - (rows - self.count), computed).expand(heads, -1)
+        return [torch.cat([held, since], dim=1).contiguous() for held in self.held]
+
+
+def evict(llm: Any, requests: Sequence[Request], specs: Sequence[KvSpec | None], steps: int) -> list[Any]:
+    """Greedy outputs of all requests, each under its own KV budget."""
+    from vllm import SamplingParams
+
+    sampling = [
+        SamplingParams(
+            temperature=0,
+            max_tokens=steps,
+            ignore_eos=True,
+            logprobs=0,
+            extra_args={KEY: spec.wire()} if spec is not None else None,
+        )
+        for spec in specs
+    ]
+    return llm.generate([request.for_vllm() for request in requests], sampling, use_tqdm=False)
+
+
+def scheduler_of(llm: Any) -> Any:
+    """The scheduler inside an in-process engine."""
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def free_blocks(llm: Any) -> int:
+    """Blocks that the pool could give away now."""
+    return int(scheduler_of(llm).kv_cache_manager.block_pool.get_num_free_blocks())

@@ -1,0 +1,60 @@
+"""Evicting equals masking: logits after compactions are those of transformers with the same rows taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from vllm_prune.kv.spec import KvSpec
+
+from . import media
+from .checkpoints import CELL
+from .engines import EnginePool, answer_of
+from .eviction import EVICTING, Evictor, evict, free_blocks, journal
+from .matrix import UNIFORM
+from .oracle import Oracle, compare
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+STEPS = 60
+SPECS = [
+    KvSpec("random", keep="0.5", buffer=16),
+    KvSpec("random", keep="0.1", buffer=16),
+    None,
+    KvSpec("random", max_tokens=40, buffer=20, window=4),
+    KvSpec("random", max_tokens=4096),
+]
+
+
+def test_logits_are_those_of_the_masked_reference(
+    family: str, engines: EnginePool, oracles: Callable[[str], Oracle]
+) -> None:
+    cell, oracle = CELL[family], oracles(family)
+    pictures = [media.image(6 * cell, 7 * cell, seed) for seed in range(3)]
+    clip = media.video(6, 4 * cell, 5 * cell, seed=5)
+    half = {**UNIFORM, "keep": 0.5}
+    requests = [
+        media.ask(*pictures),
+        media.ask(*pictures, visual=half),
+        media.ask(pictures[0], clip),
+        media.ask(clip, pictures[1], visual=half),
+        media.ask(pictures[2]),
+    ]
+    llm = engines.get(family, max_num_batched_tokens=96, **EVICTING)
+    before = free_blocks(llm)
+    # Cold, then with every prompt in the prefix cache.
+    for _ in range(2):
+        with journal() as found:
+            outputs = evict(llm, requests, SPECS, STEPS)
+        for request, spec, output in zip(requests, SPECS, outputs, strict=True):
+            prompt = len(output.prompt_token_ids)
+            kept = found.of(int(output.request_id))
+            if spec is None or spec.max_tokens == 4096:
+                assert not kept
+                evictor = None
+            else:
+                assert len(kept) > 2
+                evictor = Evictor(prompt, spec.count(prompt), spec.buffer, kept)
+            compare(answer_of(output), oracle.answer(request, STEPS, evictor))
+            assert evictor is None or evictor.done == len(kept)
+        assert free_blocks(llm) == before

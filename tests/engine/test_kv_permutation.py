@@ -1,0 +1,95 @@
+"""Moving every row is invisible: caches shuffled per layer and head answer as stock vLLM does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from vllm_prune.kv import strategies
+from vllm_prune.kv.scheduler import CompactingMixin, Planned
+from vllm_prune.kv.spec import KvSpec
+from vllm_prune.kv.strategies.base import KvStrategy, LayerView, Scores
+from vllm_prune.kv.support import WORKER
+
+from . import media
+from .checkpoints import CELL
+from .engines import EnginePool, generate
+from .eviction import evict, free_blocks, scheduler_of
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+FAMILY = "qwen2_5_vl"
+STEPS = 300
+EVERY = 45
+
+
+class Shuffle(KvStrategy):
+    """Keeps everything, in an order of its own for every layer and head."""
+
+    name = "shuffle"
+    paper = summary = "test"
+
+    def score(self, view: LayerView) -> Scores:
+        """Not asked for."""
+        raise AssertionError
+
+    def select(self, view: LayerView, count: int) -> tuple[torch.Tensor, Scores]:
+        """A permutation."""
+        assert count == view.rows
+        noise = torch.Generator().manual_seed(view.seed % 1000 + 7 * view.layer + count)
+        return torch.rand(len(view.keys), count, generator=noise).argsort(dim=1), Scores(view.positions.float())
+
+
+class ShufflingScheduler(CompactingMixin, Scheduler):
+    """Orders a compaction to the same length every `EVERY` rows."""
+
+    done: dict[str, int]
+    preempted = 0
+
+    def _plan(self) -> list[Planned]:
+        self.done = getattr(self, "done", {})
+        assert self.compacting is not None
+        found = []
+        for request in self.running:
+            name, rows = request.request_id, request.num_computed_tokens
+            if name not in self.kv_specs or request.is_prefill_chunk or rows - self.done.get(name, 0) < EVERY:
+                continue
+            planned = self.compacting.compact(name, rows, rows)
+            if planned is not None:
+                found.append(Planned(*planned))
+                self.done[name] = rows
+        return found
+
+    def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
+        self.done.pop(request.request_id, None)
+        self.preempted += 1
+        return super()._preempt_request(request, *args, **kwargs)
+
+
+@pytest.mark.parametrize("blocks", [None, 52], ids=["ample pool", "preemption"])
+def test_shuffled_rows_answer_as_stock(
+    blocks: int | None, engines: EnginePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(strategies._REGISTRY, "shuffle", Shuffle)
+    cell = CELL[FAMILY]
+    shapes = [(4 + i % 5, 3 + i % 7) for i in range(16)]
+    requests = [
+        media.ask(media.image(h * cell, w * cell, i % 6), *([media.image(4 * cell, 4 * cell, 99)] * (i % 2)))
+        for i, (h, w) in enumerate(shapes)
+    ]
+    options: dict[str, Any] = {"max_num_batched_tokens": 96, "max_model_len": 448}
+    stock = [output.outputs[0].token_ids for output in generate(engines.get(FAMILY, **options), requests, STEPS)]
+    if blocks is not None:
+        options["num_gpu_blocks_override"] = blocks
+    llm = engines.get(FAMILY, scheduler_cls=ShufflingScheduler, worker_cls=WORKER, **options)
+    scheduler, before = scheduler_of(llm), free_blocks(llm)
+    scheduler.preempted = 0
+    # Twice: the second time every prompt is in the prefix cache.
+    for _ in range(2):
+        outputs = evict(llm, requests, [KvSpec("shuffle", keep="1", window=1)] * 16, STEPS)
+        assert [output.outputs[0].token_ids for output in outputs] == stock
+    assert sum(tally.compactions for tally in scheduler.tallies.values()) == 0
+    assert free_blocks(llm) == before
+    assert bool(scheduler.preempted) == (blocks is not None)

@@ -1,0 +1,158 @@
+"""Scores equal independent float64 implementations of the formulas, and planted rows are treated as they should be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from vllm_prune.kv.strategies import create
+from vllm_prune.kv.strategies.base import TEXT, LayerView
+
+from . import long_form
+from .views import advance, view
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-6}
+
+
+def scores(name: str, seen: LayerView, **options: object) -> np.ndarray:
+    return create(name, options).score(seen).rows[:, : seen.rows - seen.window].numpy()
+
+
+@pytest.mark.parametrize("media", [0, 1, 2, 5])
+@pytest.mark.parametrize(("gamma", "window"), [("0.3", 8), ("0.1", 1), ("0.9", 4)])
+def test_gui_kv(media: int, gamma: str, window: int) -> None:
+    for seed in range(4):
+        seen = replace(view(2, 3, 50, media, window, seed), gamma=float(gamma))
+        np.testing.assert_allclose(scores("gui_kv", seen), long_form.gui_kv(seen, gamma), **CLOSE)
+    small = {"alpha": 0.7, "tau": 1.3, "pooling": 3, "rank": 2}
+    np.testing.assert_allclose(scores("gui_kv", seen, **small), long_form.gui_kv(seen, gamma, 0.7, 1.3, 3, 2), **CLOSE)
+
+
+def test_gui_kv_keeps_what_the_long_form_keeps() -> None:
+    for seed in range(6):
+        seen = view(2, 2, 60, 4, 8, seed)
+        wanted = np.argsort(-long_form.gui_kv(seen, "0.3"), axis=1, kind="stable")[:, :10]
+        kept = create("gui_kv").select(seen, 18)[0][:, :10].numpy()
+        assert (np.sort(wanted, axis=1) == kept).all()
+
+
+def test_gui_kv_variants_differ_as_they_should() -> None:
+    seen = view(2, 2, 60, 3, 8, 1)
+    layer = create("gui_kv", {"selection": "per_layer"}).select(seen, 20)[0]
+    assert torch.equal(layer[0], layer[1])
+    assert not torch.equal(*create("gui_kv").select(seen, 20)[0])
+    protected = create("gui_kv", {"protect": "text"})
+    text = int((seen.media[0] == TEXT).sum())
+    kept = protected.select(seen, min(text, 30))[0]
+    assert (seen.media.gather(1, kept) == TEXT).all()
+    assert "saliency" not in create("gui_kv", {"norm_source": "value"}).wanted()
+    values = scores("gui_kv", replace(seen, saliency=None), norm_source="value")
+    assert not np.allclose(values, scores("gui_kv", seen))
+
+
+@pytest.mark.parametrize("basis", ["lead", "stride", "gram"])
+def test_gui_kv_evicts_a_repeated_screenshot_first(basis: str) -> None:
+    """An earlier screenshot with the current one's keys is redundant whatever the basis, given full rank."""
+    seen = view(2, 2, 40, 3, 4, 0)
+    media = seen.media[0]
+    rows = [(media == item).nonzero().squeeze(1) for item in range(3)]
+    keys = seen.keys.clone()
+    count = min(len(rows[1]), len(rows[2]))
+    keys[:, rows[1][:count]] = keys[:, rows[2][:count]]
+    gamma = 1 - count / (len(rows[0]) + len(rows[1]))
+    found = create("gui_kv", {"basis": basis}).score(replace(seen, keys=keys, gamma=gamma))
+    assert (found.rows[:, rows[1][:count]] == -1).all()
+    assert int((found.rows == -1).sum()) == 2 * count
+
+
+def test_gui_kv_remembers_saliency_and_redundancy() -> None:
+    seen = view(2, 2, 50, 4, 4, 2)
+    strategy = create("gui_kv")
+    kept, first = strategy.select(seen, 46)
+    later = advance(seen, kept, first, 6)
+    again = strategy.score(later)
+    for name in ("boost", "redundant"):
+        assert torch.equal(again.carry[name][:, :46], first.carry[name].gather(1, kept))
+        assert not again.carry[name][:, 46:].any()
+    flagged = again.carry["redundant"] > 0
+    assert flagged.any()
+    assert (again.rows[flagged] == -1).all()
+
+
+def test_gui_kv_counts_redundant_rows_in_decimals() -> None:
+    """(1 - 0.9) * 10 is 0.99... in floats."""
+    labels = torch.full((40,), TEXT)
+    labels[2:12], labels[14:20] = 0, 1
+    seen = replace(view(1, 1, 40, 0, 2, 0), media=labels[None], gamma=0.9)
+    assert int((create("gui_kv").score(seen).rows == -1).sum()) == 1
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_snapkv(mode: str) -> None:
+    seen = view(2, 3, 40, 2, 8, 4)
+    wanted = long_form.attention(seen).mean((1, 2))[:, :32]
+    np.testing.assert_allclose(
+        scores("snapkv", seen, mode=mode, pooling=5), long_form.pooled(wanted, 5, mode == "max"), **CLOSE
+    )
+
+
+def test_r_kv() -> None:
+    for seed in range(3):
+        seen = view(2, 2, 40, 2, 4, seed)
+        keys = seen.keys.clone()
+        keys[:, 20] = keys[:, 5] * 1.1 + 0.1 * keys[:, 6]
+        seen = replace(seen, keys=keys)
+        np.testing.assert_allclose(scores("r_kv", seen), long_form.r_kv(seen), **CLOSE)
+
+
+def test_r_kv_is_the_same_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = view(2, 2, 40, 2, 4, 5)
+    whole = scores("r_kv", seen)
+    monkeypatch.setattr("vllm_prune.kv.strategies.r_kv.CHUNK", 300)
+    np.testing.assert_allclose(scores("r_kv", seen), whole, **CLOSE)
+
+
+def test_r_kv_keeps_the_latest_of_equal_rows() -> None:
+    seen = view(1, 1, 40, 0, 4, 7)
+    keys = seen.keys.clone()
+    keys[:, 10] = keys[:, 20] = keys[:, 3]
+    found = scores("r_kv", replace(seen, keys=keys), balance=0.0)
+    assert found[0, 20] > found[0, 10] > found[0, 3]
+
+
+def test_expected_attention() -> None:
+    seen = view(2, 2, 40, 2, 6, 6)
+    found = scores("expected_attention", seen, sinks=0)
+    np.testing.assert_allclose(found, long_form.expected_attention(seen)[:, :34], rtol=1e-3, atol=1e-5)
+    sinks = create("expected_attention").select(seen, 12)[0]
+    assert torch.equal(sinks[:, :4], torch.arange(4).expand(2, 4))
+
+
+def test_keydiff_and_knorm() -> None:
+    seen = view(2, 1, 30, 1, 3, 8)
+    keys = seen.keys.double().numpy()
+    unit = keys / np.linalg.norm(keys, axis=2, keepdims=True)
+    anchor = unit.mean(1, keepdims=True)
+    cosine = (unit * anchor / np.linalg.norm(anchor, axis=2, keepdims=True)).sum(2)
+    np.testing.assert_allclose(scores("keydiff", seen), -cosine[:, :27], **CLOSE)
+    np.testing.assert_allclose(scores("knorm", seen), -np.linalg.norm(keys, axis=2)[:, :27], **CLOSE)
+
+
+def test_streaming_keeps_sinks_and_the_latest() -> None:
+    kept = create("streaming").select(view(2, 1, 30, 1, 3, 8), 10)[0]
+    assert kept[0].tolist() == [0, 1, 2, 3, 24, 25, 26, 27, 28, 29]
+
+
+def test_random_ranks_a_token_the_same_after_a_compaction() -> None:
+    seen = view(3, 1, 60, 1, 2, 9)
+    strategy = create("random")
+    kept, first = strategy.select(seen, 30)
+    again = strategy.score(advance(seen, kept, first, 5)).rows[:, :30]
+    assert torch.equal(again, first.rows.gather(1, kept))
+    assert len({tuple(rows) for rows in kept.tolist()}) == 3
+    assert not torch.equal(strategy.select(replace(seen, seed=10), 30)[0], kept)
+    shares = torch.stack([strategy.select(replace(seen, seed=i), 31)[0].float().mean() for i in range(40)])
+    assert abs(float(shares.mean()) - 29.5) < 2

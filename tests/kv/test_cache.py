@@ -1,0 +1,105 @@
+"""Rows of paged caches: CUDA's strided layouts as plain tensors, and vLLM's own packed CPU layouts."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_prune.kv.cache import Blocks, CacheRows, PackedRows, StridedRows, UnknownLayout, learn_order
+
+BLOCKS, HEADS, DIM = 6, 2, 32
+
+
+class CpuUpdate:
+    """The update of vLLM's CPU attention for one instruction set; the operator is vLLM's."""
+
+    def do_kv_cache_update(
+        self, layer: Any, key: torch.Tensor, value: torch.Tensor, cache: torch.Tensor, slots: torch.Tensor
+    ) -> None:
+        import vllm._custom_ops as ops
+
+        blocks, heads, size, _ = cache.shape
+        keys, values = cache.view(blocks, heads, 2 * size, -1).chunk(2, dim=2)
+        ops.cpu_attn_reshape_and_cache(
+            key, value, keys, values, slots, layer.isa, k_scale=1.0, v_scale=1.0, kv_cache_dtype="auto"
+        )
+
+
+def packed(dtype: torch.dtype, isa: str, size: int) -> PackedRows:
+    cache = torch.zeros(BLOCKS, HEADS, size, 2 * DIM, dtype=dtype)
+    layer = SimpleNamespace(kv_cache=cache, impl=CpuUpdate(), isa=isa)
+    return PackedRows(layer, learn_order(layer))
+
+
+def strided(order: str) -> StridedRows:
+    base = torch.zeros(BLOCKS, HEADS, 16, 2 * DIM)
+    views = {
+        "by head": base,
+        "by slot": base.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3),
+        "with a gap": torch.zeros(BLOCKS, 2, HEADS, 16, 2 * DIM)[:, 1],
+    }
+    return StridedRows(SimpleNamespace(kv_cache=views[order]))
+
+
+CASES = ["by head", "by slot", "with a gap", "float32 vec", "float32 vec16", "bfloat16 vec", "bfloat16 amx"]
+
+
+@pytest.fixture(params=CASES)
+def rows(request: pytest.FixtureRequest) -> CacheRows:
+    torch.manual_seed(0)
+    if request.param in CASES[:3]:
+        return strided(request.param)
+    dtype, isa = request.param.split()
+    if isa == "amx" and not torch.cpu._is_amx_tile_supported():
+        pytest.skip("no AMX on this machine")
+    return packed(getattr(torch, dtype), isa, 16 if isa == "vec16" else 32)
+
+
+def fill(rows: Any, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    keys, values = torch.randn(2, HEADS, len(slots), DIM).to(rows.cache.dtype)
+    rows.write(keys, values, slots)
+    return keys, values
+
+
+def test_what_is_written_is_read(rows: Any) -> None:
+    size = rows.cache.shape[2]
+    where = Blocks.of((4, 1, 3), 2 * size + 5, size, torch.device("cpu")).slots
+    keys, values = fill(rows, where)
+    got = rows.read(where)
+    assert torch.equal(got[0], keys)
+    assert torch.equal(got[1], values)
+    some = torch.tensor([7, 2, 2 * size + 1])
+    assert torch.equal(rows.read(where[some])[0], keys[:, some])
+
+
+@pytest.mark.parametrize("target", [(5, 2), (4, 1), (3, 4), (1, 5)])
+def test_moved_rows_are_the_kept_ones_and_nothing_else_changes(rows: Any, target: tuple[int, ...]) -> None:
+    size, device = rows.cache.shape[2], torch.device("cpu")
+    everything = Blocks.of(tuple(range(BLOCKS)), BLOCKS * size, size, device).slots
+    fill(rows, everything)
+    source = Blocks.of((4, 1, 3), 2 * size + 5, size, device)
+    goal = Blocks.of(target, size + 3, size, device)
+    before, (keys, values) = rows.read(everything), rows.read(source.slots)
+    kept = torch.stack([torch.randperm(2 * size + 5)[: size + 3].sort().values for _ in range(HEADS)])
+    rows.move(kept, keys, values, source, goal)
+    take = kept[:, :, None].expand(-1, -1, DIM)
+    got = rows.read(goal.slots)
+    assert torch.equal(got[0], keys.gather(1, take))
+    assert torch.equal(got[1], values.gather(1, take))
+    others = torch.ones(len(everything), dtype=torch.bool)
+    others[goal.slots] = False
+    for one, two in zip(before, rows.read(everything), strict=True):
+        assert torch.equal(one[:, others], two[:, others])
+
+
+def test_an_update_that_is_no_permutation_is_refused() -> None:
+    class Lossy(CpuUpdate):
+        def do_kv_cache_update(self, layer: Any, key: Any, value: Any, cache: Any, slots: Any) -> None:
+            super().do_kv_cache_update(layer, key, key, cache, slots)
+
+    layer = SimpleNamespace(kv_cache=torch.zeros(2, HEADS, 32, 2 * DIM), impl=Lossy(), isa="vec")
+    with pytest.raises(UnknownLayout, match="could not be learned"):
+        learn_order(layer)

@@ -1,0 +1,95 @@
+"""The block manager of requests whose cache is shorter than their text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+
+from .commands import Compaction
+
+
+class CompactingManager(FullAttentionManager):
+    """vLLM's manager, which counts logical tokens, taught that some of them are no longer cached.
+
+    Attributes:
+        evicted: rows evicted so far, per compacted request.
+    """
+
+    evicted: dict[str, int]
+
+    @classmethod
+    def adopt(cls, manager: FullAttentionManager) -> CompactingManager:
+        """Turn vLLM's manager into ours, before it has seen a request."""
+        assert type(manager) is FullAttentionManager
+        manager.__class__ = cls
+        assert isinstance(manager, cls)
+        manager.evicted = {}
+        return manager
+
+    def get_num_blocks_to_allocate(
+        self,
+        request_id: str,
+        num_tokens: int,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        total_computed_tokens: int,
+        num_local_computed_tokens: int,
+        num_tokens_main_model: int,
+        *args: Any,
+        **kwargs: Any,
+    ) -> int:
+        """As vLLM's, for cached instead of logical lengths."""
+        gone = self.evicted.get(request_id, 0)
+        return super().get_num_blocks_to_allocate(
+            request_id,
+            num_tokens - gone,
+            new_computed_blocks,
+            total_computed_tokens - gone,
+            num_local_computed_tokens - gone,
+            num_tokens_main_model - gone,
+            *args,
+            **kwargs,
+        )
+
+    def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> list[KVCacheBlock]:
+        """As vLLM's, for cached instead of logical lengths."""
+        gone = self.evicted.get(request_id, 0)
+        return super().allocate_new_blocks(request_id, num_tokens - gone, num_tokens_main_model - gone)
+
+    def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
+        """Never offer compacted rows to other requests: they are nobody's prefix."""
+        if request.request_id not in self.evicted:
+            super().cache_blocks(request, num_tokens, *args, **kwargs)
+
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        """Also called on preemption, after which the request is prefilled in full."""
+        self.evicted.pop(request_id, None)
+        return super().pop_blocks_for_free(request_id)
+
+    def compact(self, request_id: str, rows: int, keep: int) -> tuple[Compaction, int] | None:
+        """Swap a request's blocks for fresh ones that hold `keep` rows.
+
+        The old blocks go back to the pool: those that other requests share or that the prefix cache knows
+        stay as they are. The copy runs at the start of the coming step, before anything writes to them.
+
+        Returns:
+            The command and the number of blocks that the request holds less, or None when the pool
+            cannot give the new blocks now.
+        """
+        old = self.req_to_blocks[request_id]
+        need = cdiv(keep, self.block_size)
+        returning = sum(block.ref_cnt == 1 for block in old)
+        if self.block_pool.get_num_free_blocks() + returning < need:
+            return None
+        source = tuple(block.block_id for block in old[: cdiv(rows, self.block_size)])
+        self.block_pool.free_blocks(reversed(old))
+        new = self.block_pool.get_new_blocks(need)
+        self.req_to_blocks[request_id] = new
+        self.num_cached_block[request_id] = len(new)
+        before = self.evicted.get(request_id, 0)
+        self.evicted[request_id] = before + rows - keep
+        target = tuple(block.block_id for block in new)
+        return Compaction(request_id, rows, keep, before, source, target), len(old) - len(new)

@@ -1,0 +1,40 @@
+"""What the scheduler tells the workers. Importable everywhere, as it is pickled on its way to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from vllm.v1.core.sched.output import SchedulerOutput
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """Shorten the cache of one request, at the start of the step that carries this.
+
+    Attributes:
+        request_id: the request.
+        rows: rows cached, L; all of them are written when the step starts.
+        keep: rows to keep, C.
+        evicted: rows evicted before this compaction; row r of the cache is position r + `evicted` at the earliest.
+        source: blocks that hold the rows.
+        target: private blocks that take the kept rows.
+    """
+
+    request_id: str
+    rows: int
+    keep: int
+    evicted: int
+    source: tuple[int, ...]
+    target: tuple[int, ...]
+
+    @property
+    def evicted_after(self) -> int:
+        """Rows evicted once this is done: logical length minus cached length."""
+        return self.evicted + self.rows - self.keep
+
+
+@dataclass
+class CompactingOutput(SchedulerOutput):
+    """vLLM's scheduler output with our commands; made by changing the class of a finished output."""
+
+    compactions: list[Compaction] = field(default_factory=list)

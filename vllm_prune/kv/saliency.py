@@ -1,0 +1,106 @@
+"""Norm of every token's hidden state at the input of each layer, kept per slot of the cache (GUI-KV section 3.1).
+
+Stored by slot, it survives prefix-cache hits as the rows themselves do. The hook's body is one custom
+operator that looks opaque to the compiler, so it also runs in compiled models and CUDA graphs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LIBRARY = torch.library.Library("vllm_prune", "FRAGMENT")
+_STORES: dict[int, SaliencyStore] = {}
+
+
+def _record_norm(hidden: Tensor, anchor: Tensor, store: int, layer: int) -> None:
+    found = _STORES.get(store)
+    if found is not None:
+        found.record(hidden, layer)
+
+
+def _record_norm_fake(hidden: Tensor, anchor: Tensor, store: int, layer: int) -> None:
+    return None
+
+
+def _define() -> None:
+    from vllm.utils.torch_utils import direct_register_custom_op
+
+    # `anchor` is declared as written to, or the compiler would drop a call without results.
+    direct_register_custom_op(
+        "record_norm", _record_norm, mutates_args=["anchor"], fake_impl=_record_norm_fake, target_lib=_LIBRARY
+    )
+
+
+class SaliencyStore:
+    """Residual norms per layer and slot.
+
+    Args:
+        model: the loaded model; its decoder layers' `input_layernorm` modules get a hook.
+        names: names of the attention layers in order, as vLLM's forward context knows them.
+        device: where the norms live.
+
+    Attributes:
+        hooked: whether every attention layer has an input norm to listen to.
+        norms: [layers, slots + 1] float32 once the cache is there; the last column takes padding.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str], device: torch.device) -> None:
+        if not hasattr(torch.ops.vllm_prune, "record_norm"):
+            _define()
+        self.names = names
+        self.norms: Tensor | None = None
+        self.anchor = torch.zeros(1, device=device)
+        modules = dict(model.named_modules())
+        inputs = [modules.get(_input_norm(name)) for name in names]
+        self.hooked = all(module is not None for module in inputs)
+        self.key = id(self)
+        for index, module in enumerate(inputs):
+            if self.hooked and module is not None:
+                module.register_forward_hook(self._hook(index))
+
+    def _hook(self, index: int) -> Any:
+        key, anchor = self.key, self.anchor
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            # Fused norms return (normed, residual); the first layer's only takes the residual as its input.
+            residual = output[1] if isinstance(output, tuple) else args[0]
+            torch.ops.vllm_prune.record_norm(residual, anchor, key, index)
+
+        return after
+
+    def allocate(self, slots: int) -> None:
+        """Start to record, once the number of slots is known."""
+        self.norms = torch.zeros(len(self.names), slots + 1, device=self.anchor.device)
+        _STORES[self.key] = self
+
+    def close(self) -> None:
+        """Stop recording and let go of the memory."""
+        _STORES.pop(self.key, None)
+        self.norms = None
+
+    def record(self, hidden: Tensor, layer: int) -> None:
+        """Store the norms of a step's tokens at the slots that this step writes."""
+        from vllm.forward_context import get_forward_context, is_forward_context_available
+
+        if self.norms is None or not is_forward_context_available():
+            return
+        mapping = get_forward_context().slot_mapping
+        slots = mapping.get(self.names[layer]) if isinstance(mapping, dict) else None
+        if slots is not None:
+            count = min(len(slots), len(hidden))
+            # Padding has slot -1, which is the last column.
+            self.norms[layer][slots[:count]] = hidden[:count].float().norm(dim=-1)
+
+    def at(self, layer: int, slots: Tensor) -> Tensor:
+        """float32 [n], norms of the tokens in the given slots."""
+        assert self.norms is not None
+        return self.norms[layer][slots]
+
+
+def _input_norm(attention: str) -> str:
+    """Name of the norm before an attention layer: `...layers.3.self_attn.attn` -> `...layers.3.input_layernorm`."""
+    head, found, rest = attention.rpartition(".layers.")
+    return f"{head}{found}{rest.split('.')[0]}.input_layernorm"

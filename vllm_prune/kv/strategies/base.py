@@ -1,0 +1,173 @@
+"""What a KV strategy is: it sees one layer's cached rows and says how much each of them matters.
+
+A strategy never sees an engine, a block or another request. The base class owns the guarantees: exactly
+C rows per KV head, the last W always among them, ascending order, ties to the lower row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from ...visual.strategies.base import NoOptions
+
+KvNeed = Literal["queries", "saliency", "values", "rotation"]
+TEXT = -1
+"""Value of `LayerView.media` for rows that belong to no image or video."""
+
+
+class NoKvOptions(NoOptions):
+    """Options of a KV strategy that has none, and the base of all others."""
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer's cache of one request at the moment of a compaction.
+
+    H is the number of KV heads (of this tensor-parallel rank), G the query heads per KV head, L the cached
+    rows, D the head size, W the window. Rows of different heads hold different tokens once a request has
+    been compacted; `positions` says which.
+
+    Attributes:
+        keys: [H, L, D] float32, after rotary embedding.
+        values: gives [H, L, D] float32; called only by strategies that need it.
+        positions: [H, L] int64, position of each row in the request (0 is the first prompt token), ascending.
+        media: [H, L] int64, index of the image or video that a row belongs to, in prompt order; `TEXT` for text.
+        layer: index of the layer.
+        gamma: share of the prompt that the budget keeps, in (0, 1].
+        window: W, rows at the end that are always kept.
+        scale: factor of the attention logits, usually 1/sqrt(D).
+        queries: [W, H * G, D] float32, after rotary embedding, of the last W tokens in order; None unless needed.
+        saliency: [H, L] float32, norm of each row's hidden state at the layer's input; None unless needed, and
+            given at the first compaction only.
+        rotation: [P, D] float32, cosines then sines of the rotary angles of P positions (first half | second
+            half of each row: D/2 cosines, D/2 sines); None unless needed.
+        logits: gives [H, G, W, L] float32, causal attention logits of the window, where a kernel computes them from
+            the cache; None elsewhere.
+        carried: [H, L] float32 each, what the strategy returned at the request's last compaction, for the rows
+            that survived; zero for rows decoded since. Empty at the first compaction.
+        first: whether this is the request's first compaction: all rows are there, and all heads hold the same tokens.
+        head_offset: number of the first KV head among those of all tensor-parallel ranks.
+        seed: 63-bit number that depends on the request's prompt only.
+    """
+
+    keys: Tensor
+    values: Callable[[], Tensor]
+    positions: Tensor
+    media: Tensor
+    layer: int
+    gamma: float
+    window: int
+    scale: float
+    queries: Tensor | None = None
+    saliency: Tensor | None = None
+    rotation: Tensor | None = None
+    logits: Callable[[], Tensor] | None = None
+    carried: Mapping[str, Tensor] = field(default_factory=dict)
+    first: bool = True
+    head_offset: int = 0
+    seed: int = 0
+
+    @property
+    def rows(self) -> int:
+        """L."""
+        return int(self.keys.shape[1])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Answer of a strategy.
+
+    Attributes:
+        rows: [H, L] float32, higher is kept first. Values of the last W rows do not matter.
+        carry: [H, L] float32 each, to be handed back at the next compaction for the rows that survive.
+    """
+
+    rows: Tensor
+    carry: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class KvStrategy(ABC):
+    """Base of all KV strategies; instances are immutable and hold validated options.
+
+    Attributes:
+        name: catalogue name, used in requests and metric labels.
+        paper: citation with section or equation, or "ours".
+        summary: one line for the catalogue table.
+        needs: signals that are captured only for strategies that declare them.
+        Options: pydantic model of the strategy's options.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    summary: ClassVar[str]
+    needs: ClassVar[frozenset[KvNeed]] = frozenset()
+    Options: ClassVar[type[BaseModel]] = NoKvOptions
+
+    def __init__(self, options: BaseModel | None = None) -> None:
+        self.options = options if options is not None else self.Options()
+
+    @abstractmethod
+    def score(self, view: LayerView) -> Scores:
+        """Score every cached row of one layer."""
+
+    def wanted(self) -> frozenset[KvNeed]:
+        """What these options need; a subset of `needs`."""
+        return self.needs
+
+    def select(self, view: LayerView, count: int) -> tuple[Tensor, Scores]:
+        """Choose the rows to keep.
+
+        Args:
+            view: see `LayerView`; `view.window <= count`.
+            count: C, rows that each KV head keeps, 1 <= C <= L.
+
+        Returns:
+            int64 [H, C], ascending and unique in each head, and the scores they came from.
+        """
+        scores = self.score(view)
+        return keep_best(scores.rows, count, view.window), scores
+
+
+def keep_best(scores: Tensor, count: int, window: int) -> Tensor:
+    """Rows of the `count - window` highest scores among all but the last `window` rows, and those last rows.
+
+    Args:
+        scores: [H, L] float.
+        count: C, at least `window`, at most L.
+        window: W.
+
+    Returns:
+        int64 [H, C], ascending; ties go to the lower row.
+    """
+    heads, rows = scores.shape
+    free = rows - window
+    best = scores[:, :free].argsort(dim=1, descending=True, stable=True)[:, : count - window]
+    last = torch.arange(free, rows, device=scores.device).expand(heads, window)
+    return torch.cat([best.sort(dim=1).values, last], dim=1)
+
+
+def window_attention(view: LayerView) -> Tensor:
+    """Attention that the last W queries give to every row, per query head (GUI-KV section 3, SnapKV equation 1).
+
+    Softmax over all rows that a query may see: the query of window row w sees rows up to L - W + w.
+
+    Returns:
+        float32 [H, G, W, L].
+    """
+    if view.logits is not None:
+        return view.logits().softmax(dim=-1)
+    queries = view.queries
+    assert queries is not None
+    window, heads = len(queries), len(view.keys)
+    grouped = queries.view(window, heads, -1, queries.shape[-1]).permute(1, 2, 0, 3)
+    logits = (grouped @ view.keys[:, None].transpose(-1, -2)) * view.scale
+    rows = torch.arange(view.rows, device=logits.device)
+    last_seen = rows[view.rows - window :]
+    return logits.masked_fill_(rows > last_seen[:, None], float("-inf")).softmax(dim=-1)

@@ -1,0 +1,67 @@
+"""Expected attention: what queries to come will attend to, were they like the last ones."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from . import register
+from .base import KvStrategy, LayerView, NoKvOptions, Scores
+
+
+class ExpectedAttentionOptions(NoKvOptions):
+    """How far ahead to look, which first tokens to keep, and whether value norms weigh in."""
+
+    horizon: Annotated[int, Field(ge=1, le=8192)] = 512
+    sinks: Annotated[int, Field(ge=0, le=1024)] = 4
+    use_values: bool = True
+
+
+@register
+class ExpectedAttention(KvStrategy):
+    """Queries are taken as Gaussian, with the window's mean and covariance."""
+
+    name = "expected_attention"
+    paper = "Expected Attention, arXiv 2510.00636, section 3"
+    summary = "what queries like the last ones would attend to over the next positions"
+    needs = frozenset({"queries", "rotation", "values"})
+    Options = ExpectedAttentionOptions
+    options: ExpectedAttentionOptions
+
+    def score(self, view: LayerView) -> Scores:
+        """Softmax over rows of the expected exponentiated logit, times the value's norm, mean over the group."""
+        mean, covariance = self._future(view)
+        keys = view.keys[:, None]
+        linear = (keys @ mean[..., None]).squeeze(-1) * view.scale
+        quadratic = ((keys @ covariance) * keys).sum(dim=-1) * view.scale**2 / 2
+        expected = (linear + quadratic).softmax(dim=-1)
+        if self.options.use_values:
+            expected = expected * view.values().norm(dim=-1)[:, None]
+        rows = expected.mean(dim=1)
+        return Scores(rows.masked_fill(view.positions < self.options.sinks, torch.finfo(rows.dtype).max))
+
+    def _future(self, view: LayerView) -> tuple[Tensor, Tensor]:
+        """Mean [H, G, D] and covariance [H, G, D, D] of queries at the average of the next positions."""
+        queries, table = view.queries, view.rotation
+        assert queries is not None
+        assert table is not None
+        window, heads, dim = len(queries), len(view.keys), queries.shape[-1]
+        # Rotations compose: turning a query by the steps to the last token puts the whole window at one position.
+        steps = torch.arange(window - 1, -1, -1, device=table.device).clamp(max=len(table) - 1)
+        placed = _turn(queries, table[steps][:, None]).view(window, heads, -1, dim).permute(1, 2, 0, 3)
+        mean = placed.mean(dim=2)
+        offset = placed - mean[:, :, None]
+        covariance = offset.transpose(-1, -2) @ offset / window
+        ahead = table[1 : min(self.options.horizon, len(table) - 1) + 1].mean(dim=0)
+        turn = _turn(torch.eye(dim, device=table.device), ahead).T
+        return mean @ turn.T, turn @ covariance @ turn.T
+
+
+def _turn(rows: Tensor, angles: Tensor) -> Tensor:
+    """Rotate [..., D] rows by [..., D] angles given as cosines and then sines, halves against halves."""
+    cosine, sine = angles.chunk(2, dim=-1)
+    left, right = rows.chunk(2, dim=-1)
+    return torch.cat([left * cosine - right * sine, right * cosine + left * sine], dim=-1)

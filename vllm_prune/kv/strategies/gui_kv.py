@@ -1,0 +1,129 @@
+"""GUI-KV: window attention, spatial saliency of the current screenshot, temporal redundancy of earlier ones."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from . import register
+from .base import TEXT, KvNeed, KvStrategy, LayerView, NoKvOptions, Scores, window_attention
+from .pooling import Kernel, average_pool
+
+REDUNDANT = -1.0
+"""Score of rows that earlier screenshots repeat: below every other, as a sum of probabilities is never negative."""
+PROTECTED = 1e3
+
+
+class GuiKvOptions(NoKvOptions):
+    """Options of GUI-KV; the defaults are the paper's.
+
+    Attributes:
+        alpha: weight of the spatial saliency.
+        tau: temperature of its softmax.
+        pooling: kernel of the average pooling of attention, odd.
+        rank: columns of the current screenshot's key basis.
+        selection: choose rows for each KV head, or the same rows for all heads of a layer.
+        basis: the screenshot's first tokens (the paper's), evenly spread tokens, or the main directions of all.
+        norm_source: norms of hidden states, or of the values in the cache.
+        protect: whether text is kept before anything visual.
+    """
+
+    alpha: Annotated[float, Field(ge=0)] = 2.0
+    tau: Annotated[float, Field(gt=0)] = 3.5
+    pooling: Kernel = 5
+    rank: Annotated[int, Field(ge=1, le=256)] = 32
+    selection: Literal["per_kv_head", "per_layer"] = "per_kv_head"
+    basis: Literal["lead", "stride", "gram"] = "lead"
+    norm_source: Literal["residual", "value"] = "residual"
+    protect: Literal["none", "text"] = "none"
+
+
+@register
+class GuiKv(KvStrategy):
+    """The paper's score per KV head, the mean over the head's query group."""
+
+    name = "gui_kv"
+    paper = "GUI-KV, arXiv 2510.00536, section 3"
+    summary = "what the last tokens attend to, salient cells of the current screenshot, no repeats of earlier ones"
+    needs = frozenset({"queries", "saliency", "values"})
+    Options = GuiKvOptions
+    options: GuiKvOptions
+
+    def wanted(self) -> frozenset[KvNeed]:
+        """Only the norms that the options name."""
+        return frozenset({"queries", "saliency" if self.options.norm_source == "residual" else "values"})
+
+    def score(self, view: LayerView) -> Scores:
+        """Attention is scored anew at every compaction; saliency and redundancy are the prompt's."""
+        free = view.rows - view.window
+        attention = window_attention(view).sum(dim=2).mean(dim=1)
+        attention[:, :free] = average_pool(attention[:, :free], self.options.pooling)
+        if view.first:
+            boost, redundant = self._boost(view), self._redundant(view)
+        else:
+            boost, redundant = view.carried["boost"], view.carried["redundant"]
+        scores = attention + boost
+        if self.options.selection == "per_layer":
+            scores = scores.mean(dim=0, keepdim=True).expand_as(scores).clone()
+            redundant_rows = redundant.mean(dim=0, keepdim=True).expand_as(scores) > 0.5
+        else:
+            redundant_rows = redundant > 0
+        scores = scores.masked_fill(redundant_rows, REDUNDANT)
+        if self.options.protect == "text":
+            scores = scores + PROTECTED * (view.media == TEXT)
+        return Scores(scores, {"boost": boost, "redundant": redundant})
+
+    def _boost(self, view: LayerView) -> Tensor:
+        """Saliency alpha * softmax(z / tau) over the current screenshot, [H, L]; zero elsewhere."""
+        boost = torch.zeros_like(view.keys[..., 0])
+        current = _current(view)
+        if current is None or len(current) < 2:
+            return boost
+        if self.options.norm_source == "residual":
+            assert view.saliency is not None
+            norms = view.saliency[:, current]
+        else:
+            norms = view.values()[:, current].norm(dim=-1)
+        z = (norms - norms.mean(dim=1, keepdim=True)) / (norms.std(dim=1, keepdim=True) + 1e-8)
+        boost[:, current] = self.options.alpha * (z / self.options.tau).softmax(dim=1)
+        return boost
+
+    def _redundant(self, view: LayerView) -> Tensor:
+        """1 for the rows of earlier screenshots that lie closest to the current one's key subspace, [H, L]."""
+        flags = torch.zeros_like(view.keys[..., 0])
+        current = _current(view)
+        if current is None:
+            return flags
+        media = view.media[0]
+        earlier = ((media != TEXT) & (media < media.max())).nonzero().squeeze(1)
+        # 1 - 0.9 is not exactly 0.1; the digits behind the ninth are noise.
+        count = int(round((1 - view.gamma) * len(earlier), 9))
+        if count == 0:
+            return flags
+        basis = self._basis(view.keys[:, current].double())
+        keys = view.keys[:, earlier].double()
+        # The residual's square without the residual: |k|^2 - |Q'k|^2.
+        rest = keys.square().sum(dim=-1) - (keys @ basis).square().sum(dim=-1)
+        closest = rest.argsort(dim=1, stable=True)[:, :count]
+        return flags.scatter_(1, earlier[closest], 1.0)
+
+    def _basis(self, keys: Tensor) -> Tensor:
+        """Orthonormal [H, D, r] basis of the current screenshot's keys, [H, n, D]."""
+        rank = min(self.options.rank, keys.shape[1], keys.shape[2])
+        if self.options.basis == "gram":
+            return torch.linalg.eigh(keys.transpose(1, 2) @ keys).eigenvectors[:, :, -rank:]
+        if self.options.basis == "stride":
+            spread = torch.arange(rank, device=keys.device) * keys.shape[1] // rank
+            return torch.linalg.qr(keys[:, spread].transpose(1, 2)).Q
+        # The first r columns of an unpivoted QR depend on the first r columns alone.
+        return torch.linalg.qr(keys[:, :rank].transpose(1, 2)).Q
+
+
+def _current(view: LayerView) -> Tensor | None:
+    """Rows of the last screenshot; None for a request without media. All heads hold the same rows."""
+    media = view.media[0]
+    last = int(media.max())
+    return None if last == TEXT else (media == last).nonzero().squeeze(1)

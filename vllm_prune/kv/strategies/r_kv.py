@@ -1,0 +1,67 @@
+"""R-KV: attention against redundancy, for long generations."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from . import register
+from .base import KvStrategy, LayerView, NoKvOptions, Scores, window_attention
+from .pooling import Kernel, max_pool
+
+CHUNK = 1 << 22
+"""Similarities held at once."""
+
+
+class RKvOptions(NoKvOptions):
+    """Weight of attention against redundancy, kernel of the pooling, and what counts as a repeat."""
+
+    balance: Annotated[float, Field(ge=0, le=1)] = 0.1
+    pooling: Kernel = 7
+    similar: Annotated[float, Field(ge=-1, le=1)] = 0.5
+
+
+@register
+class RKv(KvStrategy):
+    """Rows that are attended to and say what no other row says."""
+
+    name = "r_kv"
+    paper = "R-KV, arXiv 2505.24133, section 3"
+    summary = "attended rows that are not repeats; for long answers"
+    needs = frozenset({"queries"})
+    Options = RKvOptions
+    options: RKvOptions
+
+    def score(self, view: LayerView) -> Scores:
+        """Weigh attention against redundancy; both sum to one over the rows outside the window."""
+        free = view.rows - view.window
+        attention = window_attention(view).mean(dim=2).amax(dim=1)[:, :free]
+        attention = max_pool(attention, self.options.pooling)
+        attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        redundancy = self._similarity(view.keys[:, :free]).softmax(dim=1)
+        rows = torch.zeros_like(view.keys[..., 0])
+        rows[:, :free] = self.options.balance * attention - (1 - self.options.balance) * redundancy
+        return Scores(rows)
+
+    def _similarity(self, keys: Tensor) -> Tensor:
+        """Mean cosine of each key with the others, [H, n]; for each, its latest close neighbour does not count."""
+        unit, count = normalize(keys, dim=-1), keys.shape[1]
+        total = torch.zeros_like(keys[..., 0])
+        step = max(1, CHUNK // max(1, len(keys) * count))
+        for start in range(0, count, step):
+            end = min(count, start + step)
+            cosine = unit[:, start:end] @ unit.transpose(1, 2)
+            own = torch.arange(start, end, device=keys.device)
+            cosine[:, own - start, own] = 0
+            close = cosine > self.options.similar
+            order = torch.arange(1, count + 1, device=keys.device)
+            latest = (close * order).argmax(dim=2, keepdim=True)
+            spared = close.any(dim=2, keepdim=True)
+            cosine.scatter_(2, latest, torch.where(spared, 0.0, cosine.gather(2, latest)))
+            # Row i's exemption takes its latest neighbour's score down, so sums run over the first axis.
+            total += cosine.sum(dim=1)
+        return total / max(1, count)

@@ -1,0 +1,36 @@
+"""SnapKV: what the last tokens attend to, pooled over neighbours."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from . import register
+from .base import KvStrategy, LayerView, NoKvOptions, Scores, window_attention
+from .pooling import Kernel, average_pool, max_pool
+
+
+class SnapKvOptions(NoKvOptions):
+    """Kernel and kind of the pooling."""
+
+    pooling: Kernel = 5
+    mode: Literal["avg", "max"] = "avg"
+
+
+@register
+class SnapKv(KvStrategy):
+    """Mean attention of the window and of the head's query group."""
+
+    name = "snapkv"
+    paper = "SnapKV, arXiv 2404.14469, section 4"
+    summary = "what the last tokens attend to, with its neighbours"
+    needs = frozenset({"queries"})
+    Options = SnapKvOptions
+    options: SnapKvOptions
+
+    def score(self, view: LayerView) -> Scores:
+        """Pooled window attention; the window itself takes no part in the pooling."""
+        attention = window_attention(view).mean(dim=(1, 2))
+        free = view.rows - view.window
+        pool = average_pool if self.options.mode == "avg" else max_pool
+        attention[:, :free] = pool(attention[:, :free], self.options.pooling)
+        return Scores(attention)

@@ -1,0 +1,109 @@
+"""The signature table: names of vLLM that we override, wrap or call, with the parameters that we rely on."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_RENDERER = "vllm.renderers.online_renderer"
+
+
+@dataclass(frozen=True)
+class Touch:
+    """One name of vLLM that we rely on, with the parameters that we pass or override."""
+
+    module: str
+    name: str
+    parameters: tuple[str, ...]
+
+    def problem(self) -> str | None:
+        """What is wrong with it on this vLLM, None when it is as expected."""
+        try:
+            found: Any = importlib.import_module(self.module)
+            for part in self.name.split("."):
+                found = getattr(found, part)
+        except (ImportError, AttributeError) as error:
+            return f"{self.module}.{self.name}: {error}"
+        missing = set(self.parameters) - set(inspect.signature(found).parameters)
+        return f"{self.module}.{self.name} has no parameter {sorted(missing)}" if missing else None
+
+
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+_MANAGER = "vllm.v1.core.single_type_kv_cache_manager"
+_RUNNER = "vllm.v1.worker.gpu_model_runner"
+_LENGTHS = ("request_id", "num_tokens", "num_tokens_main_model")
+KV_TOUCHES: tuple[Touch, ...] = (
+    Touch(_SCHEDULER, "Scheduler.schedule", ()),
+    Touch(_SCHEDULER, "Scheduler.add_request", ("request",)),
+    Touch(_SCHEDULER, "Scheduler._preempt_request", ("request",)),
+    Touch(_SCHEDULER, "Scheduler._free_request", ("request",)),
+    Touch(_SCHEDULER, "Scheduler._get_local_prefix_cache_hit", ("request",)),
+    Touch("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", ()),
+    Touch("vllm.v1.core.sched.output", "SchedulerOutput", ("finished_req_ids", "scheduled_cached_reqs")),
+    Touch(
+        "vllm.v1.core.kv_cache_manager", "KVCacheManager.truncate_computed_blocks", ("blocks", "num_computed_tokens")
+    ),
+    Touch(
+        _MANAGER,
+        "FullAttentionManager.get_num_blocks_to_allocate",
+        (*_LENGTHS, "new_computed_blocks", "total_computed_tokens", "num_local_computed_tokens"),
+    ),
+    Touch(_MANAGER, "FullAttentionManager.allocate_new_blocks", _LENGTHS),
+    Touch(_MANAGER, "FullAttentionManager.cache_blocks", ("request", "num_tokens")),
+    Touch(_MANAGER, "FullAttentionManager.pop_blocks_for_free", ("request_id",)),
+    Touch("vllm.v1.core.block_pool", "BlockPool.get_new_blocks", ("num_blocks",)),
+    Touch("vllm.v1.core.block_pool", "BlockPool.free_blocks", ("ordered_blocks",)),
+    Touch(_RUNNER, "GPUModelRunner._update_states", ("scheduler_output",)),
+    Touch(_RUNNER, "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")),
+    Touch(_RUNNER, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config", "is_profiling")),
+    Touch(_RUNNER, "GPUModelRunner.load_model", ()),
+    Touch("vllm.v1.worker.block_table", "MultiGroupBlockTable.compute_slot_mapping", ("num_reqs", "positions")),
+    Touch("vllm.v1.worker.block_table", "MultiGroupBlockTable.add_row", ("block_ids", "row_idx")),
+    Touch("vllm.v1.worker.block_table", "MultiGroupBlockTable.clear_row", ("row_idx",)),
+    Touch("vllm.v1.cudagraph_dispatcher", "CudagraphDispatcher.dispatch", ("invalid_modes",)),
+    Touch("vllm.utils.torch_utils", "direct_register_custom_op", ("op_name", "op_func", "mutates_args", "fake_impl")),
+)
+
+_PROCESSOR = "vllm.multimodal.processing.processor"
+TOUCHES: tuple[Touch, ...] = (
+    Touch(_RENDERER, "OnlineRenderer.preprocess_chat", ("request", "messages")),
+    Touch(_RENDERER, "OnlineRenderer.preprocess_cmpl", ("request", "prompts")),
+    Touch("vllm.entrypoints.generate.base.protocol", "validate_request_mm_kwargs", ("trust_request_mm_kwargs",)),
+    Touch(_PROCESSOR, "BaseMultiModalProcessor.apply", ("inputs", "timing_ctx")),
+    Touch(_PROCESSOR, "BaseMultiModalProcessor._get_mm_hashes", ("inputs",)),
+    Touch(_PROCESSOR, "BaseMultiModalProcessor._apply_hf_processor_main", ("mm_items", "hf_kwargs")),
+    Touch(_PROCESSOR, "BaseMultiModalProcessor._get_cache_missing_processor_kwargs", ("inputs", "mm_is_cached")),
+    Touch(_PROCESSOR, "BaseMultiModalProcessor._get_mm_fields_config", ("hf_inputs", "hf_processor_mm_kwargs")),
+    Touch(
+        _PROCESSOR,
+        "BaseMultiModalProcessor._get_prompt_updates",
+        ("mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"),
+    ),
+    Touch("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs", ("engine_core_outputs",)),
+    *KV_TOUCHES,
+    Touch("vllm.multimodal.utils", "copy_mm_embedding_modality", ("src", "dst")),
+    Touch(
+        "vllm.model_executor.models.qwen2_5_vl",
+        "Qwen2_5_VLForConditionalGeneration.get_mrope_input_positions",
+        ("input_tokens", "mm_features"),
+    ),
+    Touch(
+        "vllm.model_executor.models.qwen3_vl",
+        "Qwen3VLForConditionalGeneration.get_mrope_input_positions",
+        ("input_tokens", "mm_features"),
+    ),
+    Touch(
+        "vllm.model_executor.models.qwen3_vl",
+        "Qwen3VLMultiModalProcessor.get_video_repl",
+        ("tokens_per_frame", "timestamps", "select_token_id"),
+    ),
+    Touch("vllm.model_executor.models.qwen3_vl", "Qwen3VLForConditionalGeneration.embed_input_ids", ("is_multimodal",)),
+)
+
+
+def signature_problems(touches: Sequence[Touch] = TOUCHES) -> list[str]:
+    """Names of vLLM that are not as this version expects; empty on a supported vLLM."""
+    return [problem for touch in touches if (problem := touch.problem())]
