@@ -32,7 +32,6 @@ def parameters(rng: random.Random) -> Any:
                       buffer=rng.choice([1, 7, 40]))  # fmt: skip
     return SamplingParams(
         temperature=1.0,
-        seed=rng.randrange(1 << 30),
         max_tokens=rng.randrange(1, 40),
         n=rng.choice([1, 1, 1, 2]),
         stop=rng.choice([None, ["a"], ["e", "the"]]),
