@@ -17,6 +17,7 @@ from .kv.support import SCHEDULER, WORKER
 PRELOADED = "VLLM_PRUNE_PRELOADED"
 URL = "VLLM_PRUNE_URL"
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 DEMO_NAME = "vllm-prune-demo"
 
 
@@ -37,6 +38,7 @@ def launch(model: str, arguments: Sequence[str], config: str | None) -> None:
     """
     _check(model, config)
     preload()
+    choose_runner()
     os.environ["VLLM_PLUGINS"] = compat.allowed_plugins(os.environ.get("VLLM_PLUGINS"))
     os.environ.setdefault(URL, _url(arguments))
     own_metrics = METRICS_DIR not in os.environ
@@ -142,6 +144,15 @@ def preload_list(already: str, found: Sequence[str]) -> list[str]:
     kinds = (("libtcmalloc",), ("libiomp", "libomp", "libgomp"))
     missing = [kind for kind in kinds if not any(name in entry for name in kind for entry in entries)]
     return [path for path in found if any(name in path for kind in missing for name in kind)] + entries
+
+
+def choose_runner() -> None:
+    """On CUDA, select the model runner that KV eviction has an adapter for, unless the user has chosen."""
+    if V2_RUNNER not in os.environ and _cuda():
+        os.environ[V2_RUNNER] = "0"
+        print(
+            f"vllm-prune: {V2_RUNNER}=0, as KV eviction runs on model runner V1; set it to 1 to do without", flush=True
+        )
 
 
 def _cuda() -> bool:

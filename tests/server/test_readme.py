@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.report import PAGES, fill
 from benchmarks.tasks import sample
-from vllm_prune.budget import canonical, parse_pruning
+from vllm_prune.budget import canonical, canonical_kv, parse_pruning
 from vllm_prune.config import load
 
 README = Path(__file__).parents[2] / "README.md"
@@ -41,6 +41,8 @@ def test_the_json_examples_are_valid() -> None:
     assert set(usage) == {"visual", "kv", "clamped"}
     field = parse_pruning(request["pruning"])
     assert field.visual is not None
+    assert field.kv is not None
+    assert canonical_kv(field.kv) is not None
     spec = canonical(field.visual)
     assert spec.image is not None
     assert (spec.image.strategy, spec.image.max_tokens, spec.video) == ("gui_dedup", 800, None)
@@ -51,7 +53,7 @@ def test_the_configuration_example_loads(tmp_path: Path) -> None:
     path = tmp_path / "prune.yaml"
     path.write_text(text)
     config = load(path)
-    assert set(config.presets) == {"fast", "full"}
+    assert set(config.presets) == {"fast", "full", "agent"}
     assert config.defaults.visual is not None
 
 

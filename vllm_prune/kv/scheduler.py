@@ -70,6 +70,7 @@ class CompactingMixin:
             metrics.count_kv_skipped(reason)
         elif spec is not None:
             self.kv_specs[request.request_id] = spec
+            metrics.observe_kv_ratio(min(1.0, spec.count(request.num_prompt_tokens) / request.num_prompt_tokens))
         super().add_request(request)  # type: ignore[misc]
 
     def _skipped(self, request: Any) -> str | None:

@@ -28,7 +28,8 @@ class CompactingWorker(PlatformWorker):
         metrics.set_model_name(metrics.served_name(self.vllm_config.model_config))
         if not self.use_v2_model_runner:
             # Hooks change the compiled graph, so a compile cache of a server without them must not serve it.
-            self.vllm_config.additional_config["vllm_prune_saliency"] = True
+            if isinstance(self.vllm_config.additional_config, dict):
+                self.vllm_config.additional_config["vllm_prune_saliency"] = True
             adopt(self.model_runner)
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:

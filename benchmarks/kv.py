@@ -1,0 +1,288 @@
+"""KV eviction against stock vLLM: a pool that holds two full requests, an ample pool, and a long answer.
+
+`python -m benchmarks.kv --save` writes JSON and a plot under `benchmarks/results/`. Requests are GUI agents'
+turns: five screenshots and a long answer. Rounds alternate between the two servers; ratios are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from vllm_prune.launch import found_libraries, preload_list
+
+from .random_model import build, parameters
+from .servers import PRELOAD_AT_START, Server
+from .speed import QUIET_SECONDS, RESULTS, hardware, screens
+
+BLOCK = 32
+SCREENS = 5
+
+
+@dataclass
+class Load:
+    """One round's load.
+
+    Attributes:
+        requests: turns to answer, all sent at once.
+        tokens: length of each answer.
+        pruning: the `pruning` field, None for stock.
+    """
+
+    requests: int
+    tokens: int
+    pruning: dict[str, Any] | None = None
+
+
+@dataclass
+class Round:
+    """What a round measured."""
+
+    requests_per_second: float
+    running: list[float] = field(default_factory=list)
+
+    @property
+    def concurrency(self) -> float:
+        """Mean number of running requests while the server was busy."""
+        busy = [count for count in self.running if count > 0]
+        return statistics.mean(busy) if busy else 0.0
+
+
+def value(server: Server, name: str) -> float:
+    """Sum of a metric over its labels."""
+    text = httpx.get(f"{server.url}/metrics", timeout=60).text
+    families = text_string_to_metric_families(text)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
+async def turn(client: httpx.AsyncClient, server: Server, model: str, images: list[str], load: Load) -> list[float]:
+    """One request; returns the arrival time of every streamed token."""
+    content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": image}} for image in images]
+    content.append({"type": "text", "text": "what should be clicked next?"})
+    body: dict[str, Any] = {
+        "model": model, "messages": [{"role": "user", "content": content}], "max_tokens": load.tokens,
+        "temperature": 0, "ignore_eos": True, "stream": True,
+    }  # fmt: skip
+    if load.pruning is not None:
+        body["pruning"] = load.pruning
+    arrivals = []
+    async with client.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:
+        if response.status_code != 200:
+            raise RuntimeError((await response.aread()).decode())
+        async for line in response.aiter_lines():
+            if line.startswith("data: {") and '"content"' in line:
+                arrivals.append(time.perf_counter())
+    return arrivals
+
+
+async def round_of(server: Server, model: str, sessions: list[list[str]], load: Load) -> Round:
+    """Send all turns at once and watch how many run."""
+    await asyncio.sleep(QUIET_SECONDS)
+    found = Round(0.0)
+    limits = httpx.Limits(max_connections=load.requests + 2)
+    async with httpx.AsyncClient(timeout=1800, limits=limits, trust_env=False) as client:
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(0.5)
+                text = (await client.get(f"{server.url}/metrics")).text
+                lines = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running{")]
+                found.running.append(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
+
+        watcher = asyncio.create_task(watch())
+        started = time.perf_counter()
+        await asyncio.gather(*(turn(client, server, model, images, load) for images in sessions))
+        found.requests_per_second = len(sessions) / (time.perf_counter() - started)
+        watcher.cancel()
+    return found
+
+
+def arguments(pool_blocks: int | None, most: int) -> list[str]:
+    """Arguments of both servers alike."""
+    given = ["--max-model-len", "8192", "--max-num-seqs", str(most), "--block-size", str(BLOCK),
+             "--limit-mm-per-prompt", '{"image": 5, "video": 0}', "--max-num-batched-tokens", "2048"]  # fmt: skip
+    return given if pool_blocks is None else [*given, "--num-gpu-blocks-override", str(pool_blocks)]
+
+
+class Bench:
+    """Runs the three comparisons on one checkpoint."""
+
+    def __init__(self, folder: Path, side: tuple[int, int], keep: float, rounds: int, progress: Progress) -> None:
+        self.folder, self.side, self.rounds, self.progress = folder, side, rounds, progress
+        self.pruning = {"kv": {"strategy": "gui_kv", "keep": keep}}
+        self.logs = Path(tempfile.mkdtemp(prefix="vllm-prune-kv-"))
+        self.source = screens(side, seed=5)
+        self.prompt = SCREENS * (side[0] // 28) * (side[1] // 28) + 40
+
+    def sessions(self, count: int) -> list[list[str]]:
+        """Screenshots of that many turns, none of them seen before."""
+        return [[next(self.source) for _ in range(SCREENS)] for _ in range(count)]
+
+    def servers(self, stack: ExitStack, given: list[str]) -> dict[str, Server]:
+        """Stock and ours, side by side."""
+        preloaded = {
+            "LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, found_libraries())),
+            "VLLM_CPU_KVCACHE_SPACE": "4",
+        }
+        return {
+            kind: stack.enter_context(
+                Server(self.folder, kind, given, log=self.logs / f"{kind}.log", environment=preloaded)
+            )
+            for kind in ("stock", "prune")
+        }
+
+    def pool(self, name: str, blocks: int | None, load: Load) -> dict[str, Any]:
+        """Throughput and concurrency of both servers with a pool of that many blocks."""
+        arms = {"stock": load, "prune": Load(load.requests, load.tokens, self.pruning)}
+        found: dict[str, list[Round]] = {kind: [] for kind in arms}
+        task = self.progress.add_task(name, total=self.rounds * 2)
+        with ExitStack() as stack:
+            servers = self.servers(stack, arguments(blocks, load.requests))
+            names = {kind: server.model_name for kind, server in servers.items()}
+            for kind, server in servers.items():
+                asyncio.run(round_of(server, names[kind], self.sessions(1), Load(1, 8, arms[kind].pruning)))
+            before = {key: value(servers["prune"], f"vllm_prune_compaction_seconds_{key}") for key in ("sum", "count")}
+            for number in range(self.rounds):
+                sessions = self.sessions(load.requests)
+                for kind in list(arms)[:: 1 if number % 2 else -1]:
+                    found[kind].append(asyncio.run(round_of(servers[kind], names[kind], sessions, arms[kind])))
+                    self.progress.update(task, advance=1)
+            spent = value(servers["prune"], "vllm_prune_compaction_seconds_sum") - before["sum"]
+            count = value(servers["prune"], "vllm_prune_compaction_seconds_count") - before["count"]
+            preempted = {kind: value(server, "vllm:num_preemptions_total") for kind, server in servers.items()}
+        busy = sum(load.requests / one.requests_per_second for one in found["prune"])
+        return {"blocks": blocks, "requests": load.requests, "tokens": load.tokens,
+                "throughput_ratio": _median(found, lambda one: one.requests_per_second),
+                "concurrency_ratio": _median(found, lambda one: one.concurrency),
+                "concurrency": {kind: statistics.median(one.concurrency for one in rounds)
+                                for kind, rounds in found.items()},
+                "requests_per_second": {kind: [one.requests_per_second for one in rounds]
+                                        for kind, rounds in found.items()},
+                "preemptions": preempted, "compactions": count, "compaction_share": spent / busy}  # fmt: skip
+
+    def long_answer(self, tokens: int) -> dict[str, Any]:
+        """Time between tokens of one long answer whose cache is capped, and of the same one on stock."""
+        task = self.progress.add_task("long answer", total=2)
+        arms = {"stock": Load(1, tokens), "prune": Load(1, tokens, self.pruning)}
+        result: dict[str, Any] = {"tokens": tokens}
+        images = self.sessions(1)
+        with ExitStack() as stack:
+            for kind, server in self.servers(stack, arguments(None, 2)).items():
+                asyncio.run(round_of(server, server.model_name, self.sessions(1), Load(1, 8, arms[kind].pruning)))
+                arrivals = asyncio.run(_long(server, images[0], arms[kind]))
+                gaps = [b - a for a, b in pairwise(arrivals)]
+                windows = [statistics.median(gaps[i : i + 128]) for i in range(128, len(gaps) - 127, 128)]
+                result[kind] = {"windows": windows, "end_over_start": _mean_end(windows)}
+                self.progress.update(task, advance=1)
+        return result
+
+
+async def _long(server: Server, images: list[str], load: Load) -> list[float]:
+    async with httpx.AsyncClient(timeout=3600, trust_env=False) as client:
+        await asyncio.sleep(QUIET_SECONDS)
+        return await turn(client, server, server.model_name, images, load)
+
+
+def _mean_end(windows: list[float]) -> float:
+    """Mean of the last quarter of the windows over that of the first quarter."""
+    quarter = max(1, len(windows) // 4)
+    return statistics.mean(windows[-quarter:]) / statistics.mean(windows[:quarter])
+
+
+def _median(found: dict[str, list[Round]], of: Any) -> float:
+    return statistics.median(of(ours) / of(stock) for stock, ours in zip(found["stock"], found["prune"], strict=True))
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the table."""
+    table = Table("pool", "requests/s vs stock", "concurrent vs stock", "preemptions (stock, ours)", "compaction share")
+    for name in ("tight", "ample"):
+        row = result[name]
+        table.add_row(name, f"{row['throughput_ratio']:.2f}x", f"{row['concurrency_ratio']:.2f}x",
+                      f"{row['preemptions']['stock']:.0f}, {row['preemptions']['prune']:.0f}",
+                      f"{row['compaction_share']:.1%}")  # fmt: skip
+    Console(width=120).print(table)
+    if "long" in result:
+        for kind in ("stock", "prune"):
+            print(
+                f"{kind}: time between tokens at the end is {result['long'][kind]['end_over_start']:.2f}x the start's"
+            )
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """Time between tokens along the long answer, and the ratios of the two pools."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
+    for kind, label in (("stock", "stock vLLM"), ("prune", "vllm-prune, keep 20%")):
+        windows = result["long"][kind]["windows"]
+        first = result["long"]["prune"]["windows"][0]
+        left.plot([128 * (i + 1) for i in range(len(windows))], [w / first for w in windows], label=label)
+    left.set(xlabel="tokens decoded", ylabel="time between tokens (ours at the start = 1)", ylim=(0, None))
+    left.legend()
+    names, keys = ("tight", "ample"), ("throughput_ratio", "concurrency_ratio")
+    for offset, (key, label) in enumerate(zip(keys, ("requests/s", "running requests"), strict=True)):
+        bars = right.bar([i + 0.35 * offset for i in range(2)], [result[n][key] for n in names], 0.35, label=label)
+        right.bar_label(bars, fmt="%.2fx")
+    right.axhline(1, color="black", linewidth=0.8)
+    right.set(xticks=[0.175, 1.175], ylabel="ours over stock")
+    right.set_xticklabels(["pool of two full requests", "ample pool"])
+    right.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Measured rounds; ratios are medians over them.")] = 5,
+    requests: Annotated[int, typer.Option(help="Turns per round.")] = 10,
+    tokens: Annotated[int, typer.Option(help="Length of an answer.")] = 512,
+    long: Annotated[int, typer.Option(help="Length of the long answer; 0 leaves it out.")] = 4096,
+    keep: Annotated[float, typer.Option(help="Share of the prompt's rows that is kept.")] = 0.2,
+    rows: Annotated[int, typer.Option(help="Screen height in tokens (28 pixels each).")] = 20,
+    cols: Annotated[int, typer.Option(help="Screen width in tokens.")] = 26,
+    save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
+) -> None:
+    """Measure and print; `--save` keeps the result and a plot."""
+    folder = build()
+    with Progress(transient=True) as progress:
+        bench = Bench(folder, (rows * 28, cols * 28), keep, rounds, progress)
+        full = -(-(bench.prompt + tokens) // BLOCK)
+        # One block more: vLLM sets one aside.
+        result: dict[str, Any] = {
+            "command": "python -m benchmarks.kv " + " ".join(sys.argv[1:]),
+            "hardware": hardware(),
+            "parameters": parameters(folder),
+            "setting": {"screens": SCREENS, "visual_tokens": rows * cols, "keep": keep, "rounds": rounds},
+            "tight": bench.pool("tight pool", 2 * full + 1, Load(requests, tokens)),
+            "ample": bench.pool("ample pool", None, Load(requests, tokens)),
+        }
+        if long:
+            result["long"] = bench.long_answer(long)
+    show(result)
+    if save:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "kv.json").write_text(json.dumps(result, indent=1) + "\n")
+        plot(result, RESULTS / "kv.png")
+
+
+if __name__ == "__main__":
+    typer.run(main)

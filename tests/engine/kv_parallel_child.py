@@ -1,0 +1,41 @@
+"""Run by `test_kv_parallel.py`: greedy answers under KV budgets with a given tensor-parallel size, as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from vllm_prune.kv.spec import KvSpec
+
+from . import media
+from .checkpoints import CELL
+from .engines import DEFAULTS
+from .eviction import EVICTING, evict
+
+SPECS = [
+    KvSpec("gui_kv", keep="0.3", buffer=16),
+    KvSpec("snapkv", keep="0.2", buffer=16),
+    KvSpec("random", keep="0.5", buffer=16),
+    KvSpec("expected_attention", max_tokens=30, buffer=9),
+]
+
+
+def main(path: str, size: int, out: str) -> None:
+    """Answer every request alone and write tokens and log-probabilities."""
+    from vllm import LLM
+
+    options = {**DEFAULTS, **EVICTING, "distributed_executor_backend": "mp" if size > 1 else "uni"}
+    llm = LLM(model=path, tensor_parallel_size=size, **options)
+    cell = CELL["qwen2_5_vl"]
+    request = media.ask(media.image(6 * cell, 8 * cell, 1), media.image(5 * cell, 8 * cell, 2))
+    answers = []
+    for spec in SPECS:
+        completion = evict(llm, [request], [spec], 60)[0].outputs[0]
+        chosen = zip(completion.token_ids, completion.logprobs, strict=True)
+        answers.append([list(completion.token_ids), [entry[token].logprob for token, entry in chosen]])
+    Path(out).write_text(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
