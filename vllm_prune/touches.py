@@ -60,6 +60,7 @@ KV_TOUCHES: tuple[Touch, ...] = (
     Touch(_RUNNER, "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")),
     Touch(_RUNNER, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config", "is_profiling")),
     Touch(_RUNNER, "GPUModelRunner.load_model", ()),
+    Touch(_RUNNER, "GPUModelRunner.execute_model", ("scheduler_output",)),
     Touch("vllm.v1.worker.block_table", "MultiGroupBlockTable.compute_slot_mapping", ("num_reqs", "positions")),
     Touch("vllm.v1.worker.block_table", "MultiGroupBlockTable.add_row", ("block_ids", "row_idx")),
     Touch("vllm.v1.worker.block_table", "MultiGroupBlockTable.clear_row", ("row_idx",)),

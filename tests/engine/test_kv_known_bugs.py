@@ -179,3 +179,6 @@ def test_mixed_batches_observe_every_request(engines: EnginePool) -> None:
     assert llm.reset_prefix_cache()
     for output, want in zip(evict(llm, requests, specs, 50), alone, strict=True):
         compare(answer_of(output), want)
+    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
+    assert runner.kv_compactor.store.source is None
+    assert not runner.kv_plan.source

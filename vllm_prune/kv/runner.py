@@ -148,6 +148,15 @@ class CompactingRunnerMixin:
             metrics.observe_compaction(seconds)
             metrics.observe_score("kv", request.spec.strategy, seconds)
 
+    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
+        """One step; nothing stays armed after it, for steps without us and warm-up runs listen too."""
+        try:
+            return super().execute_model(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if self.kv_plan.source and self.kv_compactor is not None:
+                self.kv_plan = StepPlan()
+                self.kv_compactor.store.arm(self.kv_plan, self.device)
+
     def _counts(self) -> bool:
         return bool(self.vllm_config.parallel_config.rank == 0)
 
