@@ -63,6 +63,11 @@ class Round:
         busy = [count for count in self.running if count > 0]
         return statistics.mean(busy) if busy else 0.0
 
+    @property
+    def peak(self) -> float:
+        """The most requests that ran at once."""
+        return max(self.running, default=0.0)
+
 
 def value(server: Server, name: str) -> float:
     """Sum of a metric over its labels."""
@@ -113,9 +118,9 @@ async def round_of(server: Server, model: str, sessions: list[list[str]], load: 
     return found
 
 
-def arguments(pool_blocks: int | None, most: int) -> list[str]:
+def arguments(pool_blocks: int | None, most: int, length: int) -> list[str]:
     """Arguments of both servers alike."""
-    given = ["--max-model-len", "8192", "--max-num-seqs", str(most), "--block-size", str(BLOCK),
+    given = ["--max-model-len", str(length), "--max-num-seqs", str(most), "--block-size", str(BLOCK),
              "--limit-mm-per-prompt", '{"image": 5, "video": 0}', "--max-num-batched-tokens", "2048"]  # fmt: skip
     return given if pool_blocks is None else [*given, "--num-gpu-blocks-override", str(pool_blocks)]
 
@@ -153,7 +158,7 @@ class Bench:
         found: dict[str, list[Round]] = {kind: [] for kind in arms}
         task = self.progress.add_task(name, total=self.rounds * 2)
         with ExitStack() as stack:
-            servers = self.servers(stack, arguments(blocks, load.requests))
+            servers = self.servers(stack, arguments(blocks, load.requests, self.prompt + load.tokens))
             names = {kind: server.model_name for kind, server in servers.items()}
             for kind, server in servers.items():
                 asyncio.run(round_of(server, names[kind], self.sessions(1), Load(1, 8, arms[kind].pruning)))
@@ -162,6 +167,7 @@ class Bench:
                 sessions = self.sessions(load.requests)
                 for kind in list(arms)[:: 1 if number % 2 else -1]:
                     found[kind].append(asyncio.run(round_of(servers[kind], names[kind], sessions, arms[kind])))
+                    self._report(name, kind, found[kind][-1])
                     self.progress.update(task, advance=1)
             spent = value(servers["prune"], "vllm_prune_compaction_seconds_sum") - before["sum"]
             count = value(servers["prune"], "vllm_prune_compaction_seconds_count") - before["count"]
@@ -170,11 +176,16 @@ class Bench:
         return {"blocks": blocks, "requests": load.requests, "tokens": load.tokens,
                 "throughput_ratio": _median(found, lambda one: one.requests_per_second),
                 "concurrency_ratio": _median(found, lambda one: one.concurrency),
-                "concurrency": {kind: statistics.median(one.concurrency for one in rounds)
-                                for kind, rounds in found.items()},
+                "peak_ratio": _median(found, lambda one: one.peak),
+                "concurrency": {kind: [one.concurrency for one in rounds] for kind, rounds in found.items()},
+                "peak": {kind: [one.peak for one in rounds] for kind, rounds in found.items()},
                 "requests_per_second": {kind: [one.requests_per_second for one in rounds]
                                         for kind, rounds in found.items()},
                 "preemptions": preempted, "compactions": count, "compaction_share": spent / busy}  # fmt: skip
+
+    def _report(self, name: str, kind: str, found: Round) -> None:
+        figures = f"{found.requests_per_second:.3f} requests/s, running {found.concurrency:.1f} of {found.peak:.0f}"
+        self.progress.console.print(f"{name}, {kind}: {figures}")
 
     def long_answer(self, tokens: int) -> dict[str, Any]:
         """Time between tokens of one long answer whose cache is capped, and of the same one on stock."""
@@ -183,7 +194,7 @@ class Bench:
         result: dict[str, Any] = {"tokens": tokens}
         images = self.sessions(1)
         with ExitStack() as stack:
-            for kind, server in self.servers(stack, arguments(None, 2)).items():
+            for kind, server in self.servers(stack, arguments(None, 2, self.prompt + tokens)).items():
                 asyncio.run(round_of(server, server.model_name, self.sessions(1), Load(1, 8, arms[kind].pruning)))
                 arrivals = asyncio.run(_long(server, images[0], arms[kind]))
                 gaps = [b - a for a, b in pairwise(arrivals)]
@@ -211,10 +222,12 @@ def _median(found: dict[str, list[Round]], of: Any) -> float:
 
 def show(result: dict[str, Any]) -> None:
     """Print the table."""
-    table = Table("pool", "requests/s vs stock", "concurrent vs stock", "preemptions (stock, ours)", "compaction share")
+    ratios = ("requests/s vs stock", "running (mean)", "running (peak)")
+    table = Table("pool", *ratios, "preemptions (stock, ours)", "compaction share")
     for name in ("tight", "ample"):
         row = result[name]
         table.add_row(name, f"{row['throughput_ratio']:.2f}x", f"{row['concurrency_ratio']:.2f}x",
+                      f"{row['peak_ratio']:.2f}x",
                       f"{row['preemptions']['stock']:.0f}, {row['preemptions']['prune']:.0f}",
                       f"{row['compaction_share']:.1%}")  # fmt: skip
     Console(width=120).print(table)
@@ -273,7 +286,7 @@ def main(
             "parameters": parameters(folder),
             "setting": {"screens": SCREENS, "visual_tokens": rows * cols, "keep": keep, "rounds": rounds},
             "tight": bench.pool("tight pool", 2 * full + 1, Load(requests, tokens)),
-            "ample": bench.pool("ample pool", None, Load(requests, tokens)),
+            "ample": bench.pool("ample pool", None, Load(max(1, requests // 2), tokens)),
         }
         if long:
             result["long"] = bench.long_answer(long)

@@ -21,6 +21,8 @@ def fill(text: str) -> str:
         "catalogue": markdown(),
         "kv_catalogue": markdown("kv"),
         "speed": speed(),
+        "off_cost": off_cost(),
+        "kv_speed": kv_speed(),
         "demo": demo(),
         "evaluation": evaluation(),
     }
@@ -57,6 +59,57 @@ def _speed_row(row: dict[str, Any]) -> str:
     return (
         f"| vllm-prune, {row['arm']} | {row['prompt_tokens']} | {row['ttft_ratio']:.2f}x faster "
         f"| {row['throughput_ratio']:.2f}x |"
+    )
+
+
+def off_cost() -> str:
+    """One sentence of `benchmarks/results/off_cost.json`."""
+    path = RESULTS / "off_cost.json"
+    if not path.exists():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    latency, cpu = result["stock_over_off"]["latency"], result["stock_over_off"]["cpu"]
+    return (
+        f"Requests that ask for nothing, alternating one by one between stock vLLM and vllm-prune "
+        f"({result['setting']['pairs']} pairs, {result['setting']['visual_tokens']} visual tokens): stock's time over "
+        f"ours is {latency['ratio']:.3f} (95% interval {latency['low']:.3f} to {latency['high']:.3f}), its processor "
+        f"time over ours {cpu['ratio']:.3f} ({cpu['low']:.3f} to {cpu['high']:.3f}); 1 is equal, above 1 ours is "
+        f"faster. Command: `{result['command']}`."
+    )
+
+
+def kv_speed() -> str:
+    """Table and one paragraph of `benchmarks/results/kv.json`."""
+    path = RESULTS / "kv.json"
+    if not path.exists():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    setting, hardware, long = result["setting"], result["hardware"], result["long"]
+    pools = {"tight": f"two full requests ({result['tight']['blocks']} blocks)", "ample": "ample"}
+    lines = [
+        "| pool | requests/s | running requests, mean | running requests, peak | time spent compacting |",
+        "|---|---|---|---|---|",
+        *(_kv_row(pools[name], result[name]) for name in pools),
+        "",
+        f"One answer of {long['tokens']} tokens: time between tokens at its end is "
+        f"{long['prune']['end_over_start']:.2f}x that at its start; on stock vLLM "
+        f"{long['stock']['end_over_start']:.2f}x.",
+        "",
+        "![Time between tokens along a long answer, and both pools](benchmarks/results/kv.png)",
+        "",
+        f"{result['parameters'] / 1e6:.0f}M random-weight parameters, {setting['screens']} screenshots of "
+        f"{setting['visual_tokens']} visual tokens and an answer of {result['tight']['tokens']} tokens per request, "
+        f"{result['tight']['requests']} requests at once ({result['ample']['requests']} in the ample pool), `gui_kv` keeping {setting['keep']:.0%}, "
+        f"{hardware['device']}, vLLM {hardware['vllm']}. Ratios to stock vLLM, which ran side by side and took turns; "
+        f"medians of {setting['rounds']} rounds. Command: `{result['command']}`.",
+    ]
+    return "\n".join(lines)
+
+
+def _kv_row(name: str, row: dict[str, Any]) -> str:
+    return (
+        f"| {name} | {row['throughput_ratio']:.2f}x | {row['concurrency_ratio']:.2f}x | {row['peak_ratio']:.2f}x "
+        f"| {row['compaction_share']:.1%} |"
     )
 
 

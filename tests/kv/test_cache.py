@@ -64,32 +64,67 @@ def fill(rows: Any, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return keys, values
 
 
+def test_every_layout_of_vllms_is_a_walk(rows: Any) -> None:
+    if isinstance(rows, PackedRows):
+        assert None not in rows.walks
+
+
 def test_what_is_written_is_read(rows: Any) -> None:
     size = rows.cache.shape[2]
-    where = Blocks.of((4, 1, 3), 2 * size + 5, size, torch.device("cpu")).slots
-    keys, values = fill(rows, where)
+    where = Blocks.of((4, 1, 3), 2 * size + 5, size, torch.device("cpu"))
+    keys, values = fill(rows, where.slots)
     got = rows.read(where)
     assert torch.equal(got[0], keys)
     assert torch.equal(got[1], values)
-    some = torch.tensor([7, 2, 2 * size + 1])
-    assert torch.equal(rows.read(where[some])[0], keys[:, some])
+
+
+def test_blocks_of_the_manager_may_span_several_of_the_kernel(rows: Any) -> None:
+    size, device = rows.cache.shape[2], torch.device("cpu")
+    where = Blocks.of((2, 0), 3 * size + 1, 2 * size, device)
+    keys, values = fill(rows, where.slots)
+    got = rows.read(where)
+    assert torch.equal(got[0], keys)
+    assert torch.equal(got[1], values)
+    assert torch.equal(rows.read(Blocks.of((4,), size, size, device))[0], keys[:, :size])
+
+
+@pytest.mark.parametrize("form", ["loops", "crossed", "shuffled"])
+def test_any_order_inside_a_block_is_read_back(form: str) -> None:
+    size, dim = 8, 6
+    places = torch.arange(2 * size * dim)
+    if form == "loops":
+        order = places.view(2, 2, 4, 3, 2).permute(0, 2, 1, 4, 3).reshape(2, size, dim)
+    else:
+        order = places[torch.randperm(len(places))].view(2, size, dim)
+        if form == "crossed":  # rows and elements walk evenly by themselves, not together
+            order[0] = torch.arange(size * dim).view(size, dim)
+            order[0, 3] = order[0, 3].flip(0)
+            order[1] = size * dim + torch.arange(size * dim).view(size, dim)
+    cache = torch.randn(5, HEADS, size, 2 * dim)
+    packed_rows = PackedRows(SimpleNamespace(kv_cache=cache), order)
+    assert (packed_rows.walks[0] is not None) == (form == "loops")
+    got = packed_rows.read(Blocks.of((3, 0, 4), 2 * size + 3, size, torch.device("cpu")))
+    for half, found in zip(order, got, strict=True):
+        for row in range(2 * size + 3):
+            block = (3, 0, 4)[row // size]
+            assert torch.equal(found[:, row], cache[block].flatten(1)[:, half[row % size]])
 
 
 @pytest.mark.parametrize("target", [(5, 2), (4, 1), (3, 4), (1, 5)])
 def test_moved_rows_are_the_kept_ones_and_nothing_else_changes(rows: Any, target: tuple[int, ...]) -> None:
     size, device = rows.cache.shape[2], torch.device("cpu")
-    everything = Blocks.of(tuple(range(BLOCKS)), BLOCKS * size, size, device).slots
-    fill(rows, everything)
+    everything = Blocks.of(tuple(range(BLOCKS)), BLOCKS * size, size, device)
+    fill(rows, everything.slots)
     source = Blocks.of((4, 1, 3), 2 * size + 5, size, device)
     goal = Blocks.of(target, size + 3, size, device)
-    before, (keys, values) = rows.read(everything), rows.read(source.slots)
+    before, (keys, values) = rows.read(everything), rows.read(source)
     kept = torch.stack([torch.randperm(2 * size + 5)[: size + 3].sort().values for _ in range(HEADS)])
     rows.move(kept, keys, values, source, goal)
     take = kept[:, :, None].expand(-1, -1, DIM)
-    got = rows.read(goal.slots)
+    got = rows.read(goal)
     assert torch.equal(got[0], keys.gather(1, take))
     assert torch.equal(got[1], values.gather(1, take))
-    others = torch.ones(len(everything), dtype=torch.bool)
+    others = torch.ones(len(everything.slots), dtype=torch.bool)
     others[goal.slots] = False
     for one, two in zip(before, rows.read(everything), strict=True):
         assert torch.equal(one[:, others], two[:, others])

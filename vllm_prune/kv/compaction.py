@@ -124,7 +124,7 @@ class Compactor:
         lent = request.lent_for(range(end - request.window, end))
         positions, carried = [], []
         for index, rows in enumerate(self.rows):
-            keys, values = rows.read(source.slots)
+            keys, values = rows.read(source)
             view = self._view(index, command, request, keys, values, source.slots, lent)
             kept, scores = request.strategy.select(view, command.keep)
             rows.move(kept, keys, values, source, target)

@@ -166,8 +166,10 @@ def window_attention(view: LayerView) -> Tensor:
     queries = view.queries
     assert queries is not None
     window, heads = len(queries), len(view.keys)
+    # One product per head: broadcasting over the group would copy the keys for each of its queries.
     grouped = queries.view(window, heads, -1, queries.shape[-1]).permute(1, 2, 0, 3)
-    logits = (grouped @ view.keys[:, None].transpose(-1, -2)) * view.scale
-    rows = torch.arange(view.rows, device=logits.device)
-    last_seen = rows[view.rows - window :]
-    return logits.masked_fill_(rows > last_seen[:, None], float("-inf")).softmax(dim=-1)
+    logits = (grouped.flatten(1, 2) @ view.keys.transpose(1, 2)) * view.scale
+    logits = logits.view(heads, -1, window, view.rows)
+    later = torch.ones(window, window, dtype=torch.bool, device=logits.device).triu(1)
+    logits[..., view.rows - window :].masked_fill_(later, float("-inf"))
+    return logits.softmax(dim=-1)
