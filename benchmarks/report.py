@@ -99,7 +99,8 @@ def kv_speed() -> str:
         "",
         f"{result['parameters'] / 1e6:.0f}M random-weight parameters, {setting['screens']} screenshots of "
         f"{setting['visual_tokens']} visual tokens and an answer of {result['tight']['tokens']} tokens per request, "
-        f"{result['tight']['requests']} requests at once ({result['ample']['requests']} in the ample pool), `gui_kv` keeping {setting['keep']:.0%}, "
+        f"{result['tight']['requests']} requests at once ({result['ample']['requests']} in the ample pool), "
+        f"`gui_kv` keeping {setting['keep']:.0%}, "
         f"{hardware['device']}, vLLM {hardware['vllm']}. Ratios to stock vLLM, which ran side by side and took turns; "
         f"medians of {setting['rounds']} rounds. Command: `{result['command']}`.",
     ]
