@@ -20,7 +20,6 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -67,13 +66,6 @@ class Round:
     def peak(self) -> float:
         """The most requests that ran at once."""
         return max(self.running, default=0.0)
-
-
-def value(server: Server, name: str) -> float:
-    """Sum of a metric over its labels."""
-    text = httpx.get(f"{server.url}/metrics", timeout=60).text
-    families = text_string_to_metric_families(text)
-    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
 async def turn(client: httpx.AsyncClient, server: Server, model: str, images: list[str], load: Load) -> list[float]:
@@ -162,16 +154,16 @@ class Bench:
             names = {kind: server.model_name for kind, server in servers.items()}
             for kind, server in servers.items():
                 asyncio.run(round_of(server, names[kind], self.sessions(1), Load(1, 8, arms[kind].pruning)))
-            before = {key: value(servers["prune"], f"vllm_prune_compaction_seconds_{key}") for key in ("sum", "count")}
+            before = {key: servers["prune"].metric(f"vllm_prune_compaction_seconds_{key}") for key in ("sum", "count")}
             for number in range(self.rounds):
                 sessions = self.sessions(load.requests)
                 for kind in list(arms)[:: 1 if number % 2 else -1]:
                     found[kind].append(asyncio.run(round_of(servers[kind], names[kind], sessions, arms[kind])))
                     self._report(name, kind, found[kind][-1])
                     self.progress.update(task, advance=1)
-            spent = value(servers["prune"], "vllm_prune_compaction_seconds_sum") - before["sum"]
-            count = value(servers["prune"], "vllm_prune_compaction_seconds_count") - before["count"]
-            preempted = {kind: value(server, "vllm:num_preemptions_total") for kind, server in servers.items()}
+            spent = servers["prune"].metric("vllm_prune_compaction_seconds_sum") - before["sum"]
+            count = servers["prune"].metric("vllm_prune_compaction_seconds_count") - before["count"]
+            preempted = {kind: server.metric("vllm:num_preemptions_total") for kind, server in servers.items()}
         busy = sum(load.requests / one.requests_per_second for one in found["prune"])
         return {"blocks": blocks, "requests": load.requests, "tokens": load.tokens,
                 "throughput_ratio": _median(found, lambda one: one.requests_per_second),

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 STOCK_PLUGINS = "none"
 START_SECONDS = 300
@@ -127,6 +128,12 @@ class Server:
     def model_name(self) -> str:
         """Name under which the model is served."""
         return str(httpx.get(f"{self.url}/v1/models", timeout=30).json()["data"][0]["id"])
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of a metric over all label values but the given ones; 0 for one that does not exist."""
+        text = httpx.get(f"{self.url}/metrics", timeout=60).text
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items())
 
 
 def _explain(log: str, last: int = 12, most: int = 3000) -> str:

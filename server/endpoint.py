@@ -105,7 +105,9 @@ def visual_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[s
 def kv_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
     """Reasons why a KV budget would not be honoured; empty when it would be. The request seam reads them too."""
     found = [reason for worker in workers for reason in worker["kv"]["reasons"]]
-    support.FOUND.reasons = list(dict.fromkeys(found if workers else ["the workers cannot be asked; see above"]))
+    support.FOUND.reasons = list(
+        dict.fromkeys(found if workers else [support.because("worker", "it cannot be asked; see above")])
+    )
     offers = [frozenset(worker["kv"]["offers"]) for worker in workers]
     support.FOUND.offers = frozenset.intersection(*offers) if offers else frozenset()
     return [*support.config_refusals(engine_client.vllm_config), *support.FOUND.reasons]

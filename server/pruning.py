@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from vllm_prune import metrics
 from vllm_prune.budget import BudgetError
 from vllm_prune.intake import SCOPE, Policy, Scope
+from vllm_prune.kv import support
 
 Route = Callable[[Any, Request], Awaitable[Response]]
 
@@ -43,6 +44,7 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
         return error_response(f"visual budgets are not honoured by this server: {reason}", "pruning.visual")
     if scope.decision.kv is not None and (findings := raw_request.app.state.vllm_prune.kv_findings):
         metrics.count_rejection("not_active")
+        metrics.count_kv_skipped(support.cause_of(findings[0]))
         return error_response(f"KV budgets are not honoured by this server: {'; '.join(findings)}", "pruning.kv")
     token = SCOPE.set(scope)
     scope.enter()

@@ -100,7 +100,7 @@ def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Await
 
 def _pass_kv(vllm_config: Any, request: Any, spec: Any) -> None:
     """Let a KV budget travel with the sampling parameters, as every extra argument does."""
-    from . import intake
+    from . import intake, metrics
     from .budget import BudgetError
     from .kv import spec as kv
     from .kv import support
@@ -110,12 +110,13 @@ def _pass_kv(vllm_config: Any, request: Any, spec: Any) -> None:
         raise BudgetError(f"{kv.KEY} is set by the server", "vllm_xargs")
     if spec is None:
         return
-    if reason := support.refusal(vllm_config):
-        raise BudgetError(f"KV eviction is off on this server: {reason}", "pruning.kv")
-    if getattr(request, "use_beam_search", False):
-        raise BudgetError("beam search copies caches, which eviction has made private; drop one of them", "pruning.kv")
-    if (problem := support.missing(spec)) is not None:
-        raise BudgetError(problem, "pruning.kv.strategy")
+    reason = support.refusal(vllm_config)
+    if reason is None and getattr(request, "use_beam_search", False):
+        reason = support.because("beam_search", "it copies caches, which eviction makes private; drop one of the two")
+    problem = support.missing(spec) if reason is None else None
+    if (found := reason or problem) is not None:
+        metrics.count_kv_skipped(support.cause_of(found))
+        raise BudgetError(f"KV eviction is refused: {found}", "pruning.kv" if reason else "pruning.kv.strategy")
     scope, ticket = intake.SCOPE.get(), ""
     if scope is not None:
         intake.TICKETS[scope.ticket] = scope

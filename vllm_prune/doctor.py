@@ -10,7 +10,7 @@ from importlib.metadata import entry_points
 from . import compat, touches
 from .config import ENV, ConfigError, load
 from .kv.strategies import names as kv_names
-from .kv.support import SCHEDULER, WORKER
+from .kv.support import REFUSED, SCHEDULER, WORKER
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,8 @@ def _adapters() -> list[Check]:
 
 
 def _kv() -> Check:
-    refused = (
-        "speculative decoding with a drafter, pipeline and context parallelism, micro-batch overlap, several cache "
-        "groups, MLA, sliding windows, ALiBi, fp8 caches, KV connectors, resumable sessions, beam search"
-    )
     detail = f"{', '.join(kv_names())}; needs --scheduler-cls {SCHEDULER} and --worker-cls {WORKER} "
-    detail += f"(vllm-prune serve sets both); refused with a reason: {refused}"
+    detail += f"(vllm-prune serve sets both); refused with a reason: {', '.join(REFUSED.values())}"
     try:
         for path in (SCHEDULER, WORKER):
             module, _, name = path.rpartition(".")

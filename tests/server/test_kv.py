@@ -11,7 +11,6 @@ import pytest
 from vllm_prune.kv.strategies import names
 
 from .media import image_part, png, user
-from .test_refusals import metric
 
 PARTS = [image_part(png(168, 196, 5)), image_part(png(140, 168, 6))]
 KV = {"keep": 0.2, "buffer": 16}
@@ -78,14 +77,14 @@ def test_choices_add_up(client: openai.OpenAI, model: str) -> None:
 
 def test_metrics_equal_usage(server: Any, client: openai.OpenAI, model: str) -> None:
     keys = {"evicted_tokens": "tokens_evicted", "freed_blocks": "blocks_freed", "compactions": "compactions"}
-    before = {key: metric(server, f"vllm_prune_kv_{name}_total") for key, name in keys.items()}
-    timed = metric(server, "vllm_prune_compaction_seconds_count")
+    before = {key: server.metric(f"vllm_prune_kv_{name}_total") for key, name in keys.items()}
+    timed = server.metric("vllm_prune_compaction_seconds_count")
     found = ask(client, model, {"kv": {**KV, "strategy": "snapkv"}}, 60).usage.pruning["kv"]
     for key, name in keys.items():
-        assert metric(server, f"vllm_prune_kv_{name}_total") - before[key] == found[key]
-    assert metric(server, "vllm_prune_compaction_seconds_count") - timed == found["compactions"]
+        assert server.metric(f"vllm_prune_kv_{name}_total") - before[key] == found[key]
+    assert server.metric("vllm_prune_compaction_seconds_count") - timed == found["compactions"]
     # Routers read this gauge; nothing runs now, so nothing is held.
-    assert metric(server, "vllm:kv_cache_usage_perc") == 0
+    assert server.metric("vllm:kv_cache_usage_perc") == 0
 
 
 def test_completions_and_responses(server: Any, client: openai.OpenAI, model: str) -> None:

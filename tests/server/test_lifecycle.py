@@ -51,10 +51,16 @@ def test_plain_vllm_takes_the_budget_from_xargs(tmp_path: Path) -> None:
         assert bad.status_code == 400
         assert bad.json()["error"]["param"] == "pruning.visual.keep"
         assert ask(server, mm_processor_kwargs={"vllm_prune": {"keep": 0.5}}).status_code == 400
+        # Without our scheduler and worker there is nobody to evict.
+        evict = ask(server, vllm_xargs={"pruning": '{"kv": {"keep": 0.5}}'})
+        assert evict.status_code == 400
+        assert evict.json()["error"]["param"] == "pruning.kv"
+        assert "--scheduler-cls" in evict.json()["error"]["message"]
 
 
-def test_a_model_without_an_adapter_refuses_budgets(text_model: Path, tmp_path: Path) -> None:
-    with Server(text_model, "prune", ["--max-model-len", "512"], log=tmp_path / "server.log") as server:
+def test_a_model_without_an_adapter_and_another_worker_refuse_budgets(text_model: Path, tmp_path: Path) -> None:
+    arguments = ["--max-model-len", "512", "--worker-cls", "auto"]
+    with Server(text_model, "prune", arguments, log=tmp_path / "server.log") as server:
         startup = httpx.get(f"{server.url}/health/startup", timeout=30).json()
         assert startup["pruning"] is False
         assert startup["findings"]
@@ -65,6 +71,13 @@ def test_a_model_without_an_adapter_refuses_budgets(text_model: Path, tmp_path: 
         refused = httpx.post(f"{server.url}/v1/completions", json=asked, timeout=120)
         assert refused.status_code == 400
         assert refused.json()["error"]["param"] == "pruning.visual"
+        assert startup["kv"] is False
+        asked = {**body, "pruning": {"kv": {"keep": 0.5}}}
+        refused = httpx.post(f"{server.url}/v1/completions", json=asked, timeout=120)
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "pruning.kv"
+        assert startup["kv_findings"][0] in refused.json()["error"]["message"]
+        assert server.metric("vllm_prune_kv_eviction_skipped_total", reason="worker") == 1
     assert "visual budgets are refused" in (tmp_path / "server.log").read_text()
 
 

@@ -24,11 +24,6 @@ def post(server: Any, model: str, pruning: Any, parts: list[dict[str, Any]] = IM
 HEADERS = {"content-type": "application/json"}
 
 
-def metric(server: Any, name: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics", timeout=30).text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
-
-
 @pytest.fixture(autouse=True)
 def _server_lives(server: Any, client: openai.OpenAI, model: str) -> Iterator[None]:
     yield
@@ -63,14 +58,14 @@ def _server_lives(server: Any, client: openai.OpenAI, model: str) -> Iterator[No
     ],
 )
 def test_bad_budgets(server: Any, model: str, pruning: Any, param: str) -> None:
-    before = metric(server, "vllm:request_success_total"), metric(server, "vllm_prune_rejections_total")
+    before = server.metric("vllm:request_success_total"), server.metric("vllm_prune_rejections_total")
     response = post(server, model, pruning)
     assert response.status_code == 400, response.text
     error = response.json()["error"]
     assert error["param"] == param
     assert error["type"] == "BadRequestError"
     assert error["message"]
-    after = metric(server, "vllm:request_success_total"), metric(server, "vllm_prune_rejections_total")
+    after = server.metric("vllm:request_success_total"), server.metric("vllm_prune_rejections_total")
     assert after == (before[0], before[1] + 1)
 
 

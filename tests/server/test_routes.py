@@ -11,7 +11,6 @@ from vllm_prune.kv.strategies import names as kv_names
 from vllm_prune.visual.strategies import names
 
 from .media import image_part, mp4, png, user, video_part
-from .test_refusals import metric
 
 
 def get(server: Any, path: str) -> httpx.Response:
@@ -47,7 +46,7 @@ def test_our_routes_are_in_the_openapi_document(server: Any) -> None:
 
 def test_metrics_count_what_usage_reports(server: Any, client: openai.OpenAI, model: str) -> None:
     given, kept = "vllm_prune_visual_tokens_input_total", "vllm_prune_visual_tokens_kept_total"
-    before = metric(server, given), metric(server, kept), metric(server, "vllm:prompt_tokens_total")
+    before = server.metric(given), server.metric(kept), server.metric("vllm:prompt_tokens_total")
     answer = client.chat.completions.create(
         model=model,
         messages=user([image_part(png(140, 168, 77)), video_part(mp4(6, 84, 112, 78))]),
@@ -55,7 +54,7 @@ def test_metrics_count_what_usage_reports(server: Any, client: openai.OpenAI, mo
         extra_body={"pruning": {"visual": {"keep": 0.4, "strategy": "random"}}},
     )
     visual = answer.usage.pruning["visual"]
-    after = metric(server, given), metric(server, kept), metric(server, "vllm:prompt_tokens_total")
+    after = server.metric(given), server.metric(kept), server.metric("vllm:prompt_tokens_total")
     assert after[0] - before[0] == visual["input_tokens"]
     assert after[1] - before[1] == visual["kept_tokens"]
     assert after[2] - before[2] == answer.usage.prompt_tokens
@@ -66,6 +65,6 @@ def test_metric_names_and_labels(server: Any, model: str) -> None:
     for name in ("request_visual_tokens_bucket", "keep_ratio_bucket", "score_seconds_bucket", "build_info"):
         assert any(line.startswith(f"vllm_prune_{name}{{") for line in lines), name
     assert all(f'model_name="{model}"' in line for line in lines)
-    assert metric(server, "vllm_prune_inflight_requests") == 0
-    assert metric(server, "vllm_prune_inflight_visual_tokens") == 0
+    assert server.metric("vllm_prune_inflight_requests") == 0
+    assert server.metric("vllm_prune_inflight_visual_tokens") == 0
     assert any(line.startswith("vllm:") for line in get(server, "/metrics").text.splitlines())

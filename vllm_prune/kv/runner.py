@@ -19,7 +19,7 @@ from .commands import Compaction
 from .compaction import CachedRequest, Compactor, remember
 from .saliency import SaliencyStore
 from .spec import KvSpec
-from .support import layer_refusals
+from .support import because, layer_refusals
 
 
 class CompactingRunnerMixin:
@@ -64,15 +64,15 @@ class CompactingRunnerMixin:
         if is_profiling:
             return
         layers = self._decoder_layers()
-        self.kv_reasons = layer_refusals(layers) if layers else ["the model has no decoder attention"]
+        self.kv_reasons = layer_refusals(layers)
         if len(kv_cache_config.kv_cache_groups) != 1:
-            self.kv_reasons.append(f"{len(kv_cache_config.kv_cache_groups)} cache groups; one is supported")
+            self.kv_reasons.append(because("cache_groups", f"{len(kv_cache_config.kv_cache_groups)}; one is supported"))
         if self.kv_reasons:
             return
         try:
             rows = open_rows(layers)
         except UnknownLayout as error:
-            self.kv_reasons = [str(error)]
+            self.kv_reasons = [because("layout", str(error))]
             return
         size = self.cache_config.block_size
         if self.kv_saliency is not None:

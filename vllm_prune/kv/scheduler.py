@@ -57,8 +57,7 @@ class CompactingMixin:
         self.tallies: dict[str, Tally] = {}
         self.planned: list[Planned] = []
         managers = self.kv_cache_manager.coordinator.single_type_managers
-        self.kv_reasons = group_refusals(managers)
-        self.compacting = None if self.kv_reasons else CompactingManager.adopt(managers[0])
+        self.compacting = None if group_refusals(managers) else CompactingManager.adopt(managers[0])
         metrics.set_model_name(metrics.served_name(self.vllm_config.model_config))
 
     def add_request(self, request: Any) -> None:

@@ -13,6 +13,43 @@ from .strategies import create
 SCHEDULER = "vllm_prune.kv.scheduler.CompactingScheduler"
 WORKER = "vllm_prune.kv.worker.CompactingWorker"
 
+REFUSED: dict[str, str] = {
+    "scheduler": "a scheduler that is not ours",
+    "worker": "a worker that is not ours",
+    "runner_v2": "model runner V2",
+    "pipeline_parallel": "pipeline parallelism",
+    "context_parallel": "context parallelism",
+    "micro_batches": "micro-batch overlap (DBO)",
+    "cache_dtype": "quantised caches",
+    "kv_connector": "KV connectors",
+    "speculative": "speculative decoding with a drafter",
+    "not_generating": "models that do not generate",
+    "mla": "latent attention (MLA)",
+    "sliding_window": "sliding windows",
+    "alibi": "ALiBi",
+    "hybrid": "layers whose state is not a row per token",
+    "cross_attention": "encoder-decoder models",
+    "cache_groups": "several cache groups",
+    "shared_cache": "layers that share a cache",
+    "head_sizes": "keys and values of different size",
+    "layout": "unknown cache layouts",
+    "resumable": "resumable sessions",
+    "prompt_embeds": "prompts given as embeddings",
+    "beam_search": "beam search",
+    "signal": "strategies whose signals the model does not give",
+}
+"""Causes of a refusal: label of the skip counter, and the words that `doctor` has for it."""
+
+
+def because(cause: str, detail: str) -> str:
+    """One finding, which `cause_of` can read again after its way through worker, log and HTTP."""
+    return f"{REFUSED[cause]}: {detail}"
+
+
+def cause_of(finding: str) -> str:
+    """The cause that a finding names; "other" for one of another origin."""
+    return next((cause for cause, words in REFUSED.items() if finding.startswith(f"{words}:")), "other")
+
 
 @dataclass
 class Findings:
@@ -41,7 +78,7 @@ def missing(spec: KvSpec) -> str | None:
     if FOUND.offers is None:
         return None
     absent = sorted(create(spec.strategy, json.loads(spec.options)).wanted() - FOUND.offers)
-    return f"strategy {spec.strategy!r} needs {', '.join(absent)}, which this model does not give" if absent else None
+    return because("signal", f"{spec.strategy!r} needs {', '.join(absent)}; name another one") if absent else None
 
 
 def config_refusals(vllm_config: Any) -> list[str]:
@@ -54,29 +91,29 @@ def config_refusals(vllm_config: Any) -> list[str]:
     ]
     speculative = vllm_config.speculative_config
     if speculative is not None and speculative.method != "ngram":
-        reasons.append(f"speculative decoding by {speculative.method}: the drafter has a cache of its own")
+        reasons.append(because("speculative", f"that of {speculative.method} has a cache of its own"))
     return reasons
 
 
 def _installed(vllm_config: Any) -> list[str]:
     reasons = []
     if vllm_config.scheduler_config.scheduler_cls != SCHEDULER:
-        reasons.append(f"the scheduler is not ours; start with vllm-prune serve, or --scheduler-cls {SCHEDULER}")
+        reasons.append(because("scheduler", f"start with vllm-prune serve, or --scheduler-cls {SCHEDULER}"))
     if vllm_config.parallel_config.worker_cls != WORKER:
-        reasons.append(f"the worker is not ours; start with vllm-prune serve, or --worker-cls {WORKER}")
+        reasons.append(because("worker", f"start with vllm-prune serve, or --worker-cls {WORKER}"))
     if vllm_config.use_v2_model_runner:
-        reasons.append("model runner V2 has no adapter for it yet; set VLLM_USE_V2_MODEL_RUNNER=0")
+        reasons.append(because("runner_v2", "it has no adapter yet; set VLLM_USE_V2_MODEL_RUNNER=0"))
     return reasons
 
 
 def _parallelism(parallel: Any) -> list[str]:
     reasons = []
     if parallel.pipeline_parallel_size > 1:
-        reasons.append("pipeline parallelism has not been proven exact")
+        reasons.append(because("pipeline_parallel", "it has not been proven exact"))
     if max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1:
-        reasons.append("context parallelism: rows of one request lie on several ranks")
+        reasons.append(because("context_parallel", "rows of one request lie on several ranks"))
     if parallel.use_ubatching:
-        reasons.append("micro-batch overlap (DBO): a step's cache lengths would be split")
+        reasons.append(because("micro_batches", "a step's cache lengths would be split"))
     return reasons
 
 
@@ -84,25 +121,25 @@ def _cache(vllm_config: Any) -> list[str]:
     reasons = []
     kind = vllm_config.cache_config.cache_dtype
     if kind not in ("auto", "bfloat16", "float16", "float32"):
-        reasons.append(f"cache type {kind}: rows are scored and moved as they were computed; use auto")
+        reasons.append(because("cache_dtype", f"{kind} rows cannot be moved as they were computed; use auto"))
     if vllm_config.kv_transfer_config is not None:
-        reasons.append("a KV connector would publish compacted rows under the prompt's name")
+        reasons.append(because("kv_connector", "one would publish compacted rows under the prompt's name"))
     return reasons
 
 
 def _model(model: Any) -> list[str]:
     reasons = []
     if model.runner_type != "generate":
-        reasons.append(f"a {model.runner_type} model caches nothing to evict")
+        reasons.append(because("not_generating", f"a {model.runner_type} model caches nothing to evict"))
     if model.use_mla:
-        reasons.append("latent attention (MLA) keeps one row for all heads")
+        reasons.append(because("mla", "it keeps one row for all heads"))
     text = model.hf_text_config
     if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        reasons.append("sliding-window attention counts rows, not positions")
+        reasons.append(because("sliding_window", "they count rows, not positions"))
     if model.is_hybrid or model.is_attention_free:
-        reasons.append("the model has layers whose state is not a row per token")
+        reasons.append(because("hybrid", "there is nothing to choose among"))
     if model.is_encoder_decoder:
-        reasons.append("cross-attention caches rows of the encoder")
+        reasons.append(because("cross_attention", "their caches hold rows of the encoder"))
     return reasons
 
 
@@ -113,11 +150,13 @@ def group_refusals(managers: Sequence[Any]) -> list[str]:
     if len(managers) == 1 and type(managers[0]) is FullAttentionManager:
         return []
     kinds = ", ".join(type(manager).__name__ for manager in managers)
-    return [f"the cache is managed in {len(managers)} group(s) ({kinds}); one full-attention group is supported"]
+    return [because("cache_groups", f"{len(managers)} ({kinds}); one of full attention is supported")]
 
 
 def layer_refusals(layers: Sequence[Any]) -> list[str]:
     """Why the attention layers of a worker cannot be compacted; empty when they can."""
+    if not layers:
+        return [because("hybrid", "the model has no decoder attention")]
     reasons = []
     for layer in layers:
         impl = layer.impl
@@ -125,11 +164,11 @@ def layer_refusals(layers: Sequence[Any]) -> list[str]:
         if isinstance(window, tuple | list):
             window = None if all(side == -1 for side in window) else window
         if window not in (None, -1):
-            reasons.append(f"{layer.layer_name}: sliding window")
+            reasons.append(because("sliding_window", layer.layer_name))
         if getattr(impl, "alibi_slopes", None) is not None:
-            reasons.append(f"{layer.layer_name}: ALiBi distances come from row numbers")
+            reasons.append(because("alibi", f"{layer.layer_name} takes distances from row numbers"))
         if getattr(layer, "kv_sharing_target_layer_name", None) is not None:
-            reasons.append(f"{layer.layer_name}: shares the cache of another layer")
+            reasons.append(because("shared_cache", layer.layer_name))
         if layer.head_size != getattr(layer, "head_size_v", layer.head_size):
-            reasons.append(f"{layer.layer_name}: keys and values differ in size")
+            reasons.append(because("head_sizes", layer.layer_name))
     return reasons[:3]

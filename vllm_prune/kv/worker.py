@@ -9,6 +9,7 @@ from vllm.platforms import current_platform
 
 from .. import metrics
 from .runner import adopt
+from .support import because
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -49,5 +50,5 @@ class CompactingWorker(PlatformWorker):
 def inspect(runner: Any) -> dict[str, Any]:
     """Why a runner cannot compact (empty when it can), and the signals that it offers to strategies."""
     compactor = getattr(runner, "kv_compactor", None)
-    reasons = getattr(runner, "kv_reasons", ["the worker is not ours"])
+    reasons = getattr(runner, "kv_reasons", [because("worker", "its runner was not adopted")])
     return {"reasons": list(reasons), "offers": sorted(compactor.offers()) if compactor is not None else []}
