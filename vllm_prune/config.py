@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from .budget import (
     BudgetError,
@@ -21,6 +21,7 @@ from .budget import (
     canonical_kv,
 )
 from .kv.strategies import names as kv_names
+from .settings import Section
 from .visual.strategies import names
 
 ENV = "VLLM_PRUNE_CONFIG"
@@ -30,18 +31,14 @@ class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the file and the line."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Defaults(_Section):
+class Defaults(Section):
     """Budgets of requests that name none."""
 
     visual: VisualField | None = None
     kv: KvField | None = None
 
 
-class KvLimits(_Section):
+class KvLimits(Section):
     """What requests may ask for in `pruning.kv`; `on_limit` is that of `limits`.
 
     Attributes:
@@ -70,7 +67,7 @@ def _check_names(given: tuple[str, ...] | None, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown strategies {sorted(unknown)}; known: {', '.join(known)}")
 
 
-class Limits(_Section):
+class Limits(Section):
     """What requests may ask for.
 
     Attributes:
@@ -101,7 +98,7 @@ class Limits(_Section):
 PresetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
-class PruneConfig(_Section):
+class PruneConfig(Section):
     """The whole file."""
 
     defaults: Defaults = Defaults()
