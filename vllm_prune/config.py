@@ -103,7 +103,7 @@ class PruneConfig(Section):
 
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
-    presets: dict[PresetName, PruningField] = {}
+    presets: dict[PresetName, PruningField] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _usable(self) -> PruneConfig:
