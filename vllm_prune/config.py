@@ -9,20 +9,13 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from .budget import (
-    BudgetError,
-    Keep,
-    KvField,
-    MaxTokens,
-    OnLimit,
-    PruningField,
-    VisualField,
-    canonical,
-    canonical_kv,
-)
-from .kv.strategies import names as kv_names
+from .budget import BudgetError, KvField, PruningField, VisualField, canonical, canonical_kv
 from .settings import Section
-from .visual.strategies import names
+from .settings.admission import Admission
+from .settings.limits import Limits
+from .settings.logging import Logging
+from .settings.tenants import ENV as TENANTS_ENV
+from .settings.tenants import Tenant, Tenants, from_environment, named
 
 ENV = "VLLM_PRUNE_CONFIG"
 
@@ -38,63 +31,6 @@ class Defaults(Section):
     kv: KvField | None = None
 
 
-class KvLimits(Section):
-    """What requests may ask for in `pruning.kv`; `on_limit` is that of `limits`.
-
-    Attributes:
-        min_keep, max_keep: bounds of `keep`.
-        min_tokens, max_tokens: bounds of `max_tokens`.
-        strategies: allowed strategies, all when absent.
-    """
-
-    min_keep: Keep | None = None
-    max_keep: Keep | None = None
-    min_tokens: MaxTokens | None = None
-    max_tokens: MaxTokens | None = None
-    strategies: tuple[str, ...] | None = None
-
-    @model_validator(mode="after")
-    def _known(self) -> KvLimits:
-        _check_names(self.strategies, kv_names())
-        if self.min_keep and self.max_keep and self.min_keep > self.max_keep:
-            raise ValueError("min_keep is above max_keep")
-        return self
-
-
-def _check_names(given: tuple[str, ...] | None, known: tuple[str, ...]) -> None:
-    unknown = set(given or ()) - set(known)
-    if unknown:
-        raise ValueError(f"unknown strategies {sorted(unknown)}; known: {', '.join(known)}")
-
-
-class Limits(Section):
-    """What requests may ask for.
-
-    Attributes:
-        min_keep, max_keep: bounds of `keep`; `max_keep` below 1 also bounds requests without a budget.
-        min_tokens: lower bound of `max_tokens`.
-        max_tokens: most visual tokens that one request may hand to the language model.
-        strategies: allowed strategies, all when absent.
-        kv: bounds of `pruning.kv`.
-        on_limit: "clamp" changes the budget and says so in the answer, "reject" refuses with 400.
-    """
-
-    min_keep: Keep | None = None
-    max_keep: Keep | None = None
-    min_tokens: MaxTokens | None = None
-    max_tokens: MaxTokens | None = None
-    strategies: tuple[str, ...] | None = None
-    kv: KvLimits = KvLimits()
-    on_limit: OnLimit = "clamp"
-
-    @model_validator(mode="after")
-    def _known(self) -> Limits:
-        _check_names(self.strategies, names())
-        if self.min_keep and self.max_keep and self.min_keep > self.max_keep:
-            raise ValueError("min_keep is above max_keep")
-        return self
-
-
 PresetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
@@ -104,6 +40,9 @@ class PruneConfig(Section):
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     presets: dict[PresetName, PruningField] = Field(default_factory=dict)
+    admission: Admission = Admission()
+    tenants: Tenants = Field(default_factory=dict)
+    logging: Logging = Logging()
 
     @model_validator(mode="after")
     def _usable(self) -> PruneConfig:
@@ -117,7 +56,24 @@ class PruneConfig(Section):
                     canonical_kv(field.kv)
             except BudgetError as error:
                 raise ValueError(f"{where}: {error}") from None
+        for tenant in named(self.tenants).values():
+            self.for_tenant(tenant)
         return self
+
+    def for_tenant(self, tenant: Tenant) -> PruneConfig:
+        """The configuration as it applies to one tenant.
+
+        Raises:
+            ValueError: its default preset does not exist, or its limits contradict the server's.
+        """
+        name = tenant.default_preset
+        if name is not None and name not in self.presets:
+            known = ", ".join(sorted(self.presets)) or "none are configured"
+            raise ValueError(f"tenant {tenant.name}: unknown default_preset {name!r}; known: {known}")
+        preset = self.presets[name] if name is not None else PruningField()
+        given = {part: getattr(preset, part) for part in preset.model_fields_set}
+        defaults = self.defaults.model_copy(update=given)
+        return self.model_copy(update={"defaults": defaults, "limits": self.limits.overlaid(tenant.limits)})
 
 
 def load(path: str | os.PathLike[str] | None = None) -> PruneConfig:
@@ -127,12 +83,10 @@ def load(path: str | os.PathLike[str] | None = None) -> PruneConfig:
         ConfigError: unreadable file, YAML error, unknown key or wrong value, with its line.
     """
     source = path or os.environ.get(ENV)
-    if not source:
-        return PruneConfig()
     try:
-        text = Path(source).read_text(encoding="utf-8")
+        text = Path(source).read_text(encoding="utf-8") if source else ""
         tree = yaml.compose(text, Loader=yaml.SafeLoader)
-        raw = yaml.safe_load(text) or {}
+        raw = _with_environment(yaml.safe_load(text) or {})
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {source}: {error.strerror}") from None
     except yaml.YAMLError as error:
@@ -142,7 +96,22 @@ def load(path: str | os.PathLike[str] | None = None) -> PruneConfig:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
+        source = source or TENANTS_ENV
         raise ConfigError(f"{source}:{_line(tree, first['loc'])}: {where or 'file'}: {first['msg']}") from None
+
+
+def _with_environment(raw: Any) -> Any:
+    """The file's content with the tenants of the environment beside its own."""
+    try:
+        more = from_environment()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not more or not isinstance(raw, dict):
+        return raw
+    own = raw.get("tenants") or {}
+    if twice := set(own) & set(more):
+        raise ConfigError(f"{TENANTS_ENV} repeats keys of the configuration file: {', '.join(sorted(twice))}")
+    return {**raw, "tenants": {**own, **more}}
 
 
 def _plain(raw: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,6 +22,7 @@ from .budget import (
     MODALITIES,
     BudgetError,
     KvField,
+    OnLimit,
     Part,
     PruningField,
     VisualField,
@@ -30,8 +31,10 @@ from .budget import (
     canonical_kv,
     parse_pruning,
 )
-from .config import KvLimits, Limits, OnLimit, PruneConfig, load
+from .config import PruneConfig, load
 from .kv.spec import KvSpec
+from .settings.limits import KvLimits, Limits
+from .settings.tenants import Tenant, named
 from .visual.strategies.base import Modality
 
 XARG = "pruning"
@@ -80,6 +83,13 @@ TICKETS: WeakValueDictionary[str, Scope] = WeakValueDictionary()
 """Scopes that wait for a report from the scheduler, by the ticket that their budget carries."""
 
 SCOPE: ContextVar[Scope | None] = ContextVar("vllm_prune_scope", default=None)
+
+TENANT: ContextVar[Tenant | None] = ContextVar("vllm_prune_tenant", default=None)
+"""Whose request is at hand; None on servers without tenants."""
+
+Settle = Callable[[Any, "int | None", Sequence[int]], None]
+SETTLE: ContextVar[Settle | None] = ContextVar("vllm_prune_settle", default=None)
+"""Learns a request's true size before it goes to the engine: vLLM's request, kept visual tokens, prompt lengths."""
 
 
 def summary(items: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -229,10 +239,22 @@ def _bound(on_limit: OnLimit, clamped: list[dict[str, Any]], param: str, asked: 
     return allowed
 
 
-@lru_cache(maxsize=1)
+configuration = lru_cache(maxsize=1)(load)
+"""The configuration of this process, from `VLLM_PRUNE_CONFIG`."""
+
+
 def policy() -> Policy:
-    """The policy of this process, from `VLLM_PRUNE_CONFIG`."""
-    return Policy(load())
+    """The policy for the request at hand: its tenant's, or the server's."""
+    tenant = TENANT.get()
+    return _policy_of(None if tenant is None else tenant.name)
+
+
+@lru_cache
+def _policy_of(tenant: str | None) -> Policy:
+    config = configuration()
+    if tenant is None:
+        return Policy(config)
+    return Policy(config.for_tenant(next(one for one in named(config.tenants).values() if one.name == tenant)))
 
 
 def decide(xargs: Mapping[str, Any] | None) -> Decision:
@@ -262,6 +284,22 @@ def _from_text(given: object) -> object:
         return json.loads(given)
     except json.JSONDecodeError as error:
         raise BudgetError(f"vllm_xargs.pruning is not JSON: {error}", "vllm_xargs.pruning") from None
+
+
+def settle(request: Any, items: Sequence[Mapping[str, Any]], prompts: Sequence[int]) -> None:
+    """Tell the admission what a request has come to.
+
+    Args:
+        request: vLLM's request model.
+        items: the processor's reports on its media.
+        prompts: tokens of each of its prompts, kept visual tokens included.
+
+    Raises:
+        BudgetError: more than this server ever takes at once.
+    """
+    told = SETTLE.get()
+    if told is not None:
+        told(request, sum(item["kept_tokens"] for item in items) if items else None, prompts)
 
 
 def record(items: Sequence[Mapping[str, Any]]) -> None:
