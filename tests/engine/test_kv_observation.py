@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from vllm_prune.kv.saliency import SaliencyStore
 from vllm_prune.kv.spec import KvSpec
 from vllm_prune.kv.strategies.base import KvStrategy, LayerView, window_attention
 from vllm_prune.kv.strategies.gui_kv import GuiKv
@@ -68,6 +69,24 @@ def test_views_hold_what_transformers_computes(
             ours = window_attention(view).flatten(0, 1)
             torch.testing.assert_close(ours, attention[:, -view.window :], rtol=1e-4, atol=1e-5)
         _check_media(oracle, seen[0], output.prompt_token_ids)
+
+
+def test_decoding_records_nothing(engines: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = CELL["qwen2_5_vl"]
+    llm = engines.get("qwen2_5_vl", max_num_batched_tokens=96, **EVICTING)
+    layers = llm.llm_engine.model_config.hf_text_config.num_hidden_layers
+    recorded: list[int] = []
+    original = SaliencyStore.record
+
+    def record(self: SaliencyStore, hidden: torch.Tensor, layer: int) -> None:
+        recorded.append(len(hidden))
+        original(self, hidden, layer)
+
+    monkeypatch.setattr(SaliencyStore, "record", record)
+    output = evict(llm, [media.ask(media.image(6 * cell, 28 * cell, 4))], [None], 20)[0]
+    chunks = -(-len(output.prompt_token_ids) // 96)
+    assert chunks > 1
+    assert len(recorded) == chunks * layers
 
 
 def _check_media(oracle: Oracle, view: LayerView, prompt: list[int]) -> None:

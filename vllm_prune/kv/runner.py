@@ -153,6 +153,8 @@ class CompactingRunnerMixin:
         try:
             return super().execute_model(*args, **kwargs)  # type: ignore[misc]
         finally:
+            if self.kv_saliency is not None:
+                self.kv_saliency.armed = True
             if self.kv_plan.source and self.kv_compactor is not None:
                 self.kv_plan = StepPlan()
                 self.kv_compactor.store.arm(self.kv_plan, self.device)
@@ -163,11 +165,18 @@ class CompactingRunnerMixin:
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         """Make cache lengths and slots physical, and plan which queries the step observes."""
         result = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)  # type: ignore[misc]
+        if self.kv_saliency is not None:
+            self.kv_saliency.armed = self._prefills()
         if not self.kv_requests:
             return result
         self._shorten(num_scheduled_tokens)
         self._plan_observation(num_scheduled_tokens)
         return result
+
+    def _prefills(self) -> bool:
+        """Whether the step computes tokens of a prompt; the norms of decoded tokens are never asked for."""
+        states = (self.requests[request_id] for request_id in self.input_batch.req_ids)
+        return any(state.num_computed_tokens < state.num_prompt_tokens for state in states)
 
     def _shorten(self, scheduled: Any) -> None:
         ids = self.input_batch.req_ids

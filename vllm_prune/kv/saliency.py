@@ -17,7 +17,7 @@ _STORES: dict[int, SaliencyStore] = {}
 
 def _record_norm(hidden: Tensor, anchor: Tensor, store: int, layer: int) -> None:
     found = _STORES.get(store)
-    if found is not None:
+    if found is not None and found.armed:
         found.record(hidden, layer)
 
 
@@ -45,6 +45,7 @@ class SaliencyStore:
     Attributes:
         hooked: whether every attention layer has an input norm to listen to.
         norms: [layers, slots + 1] float32 once the cache is there; the last column takes padding.
+        armed: whether the coming step is recorded. Graphs are captured armed, so that they record at every replay.
     """
 
     def __init__(self, model: nn.Module, names: list[str], device: torch.device) -> None:
@@ -52,6 +53,7 @@ class SaliencyStore:
             _define()
         self.names = names
         self.norms: Tensor | None = None
+        self.armed = True
         self.anchor = torch.zeros(1, device=device)
         modules = dict(model.named_modules())
         inputs = [modules.get(_input_norm(name)) for name in names]
