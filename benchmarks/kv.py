@@ -51,16 +51,18 @@ class Load:
 
 @dataclass
 class Round:
-    """What a round measured."""
+    """What a round measured; `running` and `waiting` are samples of the server's own gauges."""
 
     requests_per_second: float
     running: list[float] = field(default_factory=list)
+    waiting: list[float] = field(default_factory=list)
 
     @property
     def concurrency(self) -> float:
-        """Mean number of running requests while the server was busy."""
-        busy = [count for count in self.running if count > 0]
-        return statistics.mean(busy) if busy else 0.0
+        """Mean number of running requests while others waited, so while the pool decided; else while any ran."""
+        pairs = list(zip(self.running, self.waiting, strict=True))
+        queued = [running for running, waiting in pairs if running and waiting]
+        return statistics.mean(queued or [running for running, _ in pairs if running] or [0.0])
 
     @property
     def peak(self) -> float:
@@ -99,8 +101,9 @@ async def round_of(server: Server, model: str, sessions: list[list[str]], load: 
             while True:
                 await asyncio.sleep(0.5)
                 text = (await client.get(f"{server.url}/metrics")).text
-                lines = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running{")]
-                found.running.append(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
+                for name, samples in (("running", found.running), ("waiting", found.waiting)):
+                    lines = [line for line in text.splitlines() if line.startswith(f"vllm:num_requests_{name}{{")]
+                    samples.append(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
 
         watcher = asyncio.create_task(watch())
         started = time.perf_counter()
@@ -214,7 +217,7 @@ def _median(found: dict[str, list[Round]], of: Any) -> float:
 
 def show(result: dict[str, Any]) -> None:
     """Print the table."""
-    ratios = ("requests/s vs stock", "running (mean)", "running (peak)")
+    ratios = ("requests/s vs stock", "running (while others wait)", "running (peak)")
     table = Table("pool", *ratios, "preemptions (stock, ours)", "compaction share")
     for name in ("tight", "ample"):
         row = result[name]
@@ -259,7 +262,8 @@ def plot(result: dict[str, Any], path: Path) -> None:
 def main(
     rounds: Annotated[int, typer.Option(help="Measured rounds; ratios are medians over them.")] = 5,
     requests: Annotated[int, typer.Option(help="Turns per round.")] = 10,
-    tokens: Annotated[int, typer.Option(help="Length of an answer.")] = 512,
+    tokens: Annotated[int, typer.Option(help="Length of an answer where the pool is tight.")] = 1280,
+    short: Annotated[int, typer.Option(help="Length of an answer where it is ample.")] = 256,
     long: Annotated[int, typer.Option(help="Length of the long answer; 0 leaves it out.")] = 4096,
     keep: Annotated[float, typer.Option(help="Share of the prompt's rows that is kept.")] = 0.2,
     rows: Annotated[int, typer.Option(help="Screen height in tokens (28 pixels each).")] = 20,
@@ -278,7 +282,7 @@ def main(
             "parameters": parameters(folder),
             "setting": {"screens": SCREENS, "visual_tokens": rows * cols, "keep": keep, "rounds": rounds},
             "tight": bench.pool("tight pool", 2 * full + 1, Load(requests, tokens)),
-            "ample": bench.pool("ample pool", None, Load(max(1, requests // 2), tokens)),
+            "ample": bench.pool("ample pool", None, Load(max(1, requests // 2), short)),
         }
         if long:
             result["long"] = bench.long_answer(long)

@@ -87,7 +87,7 @@ def kv_speed() -> str:
     setting, hardware, long = result["setting"], result["hardware"], result["long"]
     pools = {"tight": f"two full requests ({result['tight']['blocks']} blocks)", "ample": "ample"}
     lines = [
-        "| pool | requests/s | running requests, mean | running requests, peak | time spent compacting |",
+        "| pool | requests/s | running requests while others wait | running requests, peak | time spent compacting |",
         "|---|---|---|---|---|",
         *(_kv_row(pools[name], result[name]) for name in pools),
         "",
@@ -98,8 +98,9 @@ def kv_speed() -> str:
         "![Time between tokens along a long answer, and both pools](benchmarks/results/kv.png)",
         "",
         f"{result['parameters'] / 1e6:.0f}M random-weight parameters, {setting['screens']} screenshots of "
-        f"{setting['visual_tokens']} visual tokens and an answer of {result['tight']['tokens']} tokens per request, "
-        f"{result['tight']['requests']} requests at once ({result['ample']['requests']} in the ample pool), "
+        f"{setting['visual_tokens']} visual tokens per request, {result['tight']['requests']} requests at once with answers "
+        f"of {result['tight']['tokens']} tokens ({result['ample']['requests']} and {result['ample']['tokens']} in the "
+        f"ample pool), "
         f"`gui_kv` keeping {setting['keep']:.0%}, "
         f"{hardware['device']}, vLLM {hardware['vllm']}. Ratios to stock vLLM, which ran side by side and took turns; "
         f"medians of {setting['rounds']} rounds. Command: `{result['command']}`.",
