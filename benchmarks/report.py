@@ -98,8 +98,8 @@ def kv_speed() -> str:
         "![Time between tokens along a long answer, and both pools](benchmarks/results/kv.png)",
         "",
         f"{result['parameters'] / 1e6:.0f}M random-weight parameters, {setting['screens']} screenshots of "
-        f"{setting['visual_tokens']} visual tokens per request, {result['tight']['requests']} requests at once with answers "
-        f"of {result['tight']['tokens']} tokens ({result['ample']['requests']} and {result['ample']['tokens']} in the "
+        f"{setting['visual_tokens']} visual tokens per request, {result['tight']['requests']} requests at once with "
+        f"answers of {result['tight']['tokens']} tokens ({result['ample']['requests']} and {result['ample']['tokens']} in the "
         f"ample pool), "
         f"`gui_kv` keeping {setting['keep']:.0%}, "
         f"{hardware['device']}, vLLM {hardware['vllm']}. Ratios to stock vLLM, which ran side by side and took turns; "
