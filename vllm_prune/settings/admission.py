@@ -38,3 +38,8 @@ class Admission(Section):
     max_body_bytes: Count = 128 << 20
     max_total_body_bytes: Count = 1 << 30
     max_body_seconds: Seconds = 120.0
+
+    @property
+    def weighs(self) -> bool:
+        """Whether the size of a request matters."""
+        return self.max_inflight_visual_tokens is not None or self.max_inflight_kv_rows is not None

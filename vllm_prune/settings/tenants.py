@@ -56,6 +56,10 @@ class Tenant(Section):
 Tenants = dict[KeyHash, Tenant]
 
 
+SHORTEST_KEY = 20
+KEYS_CONFLICT = "tenants are configured, which bring their own API keys: drop --api-key and VLLM_API_KEY"
+
+
 def hash_key(key: str) -> str:
     """Form in which an API key is configured."""
     return "sha256:" + hashlib.sha256(key.encode()).hexdigest()
