@@ -85,7 +85,8 @@ def kv_speed() -> str:
         return "Not measured yet."
     result = json.loads(path.read_text())
     setting, hardware, long = result["setting"], result["hardware"], result["long"]
-    pools = {"tight": f"two full requests ({result['tight']['blocks']} blocks)", "ample": "ample"}
+    tight, ample = result["tight"], result["ample"]
+    pools = {"tight": f"two full requests ({tight['blocks']} blocks)", "ample": "ample"}
     lines = [
         "| pool | requests/s | running requests while others wait | running requests, peak | time spent compacting |",
         "|---|---|---|---|---|",
@@ -98,9 +99,8 @@ def kv_speed() -> str:
         "![Time between tokens along a long answer, and both pools](benchmarks/results/kv.png)",
         "",
         f"{result['parameters'] / 1e6:.0f}M random-weight parameters, {setting['screens']} screenshots of "
-        f"{setting['visual_tokens']} visual tokens per request, {result['tight']['requests']} requests at once with "
-        f"answers of {result['tight']['tokens']} tokens ({result['ample']['requests']} and {result['ample']['tokens']} in the "
-        f"ample pool), "
+        f"{setting['visual_tokens']} visual tokens per request, {tight['requests']} requests at once with answers of "
+        f"{tight['tokens']} tokens ({ample['requests']} and {ample['tokens']} in the ample pool), "
         f"`gui_kv` keeping {setting['keep']:.0%}, "
         f"{hardware['device']}, vLLM {hardware['vllm']}. Ratios to stock vLLM, which ran side by side and took turns; "
         f"medians of {setting['rounds']} rounds. Command: `{result['command']}`.",
