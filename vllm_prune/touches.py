@@ -68,6 +68,36 @@ KV_TOUCHES: tuple[Touch, ...] = (
     Touch("vllm.utils.torch_utils", "direct_register_custom_op", ("op_name", "op_func", "mutates_args", "fake_impl")),
 )
 
+_MEDIA = "vllm.multimodal.media"
+MEDIA_TOUCHES: tuple[Touch, ...] = (
+    Touch("vllm.utils.registry", "ExtensionManager.register", ("name",)),
+    Touch("vllm.utils.registry", "ExtensionManager.load", ("cls_name",)),
+    Touch(_MEDIA, "MediaConnector.load_from_url", ("url", "media_io", "fetch_timeout")),
+    Touch(_MEDIA, "MediaConnector.load_from_url_async", ("url", "media_io", "fetch_timeout")),
+    Touch(_MEDIA, "MediaConnector._get_cached_bytes", ("url",)),
+    Touch(_MEDIA, "MediaConnector._put_cached_bytes", ("url", "data")),
+    Touch(_MEDIA, "MediaWithBytes", ("media", "original_bytes", "io_config")),
+    Touch(_MEDIA, "ImageMediaIO.load_bytes", ("data",)),
+    Touch(_MEDIA, "VideoMediaIO.load_base64", ("media_type", "data")),
+    Touch("vllm.multimodal.image", "open_image", ("fp",)),
+    Touch("vllm.multimodal.video", "VideoBackend.compute_frames_index_to_sample", ("source", "target")),
+    Touch("vllm.multimodal.video_decoders.opencv", "OpenCVVideoBackendMixin.open_video_capture", ("data",)),
+)
+
+_ENGINE = "vllm.v1.engine"
+SERVING_TOUCHES: tuple[Touch, ...] = (
+    Touch(f"{_ENGINE}.input_processor", "InputProcessor.process_inputs", ("request_id", "prompt", "params")),
+    Touch(f"{_ENGINE}.async_llm", "AsyncLLM.shutdown", ("timeout",)),
+    Touch(f"{_ENGINE}.async_llm", "AsyncLLM.pause_generation", ("mode", "clear_cache")),
+    Touch("vllm.multimodal.processing", "BaseProcessingInfo.get_mm_max_tokens_per_item", ("seq_len", "mm_counts")),
+    Touch(
+        "vllm.model_executor.models.qwen2_vl",
+        "Qwen2VLProcessingInfo.get_num_image_tokens",
+        ("image_width", "image_height", "image_processor", "mm_kwargs"),
+    ),
+    Touch("uvicorn", "Config", ("timeout_graceful_shutdown",)),
+)
+
 _PROCESSOR = "vllm.multimodal.processing.processor"
 TOUCHES: tuple[Touch, ...] = (
     Touch(_RENDERER, "OnlineRenderer.preprocess_chat", ("request", "messages")),
@@ -85,6 +115,8 @@ TOUCHES: tuple[Touch, ...] = (
     ),
     Touch("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs", ("engine_core_outputs",)),
     *KV_TOUCHES,
+    *MEDIA_TOUCHES,
+    *SERVING_TOUCHES,
     Touch("vllm.multimodal.utils", "copy_mm_embedding_modality", ("src", "dst")),
     Touch(
         "vllm.model_executor.models.qwen2_5_vl",
@@ -103,6 +135,20 @@ TOUCHES: tuple[Touch, ...] = (
     ),
     Touch("vllm.model_executor.models.qwen3_vl", "Qwen3VLForConditionalGeneration.embed_input_ids", ("is_multimodal",)),
 )
+
+_BENCH = "vllm.benchmarks"
+BENCH_TOUCHES: tuple[Touch, ...] = (
+    Touch(
+        f"{_BENCH}.serve", "benchmark", ("endpoint_type", "input_requests", "request_rate", "ready_check_timeout_sec")
+    ),
+    Touch(f"{_BENCH}.datasets", "SampleRequest", ("request_id", "chat_messages", "request_overrides")),
+    Touch(
+        f"{_BENCH}.lib.endpoint_request_func",
+        "async_request_openai_chat_completions",
+        ("request_func_input", "session", "pbar"),
+    ),
+)
+"""What `vllm-prune bench` builds on; a server does without."""
 
 
 def signature_problems(touches: Sequence[Touch] = TOUCHES) -> list[str]:

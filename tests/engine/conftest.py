@@ -31,12 +31,13 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folder of the tiny checkpoint of each family."""
+    """Folder of the tiny checkpoint of each family, and of the demo model."""
     # Tensors this small are up to 80 times slower on two threads when the machine is busy. The engine keeps
     # what is set here.
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("checkpoints")
-    return {family: build(family, root / family) for family in FAMILIES}
+    built = {family: build(family, root / family) for family in FAMILIES}
+    return {**built, "demo": Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"}
 
 
 @pytest.fixture(scope="session")

@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import openai
 import pytest
 
-from benchmarks.tasks import sample
+from benchmarks.quality import AFTER_EVICTION, MARGIN, beats_random, screens
+from benchmarks.servers import Server
+from vllm_prune.budget import DEFAULT_STRATEGY
+from vllm_prune.sweep import Arm, kv_arms, run, visual_arms
+from vllm_prune.sweep.client import Client
 
 from .conftest import BUNDLED, DEMO
 
-SAMPLES = [sample("test", i) for i in range(60)]
+SAMPLES = 200
+KV_SAMPLES = 60
 
 pytestmark = pytest.mark.skipif(DEMO != BUNDLED, reason="another checkpoint does not know these screens")
 
 
+def by_strategy(server: Server, model: str, arms: list[Arm], n: int, **extra: object) -> dict[str, list[bool]]:
+    """Right or wrong per sample, by strategy."""
+    cells = run(Client(server.url), model, screens(n, dict(extra)), arms)
+    return {cell.arm.strategy: [answer.right for answer in cell.answers] for cell in cells}
+
+
 @pytest.fixture(scope="module")
-def share(client: openai.OpenAI, model: str) -> Any:
-    """Share of right answers under a `pruning` field."""
-
-    def ask(one: Any, pruning: Any) -> bool:
-        answer = client.chat.completions.create(
-            model=model, messages=one.to_chat(), max_tokens=6, temperature=0, extra_body={"pruning": pruning}
-        )
-        return answer.choices[0].message.content.strip() == one.answer
-
-    def of(pruning: Any) -> float:
-        with ThreadPoolExecutor(8) as pool:
-            return sum(pool.map(lambda one: ask(one, pruning), SAMPLES)) / len(SAMPLES)
-
-    return of
+def half(server: Server, model: str) -> dict[str, list[bool]]:
+    """Answers with half of the visual tokens."""
+    return by_strategy(server, model, visual_arms([DEFAULT_STRATEGY["image"], "gui_dedup"], [0.5]), SAMPLES)
 
 
-def test_unpruned_answers_are_right(share: Any) -> None:
-    assert share({"visual": None}) >= 0.95
+def share(right: list[bool]) -> float:
+    return sum(right) / len(right)
 
 
-@pytest.mark.parametrize(
-    "visual", [{"keep": 0.5}, {"keep": 0.5, "strategy": "gui_dedup"}], ids=["default", "gui_dedup"]
-)
-def test_half_of_the_tokens_is_enough_when_chosen_well(share: Any, visual: dict[str, Any]) -> None:
-    chosen, random = share({"visual": visual}), share({"visual": {"keep": 0.5, "strategy": "random"}})
-    assert chosen >= 0.85
-    assert chosen >= random + 0.2
+def test_unpruned_answers_are_right(half: dict[str, list[bool]]) -> None:
+    assert share(half["unpruned"]) >= 0.98
+
+
+@pytest.mark.parametrize("name", [DEFAULT_STRATEGY["image"], "gui_dedup"])
+def test_half_of_the_tokens_is_enough_when_chosen_well(half: dict[str, list[bool]], name: str) -> None:
+    assert share(half[name]) >= 0.9
+    assert beats_random(half[name], half["random"]), f"not {MARGIN} better than random with 95% confidence"
+
+
+def test_baselines_do_not_beat_random(half: dict[str, list[bool]]) -> None:
+    assert not beats_random(half["uniform"], half["random"])
+    assert not beats_random(half["random"], half["random"])
+
+
+def test_the_answer_is_decided_on_the_evicted_cache(server: Server, model: str) -> None:
+    answers = by_strategy(server, model, kv_arms(["snapkv"], [0.2]), KV_SAMPLES, **AFTER_EVICTION)
+    assert share(answers["unpruned"]) >= 0.95
+    assert share(answers["random"]) <= share(answers["unpruned"]) - 0.2
+    assert share(answers["snapkv"]) > share(answers["random"])

@@ -1,0 +1,79 @@
+"""What the server says about its KV cache while the load runs."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from dataclasses import dataclass
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+EVERY_SECONDS = 0.25
+KV_USAGE = "vllm:kv_cache_usage_perc"
+RUNNING = "vllm:num_requests_running"
+PREEMPTIONS = "vllm:num_preemptions_total"
+
+
+@dataclass
+class Peaks:
+    """Highest values seen.
+
+    Attributes:
+        kv_usage: share of the KV cache in use, 0 to 1.
+        running: requests in the running batch.
+        preemptions: since the watch began.
+        samples: how often the metrics were read.
+    """
+
+    kv_usage: float = 0.0
+    running: int = 0
+    preemptions: int = 0
+    samples: int = 0
+
+
+class Watch:
+    """Reads `/metrics` again and again; an async context manager.
+
+    Args:
+        url: of the server.
+        headers: to send along.
+    """
+
+    def __init__(self, url: str, headers: dict[str, str]) -> None:
+        self.peaks = Peaks()
+        self._url, self._headers = f"{url}/metrics", headers
+        self._first_preemptions: float | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Watch:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        assert self._task is not None
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        async with aiohttp.ClientSession(headers=self._headers) as session:
+            while True:
+                with suppress(aiohttp.ClientError, ValueError):
+                    async with session.get(self._url) as reply:
+                        self._take(await reply.text())
+                await asyncio.sleep(EVERY_SECONDS)
+
+    def _take(self, text: str) -> None:
+        totals: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name in (KV_USAGE, RUNNING, PREEMPTIONS):
+                    totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+        if self._first_preemptions is None:
+            self._first_preemptions = totals.get(PREEMPTIONS, 0.0)
+        peaks = self.peaks
+        peaks.samples += 1
+        peaks.kv_usage = max(peaks.kv_usage, totals.get(KV_USAGE, 0.0))
+        peaks.running = max(peaks.running, int(totals.get(RUNNING, 0)))
+        peaks.preemptions = int(totals.get(PREEMPTIONS, 0.0) - self._first_preemptions)
