@@ -78,7 +78,8 @@ class Fetcher:
         except (asyncio.TimeoutError, httpx.TimeoutException):
             raise Refused("timeout") from None
         except httpx.InvalidURL:
-            raise Refused("url") from None
+            # Of a redirect, which httpx looks at without following it; the client's own URL has been parsed before.
+            raise Refused("redirect") from None
         except (httpx.HTTPError, OSError, ssl.SSLError):
             raise Refused("connection") from None
         finally:

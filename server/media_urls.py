@@ -19,8 +19,23 @@ _HTTP = re.compile(r"[A-Za-z]+://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{
 _NUMBER = re.compile(r"[0-9]+|0[xX][0-9A-Fa-f]*")
 _PORTS = {"http": 80, "https": 443}
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Compatible (`::a.b.c.d`) and Teredo addresses end in a tunnel of somebody else's choice; 64:ff9b:1::/48 is local.
-_TUNNELS = tuple(ipaddress.ip_network(text) for text in ("::/96", "2001::/32", "64:ff9b:1::/48", "fec0::/10"))
+# What is_global of some supported Python versions lets through: special-purpose networks that were registered
+# late, and tunnels (`::a.b.c.d`, Teredo) that end at an address of somebody else's choice.
+_SPECIAL = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "192.0.0.0/24",
+        "192.88.99.0/24",
+        "::/96",
+        "64:ff9b:1::/48",
+        "100::/64",
+        "2001::/23",
+        "2001:db8::/32",
+        "3fff::/20",
+        "5f00::/16",
+        "fec0::/10",
+    )
+)
 # A cloud's metadata and control endpoint that lies among the public addresses.
 _CONTROL = frozenset({ipaddress.ip_address("168.63.129.16")})
 
@@ -132,7 +147,7 @@ def is_public(address: Address) -> bool:
         return is_public(inner)
     if address.is_multicast or address.is_unspecified or address.is_reserved or address in _CONTROL:
         return False
-    if any(address in network for network in _TUNNELS) or getattr(address, "scope_id", None) is not None:
+    if any(address in network for network in _SPECIAL) or getattr(address, "scope_id", None) is not None:
         return False
     return address.is_global
 
