@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -220,6 +221,8 @@ def show(result: dict[str, Any]) -> None:
     ratios = ("requests/s vs stock", "running (while others wait)", "running (peak)")
     table = Table("pool", *ratios, "preemptions (stock, ours)", "compaction share")
     for name in ("tight", "ample"):
+        if name not in result:
+            continue
         row = result[name]
         table.add_row(name, f"{row['throughput_ratio']:.2f}x", f"{row['concurrency_ratio']:.2f}x",
                       f"{row['peak_ratio']:.2f}x",
@@ -259,38 +262,47 @@ def plot(result: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+PARTS = ("tight", "ample", "long")
+
+
 def main(
     rounds: Annotated[int, typer.Option(help="Measured rounds; ratios are medians over them.")] = 5,
     requests: Annotated[int, typer.Option(help="Turns per round.")] = 10,
     tokens: Annotated[int, typer.Option(help="Length of an answer where the pool is tight.")] = 1280,
     short: Annotated[int, typer.Option(help="Length of an answer where it is ample.")] = 256,
-    long: Annotated[int, typer.Option(help="Length of the long answer; 0 leaves it out.")] = 4096,
+    long: Annotated[int, typer.Option(help="Length of the long answer.")] = 4096,
     keep: Annotated[float, typer.Option(help="Share of the prompt's rows that is kept.")] = 0.2,
     rows: Annotated[int, typer.Option(help="Screen height in tokens (28 pixels each).")] = 20,
     cols: Annotated[int, typer.Option(help="Screen width in tokens.")] = 26,
+    part: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(PARTS)}; may repeat.")] = None,
     save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
 ) -> None:
-    """Measure and print; `--save` keeps the result and a plot."""
-    folder = build()
+    """Measure and print; `--save` keeps the result and a plot, and parts left out as an earlier run saved them."""
+    folder, path = build(), RESULTS / "kv.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if part and path.exists() else {}
     with Progress(transient=True) as progress:
         bench = Bench(folder, (rows * 28, cols * 28), keep, rounds, progress)
         full = -(-(bench.prompt + tokens) // BLOCK)
-        # One block more: vLLM sets one aside.
-        result: dict[str, Any] = {
-            "command": "python -m benchmarks.kv " + " ".join(sys.argv[1:]),
+        measures: dict[str, Callable[[], dict[str, Any]]] = {
+            # One block more: vLLM sets one aside.
+            "tight": lambda: bench.pool("tight pool", 2 * full + 1, Load(requests, tokens)),
+            "ample": lambda: bench.pool("ample pool", None, Load(max(1, requests // 2), short)),
+            "long": lambda: bench.long_answer(long),
+        }
+        result |= {
+            "command": "python -m benchmarks.kv --save",
+            "arguments": sys.argv[1:],
             "hardware": hardware(),
             "parameters": parameters(folder),
             "setting": {"screens": SCREENS, "visual_tokens": rows * cols, "keep": keep, "rounds": rounds},
-            "tight": bench.pool("tight pool", 2 * full + 1, Load(requests, tokens)),
-            "ample": bench.pool("ample pool", None, Load(max(1, requests // 2), short)),
+            **{name: measure() for name, measure in measures.items() if name in (part or PARTS)},
         }
-        if long:
-            result["long"] = bench.long_answer(long)
     show(result)
     if save:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "kv.json").write_text(json.dumps(result, indent=1) + "\n")
-        plot(result, RESULTS / "kv.png")
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        if set(PARTS) <= set(result):
+            plot(result, RESULTS / "kv.png")
 
 
 if __name__ == "__main__":
