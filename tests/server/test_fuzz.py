@@ -1,0 +1,109 @@
+"""Fuzzing the server over HTTP: whatever is sent, no 500 and no hang.
+
+`VLLM_PRUNE_FUZZ_EXAMPLES` sets the number of examples per test; the default is a slice for every run of the suite.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+
+from vllm_prune.kv.strategies import names as kv_names
+from vllm_prune.visual.strategies import names
+
+from .media import image_part, png, user
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+EXAMPLES = int(os.environ.get("VLLM_PRUNE_FUZZ_EXAMPLES", "120"))
+SECONDS = 60
+TOKENS = 4
+ROUTES = r"^/(v1/(chat/completions|completions|responses|models|pruning/.*)|tokenize|detokenize|health.*)$"
+
+odd = st.sampled_from([0.5, 1, 1.0, 0.01, True, None, "0.5", [], {}])
+numbers = st.one_of(st.floats(width=32), st.integers(-5, 5), st.integers(), odd)
+names_of_strategies = st.one_of(st.sampled_from([*names(), *kv_names(), "stts", ""]), st.text(max_size=8), numbers)
+options = st.one_of(st.none(), numbers, st.dictionaries(st.sampled_from(["radius", "sinks", "alpha", "x"]), numbers))
+
+
+def part(**more: Any) -> st.SearchStrategy[Any]:
+    keys = {"strategy": names_of_strategies, "keep": numbers, "max_tokens": numbers, "options": options, **more}
+    return st.one_of(st.none(), numbers, st.fixed_dictionaries({}, optional=keys))
+
+
+fields = st.one_of(
+    st.none(),
+    st.text(max_size=10),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "visual": part(image=part(), video=part(), extra=numbers),
+            "kv": part(window=numbers, buffer=numbers),
+            "other": numbers,
+        },
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def http(server: Any) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=SECONDS, trust_env=False) as client:
+        yield client
+
+
+@given(field=fields)
+@settings(max_examples=2 * EXAMPLES)
+def test_any_field_is_honoured_or_refused(http: httpx.Client, model: str, field: Any) -> None:
+    body = {"model": model, "messages": user([image_part(png(112, 140))]), "max_tokens": TOKENS, "pruning": field}
+    # Python's writer spells NaN and infinities, which JSON has no words for, and its readers take them.
+    response = http.post("/v1/chat/completions", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code in (200, 400), (field, response.text)
+    if response.status_code == 400:
+        assert response.json()["error"]["message"]
+    else:
+        usage = response.json()["usage"]["pruning"]
+        assert 1 <= usage["visual"]["kept_tokens"] <= usage["visual"]["input_tokens"]
+        assert not _holds(field, lambda value: isinstance(value, float) and not math.isfinite(value))
+
+
+def _holds(node: Any, wrong: Any) -> bool:
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return wrong(node) or any(_holds(child, wrong) for child in children)
+
+
+@pytest.fixture(scope="module")
+def openapi(server: Any) -> Any:
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json").include(path_regex=ROUTES)
+
+
+schema = schemathesis.pytest.from_fixture("openapi")
+
+
+@schema.parametrize()
+@settings(max_examples=max(1, EXAMPLES // 8))
+def test_any_request_of_the_description(case: Any, model: str) -> None:
+    if isinstance(case.body, dict):
+        # Work in bounds: a valid request may ask for as much as the context holds, or for many choices.
+        limits = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of", "min_tokens")
+        case.body.update(dict.fromkeys(limits[:3], TOKENS), model=model)
+        for name in limits[3:]:
+            case.body.pop(name, None)
+        case.body.pop("use_beam_search", None)
+    response = case.call(timeout=SECONDS)
+    case.validate_response(response, checks=[not_a_server_error])
+
+
+def test_the_description_knows_the_field(http: httpx.Client) -> None:
+    schemas = http.get("/openapi.json").json()["components"]["schemas"]
+    assert schemas["PruningField"]["additionalProperties"] is False
+    for name in ("ChatCompletionRequest", "CompletionRequest", "ResponsesRequest"):
+        assert schemas[name]["properties"]["pruning"]["anyOf"][0]["$ref"].endswith("/PruningField")
