@@ -24,6 +24,7 @@ def fill(text: str) -> str:
         "off_cost": off_cost(),
         "kv_speed": kv_speed(),
         "demo": demo(),
+        "quality": quality(),
         "evaluation": evaluation(),
     }
     for name, body in parts.items():
@@ -113,6 +114,51 @@ def _kv_row(name: str, row: dict[str, Any]) -> str:
         f"| {name} | {row['throughput_ratio']:.2f}x | {row['concurrency_ratio']:.2f}x | {row['peak_ratio']:.2f}x "
         f"| {row['compaction_share']:.1%} |"
     )
+
+
+def quality() -> str:
+    """Two tables and a paragraph of `benchmarks/results/quality.json`."""
+    path = RESULTS / "quality.json"
+    if not path.exists():
+        return "Not measured yet."
+    result = json.loads(path.read_text())
+    whole = [row for row in result["rows"] if row["group"] == "all" and row["n"]]
+    visual = [row for row in whole if row["part"] == "visual"]
+    kv = [row for row in whole if row["part"] == "kv" and row["strategy"] != "unpruned"]
+    unpruned = [row["accuracy"] for row in whole if row["strategy"] == "unpruned"]
+    again = result["repeated"]
+    return "\n".join(
+        [
+            *_quality_table("right answers, visual tokens kept", visual),
+            "",
+            *_quality_table("right answers, cached rows kept", kv),
+            "",
+            "![Accuracy against the share kept](benchmarks/results/quality.png)",
+            "",
+            f"Demo model, {result['samples']} generated screens, greedy; unpruned {unpruned[0]:.1%}, and "
+            f"{unpruned[1]:.1%} in the second table, whose answers begin with a line break, so that they are decided "
+            f"after the eviction. In brackets the 95% interval of the paired difference to random at equal ratio, in "
+            f"points. `{again['arm']}` asked twice: {again['texts_that_differ']} texts differ. "
+            f"{result['hardware']['device']}, vLLM {result['hardware']['vllm']}. Command: `{result['command']}`.",
+        ]
+    )
+
+
+def _quality_table(title: str, rows: list[dict[str, Any]]) -> list[str]:
+    keeps = sorted({row["keep"] for row in rows}, reverse=True)
+    cells = {(row["strategy"], row["keep"]): _quality_cell(row) for row in rows}
+    head = f"| {title} | " + " | ".join(f"{keep:.0%}" for keep in keeps) + " |"
+    lines = [
+        f"| `{name}` | " + " | ".join(cells.get((name, keep), "refused") for keep in keeps) + " |"
+        for name in dict.fromkeys(row["strategy"] for row in rows)
+    ]
+    return [head, "|---" * (len(keeps) + 1) + "|", *lines]
+
+
+def _quality_cell(row: dict[str, Any]) -> str:
+    if row["strategy"] == "random":
+        return f"{row['accuracy']:.1%}"
+    return f"{row['accuracy']:.1%} ({100 * row['over_random_low']:+.0f} to {100 * row['over_random_high']:+.0f})"
 
 
 def demo() -> str:

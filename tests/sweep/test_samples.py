@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from vllm_prune.sweep import DataError, read_jsonl
+from vllm_prune.sweep.loaders import FORMATS
+from vllm_prune.sweep.samples import OWN_KEYS
 
 PICTURE = {"type": "image_url", "image_url": {"url": "shots/a.png"}}
 
@@ -111,3 +114,16 @@ def test_a_file_of_another_kind_is_refused_when_it_is_sent(folder: Path) -> None
     (sample,) = read_jsonl(written(folder, request))
     with pytest.raises(DataError, match="neither an image nor a video"):
         sample.body()
+
+
+def test_the_documented_line_is_read(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "benchmarks" / "datasets" / "README.md"
+    (text,) = re.findall(r"```json\n(.*?)```", page.read_text(), flags=re.DOTALL)
+    (tmp_path / "shots").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "shots" / "1.png")
+    (sample,) = read_jsonl(written(tmp_path, text.strip()))
+    assert (sample.id, sample.group, sample.expectation.accepted) == ("save-1", "buttons", ["K"])
+    listed = set(re.findall(r"^\| `(\w+)` \|", page.read_text(), flags=re.MULTILINE))
+    assert set(OWN_KEYS) - {"id"} <= listed | {"messages"}
+    assert {"exact", "contains", "choice", "number", "point", "android_action"} <= listed
+    assert set(FORMATS) <= listed

@@ -118,8 +118,8 @@ def choice(answer: str, expectation: Expectation) -> bool:
     """A letter of a multiple-choice question: `B`, `(B) because ...`, `the answer is B`."""
     stated = re.findall(r"(?i:answer|option|choice)(?:\W+(?i:is))?\W+([A-Z])\b", answer)
     first = re.match(r"\W*([A-Za-z])(?:\W*$|[).:,])|\W*([B-HJ-Z])\s", answer)
-    found = stated[-1] if stated else first and (first[1] or first[2])
-    return bool(found) and found.upper() in [accepted.strip().upper() for accepted in expectation.accepted]
+    found = stated[-1] if stated else (first[1] or first[2]) if first else ""
+    return found.upper() in [accepted.strip().upper() for accepted in expectation.accepted]
 
 
 @register("number", options=("tolerance",))
