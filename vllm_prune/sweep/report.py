@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .arms import Arm
+from .arms import UNPRUNED, Arm
 from .client import Answer, SweepError
 from .run import Cell
 from .samples import Sample
@@ -131,9 +131,11 @@ def plot(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
     FigureCanvasAgg(figure)
     labels = {"visual": "visual tokens kept", "kv": "cached rows kept", "both": "tokens and rows kept"}
     for axes, part in zip(figure.subplots(1, len(parts), squeeze=False)[0], parts, strict=True):
-        axes.axhline(unpruned["accuracy"], color="black", linewidth=0.8, label="unpruned")
-        for strategy in dict.fromkeys(row["strategy"] for row in whole if row["part"] == part):
-            _line(axes, [row for row in whole if row["part"] == part and row["strategy"] == strategy], strategy)
+        inside = [row for row in whole if row["part"] == part]
+        reference = next((row for row in inside if row["strategy"] == UNPRUNED.strategy), unpruned)
+        axes.axhline(reference["accuracy"], color="black", linewidth=0.8, label="unpruned")
+        for strategy in dict.fromkeys(row["strategy"] for row in inside if row is not reference):
+            _line(axes, [row for row in inside if row["strategy"] == strategy], strategy)
         axes.set(xlabel=labels.get(part, part), ylabel="accuracy", ylim=(-0.02, 1.02), xlim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
