@@ -36,6 +36,7 @@ serve: ## set up .venv and serve MODEL on HOST:PORT
 
 test: ## set up .venv, then lint, check types and run every test that needs no GPU
 	@$(SETUP) --extra test
+	@"$(BIN)/python" scripts/deploy_tools.py
 	@$(MAKE) --no-print-directory check
 	@"$(BIN)/python" -m pytest -q $(ARGS)
 
@@ -52,6 +53,11 @@ check:
 bench: ## set up .venv and run the quick benchmark on the bundled model
 	@$(SETUP) --extra bench
 	@exec "$(BIN)/python" -m benchmarks.speed --quick $(ARGS)
+
+.PHONY: quality
+quality: ## set up .venv and measure accuracy over strategies and budgets, about ten minutes; a second run goes on
+	@$(SETUP) --extra bench
+	@exec "$(BIN)/python" -m benchmarks.quality --n 200 --store build/quality $(ARGS)
 
 clean: ## remove what set-up, builds and tests left behind, .venv included
 	rm -rf "$(VENV)" build dist ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -6,7 +6,7 @@ import asyncio
 import os
 from argparse import Namespace
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -19,12 +19,23 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.logger import init_logger
 
-from vllm_prune import __version__, compat, metrics
+from vllm_prune import __version__, compat, compat_serving, metrics, zeros
 from vllm_prune.catalogue import entries
-from vllm_prune.intake import policy
+from vllm_prune.intake import configuration, policy
 from vllm_prune.kv import support
+from vllm_prune.settings.tenants import KEYS_CONFLICT
 
+from . import media, tracing
+from .admission import Ledger
+from .errors import Reason
+from .estimate import Sizes
+from .gate import Gate
+from .lifecycle import Lifecycle
+from .media_errors import MESSAGES
+from .observe import install
 from .pruning import answer
+from .schema import describe
+from .tenants import Accounts
 
 logger = init_logger("vllm.vllm_prune")
 router = APIRouter()
@@ -40,13 +51,21 @@ class ServerState:
         verified: our classes are in use in the front end and in every worker, and nothing forbids visual budgets.
         findings: why not, one line each.
         kv_findings: why KV budgets are refused, one line each; empty when they are honoured.
+        media_findings: what the media intake does not guard, one line each; empty when it is in use.
         started: start-up is over.
+        ledger: what is in flight.
+        lifecycle: whether requests are taken.
+        sizes: what the admission knows of the model.
     """
 
     verified: bool = False
     findings: list[str] = field(default_factory=list)
     kv_findings: list[str] = field(default_factory=list)
+    media_findings: list[str] = field(default_factory=list)
     started: bool = False
+    ledger: Ledger = field(default_factory=lambda: Ledger(configuration().admission))
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
+    sizes: Sizes = field(default_factory=Sizes)
 
 
 class PruneEndpoint:
@@ -58,7 +77,12 @@ class PruneEndpoint:
     def attach_router(self, app: FastAPI) -> None:
         """Add our routes; those with a path of vLLM's take its place."""
         app.include_router(router)
-        app.state.vllm_prune = ServerState()
+        describe(app)
+        own = ServerState()
+        app.state.vllm_prune = own
+        accounts = Accounts(configuration().tenants)
+        app.add_middleware(Gate, accounts=accounts, ledger=own.ledger, lifecycle=own.lifecycle)
+        self._app = app
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Prove that our classes are in use, then announce the server once it answers."""
@@ -66,10 +90,18 @@ class PruneEndpoint:
         compat.adopt_outputs()
         policy()
         own: ServerState = state.vllm_prune
+        if configuration().tenants and (args.api_key or os.environ.get("VLLM_API_KEY")):
+            raise ValueError(KEYS_CONFLICT)
+        own.sizes = sizes_of(engine_client, configuration().admission.weighs)
+        own.lifecycle.supervise(engine_client, state, own.ledger.refuse_waiting)
+        compat_serving.salt_requests(engine_client)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
+        zeros.publish(get_args(Reason), MESSAGES)
+        install(self._app, policy().config.logging.lines(), tracing.wanted(engine_client.vllm_config))
         workers = await inspect_workers(engine_client)
         own.findings = visual_findings(engine_client, workers)
         own.kv_findings = kv_findings(engine_client, workers)
+        own.media_findings = media.prepare(engine_client)
         own.verified = not own.findings
         own.started = True
         metrics.publish_build(__version__, compat.vllm_version(), own.verified)
@@ -77,8 +109,19 @@ class PruneEndpoint:
             logger.warning("visual budgets are refused: %s", finding)
         for finding in own.kv_findings:
             logger.warning("KV budgets are refused: %s", finding)
+        for finding in own.media_findings:
+            logger.warning("media intake: %s", finding)
         if url := os.environ.get(URL_ENV):
             state.vllm_prune_announcer = asyncio.create_task(_announce(url, own))
+
+
+def sizes_of(engine_client: Any, wanted: bool) -> Sizes:
+    """What the admission has to know of the model; the context alone where no cap asks for more."""
+    context = engine_client.model_config.max_model_len
+    if not wanted:
+        return Sizes(context)
+    largest, image = compat_serving.largest_items(engine_client), compat_serving.image_sizer(engine_client)
+    return Sizes(context, largest, image)
 
 
 async def inspect_workers(engine_client: Any) -> list[dict[str, Any]]:
@@ -162,16 +205,17 @@ async def presets() -> JSONResponse:
 
 @router.get("/health/live")
 async def live(raw_request: Request) -> Response:
-    """200 while the engine lives, 503 after its death."""
-    client = raw_request.app.state.engine_client
-    return Response(status_code=503 if client.errored else 200)
+    """200 while the engine lives, also while it drains; 503 after its death."""
+    own: ServerState = raw_request.app.state.vllm_prune
+    return Response(status_code=503 if own.lifecycle.dead else 200)
 
 
 @router.get("/health/ready")
 async def ready(raw_request: Request) -> Response:
-    """200 when requests are taken: started, engine alive."""
-    state = raw_request.app.state
-    return Response(status_code=200 if state.vllm_prune.started and not state.engine_client.errored else 503)
+    """200 when requests are taken: started, engine alive, no signal to end."""
+    own: ServerState = raw_request.app.state.vllm_prune
+    taken = own.started and not own.lifecycle.draining and not own.lifecycle.dead
+    return Response(status_code=200 if taken else 503)
 
 
 @router.get("/health/startup")
@@ -184,5 +228,6 @@ async def startup(raw_request: Request) -> JSONResponse:
         "findings": own.findings,
         "kv": not own.kv_findings,
         "kv_findings": own.kv_findings,
+        "media_findings": own.media_findings,
     }
     return JSONResponse(body, status_code=200 if own.started else 503)

@@ -9,12 +9,16 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from vllm_prune import metrics
+from vllm_prune import metrics, observed
 from vllm_prune.budget import BudgetError
 from vllm_prune.intake import SCOPE, Policy, Scope
 from vllm_prune.kv import support
 
-Route = Callable[[Any, Request], Awaitable[Response]]
+from .errors import Refusal
+from .gate import KEY as VISIT
+from .gate import Visit
+
+Route = Callable[[Any, Request], Awaitable[Response | None]]
 
 
 def error_response(message: str, param: str | None) -> JSONResponse:
@@ -34,7 +38,8 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
     """
     try:
         preset = _preset_of_model(request, raw_request)
-        scope = Scope(policy.decide(_take_field(request), preset))
+        observed.follow(request, raw_request)
+        scope = observed.budgeted(Scope(policy.decide(_take_field(request), preset)))
     except BudgetError as error:
         metrics.count_rejection("invalid_budget")
         return error_response(str(error), error.param)
@@ -46,19 +51,26 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
         metrics.count_rejection("not_active")
         metrics.count_kv_skipped(support.cause_of(findings[0]))
         return error_response(f"KV budgets are not honoured by this server: {'; '.join(findings)}", "pruning.kv")
+    scope.media_param = "input" if "input" in type(request).model_fields else "messages"
+    visit: Visit = raw_request.scope[VISIT]
+    try:
+        await visit.admit_request(request, raw_request, scope.decision)
+    except Refusal as refusal:
+        return refusal.response()
     token = SCOPE.set(scope)
     scope.enter()
+    # However the answer ends: also a stream that never starts, as its client has left.
+    visit.exits.callback(scope.leave)
     try:
-        response = await route(request, raw_request)
-    except BaseException:
-        scope.leave()
-        raise
+        response: Response | None = await route(request, raw_request)
     finally:
         SCOPE.reset(token)
+    if response is None:
+        # vLLM has cancelled it, as the client has left; nobody reads this.
+        return Response(status_code=499)
     if isinstance(response, StreamingResponse):
         response.body_iterator = _annotated(response.body_iterator, scope)
         return response
-    scope.leave()
     return _with_usage(response, scope)
 
 
@@ -98,12 +110,8 @@ def _usage_of(body: Any) -> dict[str, Any] | None:
 
 
 async def _annotated(chunks: Any, scope: Scope) -> AsyncIterator[str | bytes]:
-    # However the stream ends, also by a client that goes away.
-    try:
-        async for chunk in chunks:
-            yield _annotate_events(chunk, scope) if '"usage"' in _text(chunk) else chunk
-    finally:
-        scope.leave()
+    async for chunk in chunks:
+        yield _annotate_events(chunk, scope) if '"usage"' in _text(chunk) else chunk
 
 
 def _annotate_events(chunk: str | bytes, scope: Scope) -> str:

@@ -13,8 +13,11 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any
 
+from .observed import timed
+
 SUPPORTED = "0.32"
 EXTENSION = "vllm_prune.worker.Inspection"
+MEDIA_CONNECTOR = "vllm_prune"
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _RENDERER = "vllm.renderers.online_renderer"
 
@@ -50,6 +53,24 @@ def register_models() -> None:
     if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
         adopt_requests()
         adopt_outputs()
+        adopt_media()
+
+
+def adopt_media() -> None:
+    """Offer our media connector under its name; vLLM uses the one that `VLLM_MEDIA_CONNECTOR` names."""
+    registry = importlib.import_module("vllm.multimodal.media").MEDIA_CONNECTOR_REGISTRY
+    registry.register(MEDIA_CONNECTOR)(_media_connector)
+
+
+def _media_connector(*args: Any, **kwargs: Any) -> Any:
+    # The registry calls what it holds. Importing the server with every plugin would be too early.
+    return importlib.import_module("vllm_prune_server.media").PruneMediaConnector(*args, **kwargs)
+
+
+def media_adopted() -> bool:
+    """Whether our media connector is registered in this process."""
+    registry = importlib.import_module("vllm.multimodal.media").MEDIA_CONNECTOR_REGISTRY
+    return registry.name2class.get(MEDIA_CONNECTOR) is _media_connector
 
 
 def adopt_requests() -> None:
@@ -63,7 +84,7 @@ def adopt_requests() -> None:
     if getattr(renderer, "vllm_prune_adopted", False):
         return
     for name in ("preprocess_chat", "preprocess_cmpl"):
-        setattr(renderer, name, _with_budget(getattr(renderer, name)))
+        setattr(renderer, name, timed("preprocess", _with_budget(getattr(renderer, name))))
     renderer.vllm_prune_adopted = True
 
 
@@ -89,10 +110,10 @@ def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Await
                 result = await original(self, request, *args, **kwargs)
             else:
                 result = await _prepare_pruned(self, original, request, own, decision.spec, args, kwargs)
+            _collect(request, result, self.model_config.max_model_len)
         except BudgetError as error:
             metrics.count_rejection("invalid_budget")
             raise VLLMValidationError(str(error), parameter=error.param) from None
-        _collect(request, result, self.model_config.max_model_len)
         return result
 
     return prepare
@@ -166,13 +187,14 @@ async def _prepare_pruned(
     kwargs: dict[str, Any],
 ) -> Any:
     from .budget import KEY, BudgetError
+    from .visual.support import tower_refusal
 
     if not adapted_processor(renderer.renderer):
         raise BudgetError(unsupported_model(renderer.model_config), "pruning.visual")
     if reasons := refusals(renderer.renderer.config):
         raise BudgetError(f"visual pruning is off on this server: {reasons[0]}", "pruning.visual")
-    if problem := capture_refusal(renderer.renderer.config, spec):
-        raise BudgetError(problem, "pruning.visual.strategy")
+    if problem := tower_refusal(renderer.renderer.config, spec):
+        raise BudgetError(*problem)
     if KEY in (own or {}):
         raise BudgetError(f"{KEY} is set by the server", "mm_processor_kwargs")
     trusting = copy.copy(renderer)
@@ -195,7 +217,9 @@ def _collect(request: Any, result: Any, context: int) -> None:
         # The usual case: the context ends before the rotary table does.
         if room is not None and room < context - len(prompt["prompt_token_ids"]):
             _limit_output(request, room)
-    intake.record([item for prompt in prompts for item in prompt.pop(REPORT, ())])
+    items = [item for prompt in prompts for item in prompt.pop(REPORT, ())]
+    intake.settle(request, items, [len(prompt.get("prompt_token_ids", ())) for prompt in prompts])
+    intake.record(items)
 
 
 def _limit_output(request: Any, room: int) -> None:
@@ -243,23 +267,6 @@ def refusals(vllm_config: Any) -> list[str]:
     if getattr(compilation, "cudagraph_mm_encoder", False) and mm.mm_encoder_tp_mode == "data":
         reasons.append("encoder graphs with data-parallel encoding: outputs are gathered at unpruned size")
     return reasons
-
-
-def capture_refusal(vllm_config: Any, spec: Any) -> str | None:
-    """Why a strategy that listens to the tower cannot run here; None when it can or none is asked for."""
-    from .visual.strategies import strategy_class
-
-    parts = [part for part in (spec.image, spec.video) if part is not None]
-    listening = [part.strategy for part in parts if "tower_attention" in strategy_class(part.strategy).needs]
-    compilation, mm = vllm_config.compilation_config, vllm_config.model_config.multimodal_config
-    for on, what in (
-        (getattr(compilation, "cudagraph_mm_encoder", False), "encoder graphs"),
-        (getattr(compilation, "compile_mm_encoder", False), "a compiled encoder"),
-        (mm.mm_encoder_tp_mode == "data", "data-parallel encoding"),
-    ):
-        if listening and on:
-            return f"strategy {listening[0]!r} reads the tower's attention, which {what} hides; name another one"
-    return None
 
 
 def allowed_plugins(environ_value: str | None) -> str:

@@ -14,6 +14,7 @@ from .settings import Section
 from .settings.admission import Admission
 from .settings.limits import Limits
 from .settings.logging import Logging
+from .settings.media import Media
 from .settings.tenants import ENV as TENANTS_ENV
 from .settings.tenants import Tenant, Tenants, from_environment, named
 
@@ -40,6 +41,7 @@ class PruneConfig(Section):
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
     presets: dict[PresetName, PruningField] = Field(default_factory=dict)
+    media: Media = Media()
     admission: Admission = Admission()
     tenants: Tenants = Field(default_factory=dict)
     logging: Logging = Logging()
@@ -95,7 +97,9 @@ def load(path: str | os.PathLike[str] | None = None) -> PruneConfig:
         return PruneConfig.model_validate(_plain(raw))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        # A key that is refused may be a secret in the wrong place; the line is enough to find it.
+        shown = first["loc"][:-2] if first["loc"][-1:] == ("[key]",) else first["loc"]
+        where = ".".join(str(part) for part in shown)
         source = source or TENANTS_ENV
         raise ConfigError(f"{source}:{_line(tree, first['loc'])}: {where or 'file'}: {first['msg']}") from None
 

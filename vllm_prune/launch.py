@@ -10,14 +10,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import compat
+from . import compat, telemetry
 from .config import ENV, ConfigError, load
 from .kv.support import SCHEDULER, WORKER
+from .settings.tenants import KEYS_CONFLICT
 
 PRELOADED = "VLLM_PRUNE_PRELOADED"
 URL = "VLLM_PRUNE_URL"
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+MEDIA_CONNECTOR = "VLLM_MEDIA_CONNECTOR"
 DEMO_NAME = "vllm-prune-demo"
 
 
@@ -34,9 +36,11 @@ def launch(model: str, arguments: Sequence[str], config: str | None) -> None:
         config: the operator's configuration, or None for `VLLM_PRUNE_CONFIG` or the defaults.
 
     Raises:
-        LaunchError: unsupported vLLM, unreadable configuration, missing model.
+        LaunchError: unsupported vLLM, unusable configuration, missing model.
     """
     _check(model, config)
+    if load().tenants and (has_flag(arguments, "--api-key") or os.environ.get("VLLM_API_KEY")):
+        raise LaunchError(KEYS_CONFLICT)
     preload()
     choose_runner()
     os.environ["VLLM_PLUGINS"] = compat.allowed_plugins(os.environ.get("VLLM_PLUGINS"))
@@ -44,9 +48,11 @@ def launch(model: str, arguments: Sequence[str], config: str | None) -> None:
     own_metrics = METRICS_DIR not in os.environ
     if own_metrics:
         # Engine and workers count in processes of their own; files in this directory are how they are added up.
+        # Has to be set before anything imports prometheus_client.
         os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix="vllm-prune-metrics-")
     try:
-        compat.run_vllm_serve([model, *arguments, *_defaults(model, arguments)])
+        choose_media_connector(arguments)
+        compat.run_vllm_serve([model, *arguments, *_defaults(model, arguments), *_telemetry(arguments)])
     finally:
         if own_metrics:
             shutil.rmtree(os.environ[METRICS_DIR], ignore_errors=True)
@@ -81,6 +87,17 @@ def _defaults(model: str, arguments: Sequence[str]) -> list[str]:
             "--limit-mm-per-prompt": '{"image": 8, "video": 4}',
         }
     return [text for flag, value in wanted.items() if not has_flag(arguments, flag) for text in (flag, value)]
+
+
+def _telemetry(arguments: Sequence[str]) -> list[str]:
+    """Arguments for logs and traces as the configuration and the environment want them."""
+    try:
+        logs = telemetry.log_arguments(load().logging, arguments)
+        traces, variables = telemetry.trace_arguments(arguments, os.environ)
+    except telemetry.TelemetryError as error:
+        raise LaunchError(str(error)) from None
+    os.environ.update(variables)
+    return logs + traces
 
 
 def is_demo(model: str) -> bool:
@@ -153,6 +170,17 @@ def choose_runner() -> None:
         print(
             f"vllm-prune: {V2_RUNNER}=0, as KV eviction runs on model runner V1; set it to 1 to do without", flush=True
         )
+
+
+def choose_media_connector(arguments: Sequence[str]) -> None:
+    """Let vLLM load media through our connector, unless the user has chosen, and start what it decodes with."""
+    if os.environ.setdefault(MEDIA_CONNECTOR, compat.MEDIA_CONNECTOR) != compat.MEDIA_CONNECTOR:
+        print(f"vllm-prune: {MEDIA_CONNECTOR} is set; the section `media` guards nothing", flush=True)
+    elif not has_flag(arguments, "--api-server-count"):
+        from vllm_prune_server.media_decode import pool
+
+        # While the engine loads: later, the first image would wait for it.
+        pool().start()
 
 
 def _cuda() -> bool:
