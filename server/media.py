@@ -7,6 +7,7 @@ them. What it fetches comes through `media_fetch`, and what it decodes through t
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import stat
 import time
@@ -172,7 +173,7 @@ def modality_of(media_io: Any) -> str:
 def _run(work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine to its end, also in a thread whose event loop is running."""
     with ThreadPoolExecutor(1) as single:
-        return single.submit(asyncio.run, work).result()
+        return single.submit(contextvars.copy_context().run, asyncio.run, work).result()
 
 
 def prepare(engine_client: Any) -> list[str]:

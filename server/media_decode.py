@@ -26,7 +26,7 @@ START_SECONDS = 180.0
 _PARENT_MODULE = "vllm_prune_server.media_worker"
 # All that a decoder may see of the server's environment; keys and tokens are not among it.
 _KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "VIRTUAL_ENV")
-_SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+_OWN = "VLLM_PRUNE_"
 _THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8", "VLLM_LOGGING_LEVEL": "ERROR", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -128,9 +128,13 @@ def environment() -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in _KEPT or (name.startswith("VLLM_") and not any(word in name for word in _SECRET))
+        if name in _KEPT or (name.startswith("VLLM_") and not name.startswith(_OWN) and not _is_secret(name))
     }
     return {**kept, **_THREADS, **_QUIET}
+
+
+def _is_secret(name: str) -> bool:
+    return any(word in name for word in ("KEY", "TOKEN", "SECRET", "PASSWORD"))
 
 
 class DecodePool:
@@ -138,19 +142,21 @@ class DecodePool:
 
     Args:
         limits: the operator's section.
+        forker: a process to fork from that others fork from too; their pool ends it.
     """
 
-    def __init__(self, limits: Media) -> None:
+    def __init__(self, limits: Media, forker: Forker | None = None) -> None:
         self.limits = limits
         self.threads = ThreadPoolExecutor(limits.workers, thread_name_prefix="vllm-prune-media")
-        self._forker = Forker()
+        self.forker = forker or Forker()
+        self._owner = forker is None
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
         atexit.register(self.close)
 
     def start(self) -> None:
         """Start the parent of the processes, which takes some seconds in the background."""
-        self._forker.start()
+        self.forker.start()
 
     def warm(self) -> None:
         """Have one process ready as soon as its parent is; does not wait for it."""
@@ -158,7 +164,7 @@ class DecodePool:
 
     def _warm(self) -> None:
         try:
-            self._give(self._forker.fork(self.limits))
+            self._give(self.forker.fork(self.limits))
         except Unavailable:
             logger.error("the decoding processes of media do not start; their output is above")
 
@@ -166,7 +172,7 @@ class DecodePool:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return self._forker.fork(self.limits)
+        return self.forker.fork(self.limits)
 
     def _give(self, worker: Worker) -> None:
         with self._lock:
@@ -213,7 +219,7 @@ class DecodePool:
                 worker.channel.settimeout(self.limits.decode_seconds)
                 wire.send(worker.channel, message, descriptor)
             except OSError:
-                self._forker.kill(worker)
+                self.forker.kill(worker)
                 continue
             return self._answer(worker)
         raise Refused("crash")
@@ -230,7 +236,7 @@ class DecodePool:
             answer, result = b"", None
         # A process that ran out of memory may not have got all of it back.
         if not answer or answer.startswith(b"memory"):
-            self._forker.kill(worker)
+            self.forker.kill(worker)
         else:
             self._give(worker)
         if not answer:
@@ -239,7 +245,13 @@ class DecodePool:
 
     def close(self) -> None:
         """End all processes."""
-        self._forker.stop()
+        self.threads.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            idle, self._idle = self._idle, []
+        for worker in idle:
+            worker.channel.close()
+        if self._owner:
+            self.forker.stop()
 
 
 @lru_cache(maxsize=1)

@@ -7,7 +7,8 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 
 import httpx
 
@@ -20,6 +21,8 @@ from .media_urls import Target, check_addresses, literal, parse
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 """From host and port to all addresses, as text."""
 
+# Its own: name servers that never answer would take the threads that the rest of the server waits for.
+_lookups = ThreadPoolExecutor(32, thread_name_prefix="vllm-prune-names")
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ATTEMPTS = 3
 _HEADERS = {"Accept": "image/*, video/*, audio/*;q=0.9, */*;q=0.5", "Accept-Encoding": "identity"}
@@ -31,8 +34,9 @@ async def resolve(host: str, port: int) -> list[str]:
     Raises:
         Refused: the name is unknown.
     """
+    lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().run_in_executor(_lookups, lookup)
     except (OSError, UnicodeError):
         raise Refused("dns") from None
     return [str(entry[4][0]) for entry in found]

@@ -27,6 +27,8 @@ CONTROL = 4096
 FILES = 64
 """Open files that a child may hold."""
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 32 << 20
 _HEADER_ROOM = 1 << 24
 
 
@@ -82,7 +84,11 @@ def _reap(children: set[int]) -> None:
 def _become_child(channel: socket.socket, limits: Media) -> None:
     status = 1
     try:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Images come and go by the megabyte: giving each back to the kernel costs as much as decoding it.
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         _confine(limits)
         while _serve_one(channel):
             pass

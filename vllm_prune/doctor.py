@@ -38,6 +38,7 @@ def examine() -> list[Check]:
         *_adapters(),
         _configuration(),
         _kv(),
+        _media(),
     ]
 
 
@@ -99,6 +100,19 @@ def _kv() -> Check:
     except Exception as error:  # whatever keeps an engine from loading them
         return Check("kv eviction", False, f"cannot be loaded: {error!r}")
     return Check("kv eviction", True, detail)
+
+
+def _media() -> Check:
+    selected = os.environ.get("VLLM_MEDIA_CONNECTOR")
+    if selected not in (None, compat.MEDIA_CONNECTOR):
+        detail = f"VLLM_MEDIA_CONNECTOR={selected}: URLs and decoding are not guarded; unset it, or set it to "
+        return Check("media intake", False, f"{detail}{compat.MEDIA_CONNECTOR}")
+    try:
+        importlib.import_module("vllm_prune_server.media")
+    except Exception as error:  # whatever keeps a server from loading it
+        return Check("media intake", False, f"cannot be loaded: {error!r}")
+    how = "selected" if selected else "vllm-prune serve selects it; for vllm serve set"
+    return Check("media intake", True, f"{how} VLLM_MEDIA_CONNECTOR={compat.MEDIA_CONNECTOR}")
 
 
 def _configuration() -> Check:

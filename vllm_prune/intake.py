@@ -58,12 +58,17 @@ class Decision:
 
 @dataclass
 class Scope:
-    """One request on our server: the decision made from its field, and the report that comes back."""
+    """One request on our server: the decision made from its field, and the report that comes back.
+
+    `media_param` is the request field that holds media, `media_items` how many of them have been asked for.
+    """
 
     decision: Decision
     items: list[dict[str, Any]] = field(default_factory=list)
     tallies: list[dict[str, Any]] = field(default_factory=list)
     ticket: str = field(default_factory=lambda: uuid.uuid4().hex)
+    media_param: str = "messages"
+    media_items: int = 0
 
     def enter(self) -> None:
         """Count the request as being answered."""

@@ -10,6 +10,10 @@ import openai
 import pytest
 
 from benchmarks.servers import Server
+from vllm_prune.settings.media import Media
+from vllm_prune_server.media_decode import DecodePool
+
+from . import guarded as guards
 
 BUNDLED = Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"
 # Another Qwen2.5-VL checkpoint can stand in for the bundled one.
@@ -23,6 +27,9 @@ presets:
     visual: {keep: 0.25, strategy: uniform}
   full:
     visual: null
+media:
+  private: [localhost]
+  max_items: 8
 """
 
 
@@ -35,6 +42,28 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     arguments = ["--max-num-seqs", "16", "--block-size", "32"]
     with Server(DEMO, "prune", arguments, config=config, log=folder / "server.log") as running:
         yield running
+
+
+@pytest.fixture(scope="package")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[guards.Guarded]:
+    """A server with tenants, two of them in the file and one in the environment, and with caps."""
+    folder = tmp_path_factory.mktemp("guarded")
+    config = folder / "prune.yaml"
+    config.write_text(guards.CONFIG)
+    arguments = ["--max-num-seqs", "16", "--block-size", "32", "--enable-prompt-tokens-details"]
+    environment = {"VLLM_PRUNE_TENANTS": guards.TENANTS}
+    log = folder / "server.log"
+    with Server(DEMO, "prune", arguments, config=config, log=log, environment=environment) as running:
+        yield guards.Guarded(running)
+
+
+@pytest.fixture(scope="package")
+def pool() -> Iterator[DecodePool]:
+    """Decoding processes of the tests' own process, with the default limits."""
+    found = DecodePool(Media(decode_workers=2))
+    found.start()
+    yield found
+    found.close()
 
 
 @pytest.fixture(scope="package")

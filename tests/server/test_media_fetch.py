@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm_prune.settings.media import MiB, Media
+from vllm_prune.settings.media import Media, MiB
 from vllm_prune_server.media_errors import MESSAGES, Refused
 from vllm_prune_server.media_fetch import Fetcher
 
@@ -84,7 +84,9 @@ async def test_a_name_is_resolved_once_and_the_checked_address_dialled() -> None
 async def test_a_redirect_is_resolved_and_checked_again(host: HostileHost) -> None:
     names = Names(["127.0.0.1"], ["127.0.0.2"])
     before = len(host.seen)
-    assert await refusal(Fetcher(LOCAL, resolver=names), host.url("/redirect?to=/secret", "rebinding.test")) == "address"
+    assert (
+        await refusal(Fetcher(LOCAL, resolver=names), host.url("/redirect?to=/secret", "rebinding.test")) == "address"
+    )
     assert names.asked == 2
     assert len(host.seen) == before + 1
 
