@@ -36,6 +36,8 @@ from .random_model import build, parameters
 from .servers import PRELOAD_AT_START, Server
 
 RESULTS = Path(__file__).parent / "results"
+CUT_AFTER = 1
+"""Blocks of the vision tower that see every cell, of 8; 4 of a usual tower's 32."""
 QUIET_SECONDS = 3.0
 """Pause before a measurement: an engine polls for a while after its last request, on cores that both servers share."""
 
@@ -50,8 +52,12 @@ class Arm:
 
 
 def arms(strategy: str) -> list[Arm]:
-    """Stock, ours without a budget, and ours at three budgets."""
-    kept = [Arm(f"keep {keep:g}", "prune", {"visual": {"keep": keep, "strategy": strategy}}) for keep in (0.5, 0.25)]
+    """Stock, ours without a budget, and ours at two budgets, after the vision tower and inside it."""
+    kept = [
+        Arm(f"keep {keep:g}{note}", "prune", {"visual": {"keep": keep, "strategy": strategy, "options": options}})
+        for note, options in (("", {}), (", cut inside the tower", {"where": "tower", "after": CUT_AFTER}))
+        for keep in (0.5, 0.25)
+    ]
     return [Arm("stock", "stock", None), Arm("keep 1 (off)", "prune", None), *kept]
 
 

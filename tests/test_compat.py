@@ -78,17 +78,3 @@ def test_endpoint_plugin_is_named_without_hiding_others() -> None:
     assert compat.allowed_plugins("mine").split(",") == ["mine", "vllm_prune"]
     assert compat.allowed_plugins("mine,vllm_prune") == "mine,vllm_prune"
     assert "vllm_prune" in compat.allowed_plugins(None).split(",")
-
-
-@pytest.mark.parametrize("changes", [{"graphs": True}, {"compiled": True}, {"data": True}])
-def test_listening_to_a_hidden_tower_is_refused(changes: dict[str, Any]) -> None:
-    from vllm_prune.budget import canonical, parse_visual
-
-    found = config()
-    found.compilation_config = SimpleNamespace(
-        cudagraph_mm_encoder=changes.get("graphs", False), compile_mm_encoder=changes.get("compiled", False)
-    )
-    found.model_config.multimodal_config.mm_encoder_tp_mode = "data" if changes.get("data") else "weights"
-    listening = canonical(parse_visual({"keep": 0.5, "strategy": "recv_attn"}))
-    assert "recv_attn" in (compat.capture_refusal(found, listening) or "")
-    assert compat.capture_refusal(found, canonical(parse_visual({"keep": 0.5}))) is None

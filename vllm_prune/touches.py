@@ -98,6 +98,7 @@ SERVING_TOUCHES: tuple[Touch, ...] = (
     Touch("uvicorn", "Config", ("timeout_graceful_shutdown",)),
 )
 
+_BLOCK = ("cu_seqlens", "rotary_pos_emb_cos", "rotary_pos_emb_sin", "max_seqlen", "sequence_lengths")
 _PROCESSOR = "vllm.multimodal.processing.processor"
 TOUCHES: tuple[Touch, ...] = (
     Touch(_RENDERER, "OnlineRenderer.preprocess_chat", ("request", "messages")),
@@ -134,6 +135,13 @@ TOUCHES: tuple[Touch, ...] = (
         ("tokens_per_frame", "timestamps", "select_token_id"),
     ),
     Touch("vllm.model_executor.models.qwen3_vl", "Qwen3VLForConditionalGeneration.embed_input_ids", ("is_multimodal",)),
+    Touch("vllm.model_executor.models.qwen2_5_vl", "Qwen2_5_VisionTransformer.prepare_encoder_metadata", ("grid_thw",)),
+    Touch("vllm.model_executor.models.qwen2_5_vl", "Qwen2_5_VisionBlock.forward", _BLOCK),
+    Touch("vllm.model_executor.models.qwen2_5_vl", "cast_overflow_tensors", ()),
+    Touch(
+        "vllm.model_executor.models.qwen3_vl", "Qwen3_VisionTransformer.prepare_encoder_metadata", ("grid_thw_list",)
+    ),
+    Touch("vllm.model_executor.models.qwen3_vl", "Qwen3_VisionBlock.forward", _BLOCK),
 )
 
 _BENCH = "vllm.benchmarks"

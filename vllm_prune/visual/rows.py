@@ -46,6 +46,12 @@ class ItemPlan:
         return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
     @property
+    def cut(self) -> int | None:
+        """Blocks of the vision tower that see every cell, where the cut is inside the tower; else None."""
+        options = self.option_values
+        return int(options["after"]) if options.get("where") == "tower" else None
+
+    @property
     def option_values(self) -> dict[str, Any]:
         """Options as a dict."""
         return json.loads(self.options)

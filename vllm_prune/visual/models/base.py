@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from ..positions import Run as Run
 from ..rows import ItemPlan, decode, field_name, plan_of
 from ..strategies import Context, Grid, create, strategy_class
 from .capture import TowerAttention
+from .tower import Choose
 
 MODALITIES = ("image", "video")
 
@@ -70,6 +72,20 @@ class PrunedModel:
         """Attention modules of the tower whose received attention may be captured, last first."""
         raise NotImplementedError
 
+    def encode_cut(self, pixels: Tensor, thw: Tensor, after: int, choose: Choose) -> Tensor:
+        """Run the tower with a cut after its first `after` blocks.
+
+        Args:
+            pixels: [patches, values] of all items, one after the other.
+            thw: int64 [items, 3], their grids in patches.
+            after: blocks that see every cell.
+            choose: picks the cells that go on.
+
+        Returns:
+            [K, output_width], rows of the kept cells in raster order.
+        """
+        raise NotImplementedError
+
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encoder outputs, one per item; pruned items come as [K, output_width + 6]."""
         rows = {m: kwargs.pop(field_name(m), None) for m in MODALITIES}
@@ -83,6 +99,41 @@ class PrunedModel:
         return tuple(outputs)
 
     def _encode(self, kwargs: dict[str, Any], modality: str, plans: Sequence[ItemPlan | None]) -> list[Tensor]:
+        """Outputs of a micro-batch: one call of the tower for every place to cut, and one without a cut."""
+        pixels = kwargs.get("pixel_values" if modality == "image" else "pixel_values_videos")
+        # Precomputed embeddings have the tower behind them.
+        cuts = [plan.cut if plan is not None and pixels is not None else None for plan in plans]
+        if not any(cut is not None for cut in cuts):
+            return self._encode_whole(kwargs, modality, plans)
+        outputs: dict[int, Tensor] = {}
+        for cut in dict.fromkeys(cuts):
+            members = [i for i, own in enumerate(cuts) if own == cut]
+            part, own_plans = self._subset(kwargs, modality, members), [plans[i] for i in members]
+            encoded = (
+                self._encode_whole(part, modality, own_plans)
+                if cut is None
+                else self._encode_cut(part, modality, cut, [plan for plan in own_plans if plan is not None])
+            )
+            outputs |= zip(members, encoded, strict=True)
+        return [outputs[i] for i in range(len(plans))]
+
+    def _encode_cut(self, kwargs: dict[str, Any], modality: str, after: int, plans: Sequence[ItemPlan]) -> list[Tensor]:
+        thw = kwargs[f"{modality}_grid_thw"]
+        grids = [self._grid(thw[i]) for i in range(len(plans))]
+        kept: list[Tensor] = []
+
+        def choose(features: Tensor) -> Tensor:
+            parts = features.split([grid.tokens for grid in grids])
+            items = zip(parts, plans, grids, strict=True)
+            kept.extend(self._choose(part, plan, grid, None) for part, plan, grid in items)
+            starts = [0, *accumulate(grid.tokens for grid in grids)]
+            return torch.cat([own + start for own, start in zip(kept, starts, strict=False)])
+
+        pixels = kwargs["pixel_values" if modality == "image" else "pixel_values_videos"]
+        rows = self.encode_cut(pixels, thw, after, choose).split([plan.count for plan in plans])
+        return [self._place(rows[i], kept[i], grids[i], kwargs, modality, i) for i in range(len(plans))]
+
+    def _encode_whole(self, kwargs: dict[str, Any], modality: str, plans: Sequence[ItemPlan | None]) -> list[Tensor]:
         wanted = any(plan and "tower_attention" in strategy_class(plan.strategy).needs for plan in plans)
         with TowerAttention(self, enabled=wanted) as attention:
             embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
@@ -95,20 +146,33 @@ class PrunedModel:
     def _prune(
         self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, received: Any
     ) -> Tensor:
-        # A tensor from the runner, a list of lists from vLLM's encoder-graph manager; on the CPU either way.
-        frames, height, width = (int(n) for n in kwargs[f"{modality}_grid_thw"][index])
-        grid = Grid(frames, height // self._merge, width // self._merge)
+        grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
+        kept = self._choose(embedding[:, : self.feature_width], plan, grid, received)
+        return self._place(embedding[kept], kept, grid, kwargs, modality, index)
+
+    def _grid(self, thw: Any) -> Grid:
+        # A tensor from the runner, a list from vLLM's encoder-graph manager; on the CPU either way.
+        frames, height, width = (int(n) for n in thw)
+        return Grid(frames, height // self._merge, width // self._merge)
+
+    def _choose(self, features: Tensor, plan: ItemPlan, grid: Grid, received: Any) -> Tensor:
+        """Kept cells of one item, int64 [K]."""
         started = time.perf_counter()
         if plan.indices is not None:
-            kept = torch.tensor(plan.indices, device=embedding.device)
+            kept = torch.tensor(plan.indices, device=features.device)
         else:
             strategy = create(plan.strategy, plan.option_values)
             context = Context(seed=plan.seed, tower_attention=received)
-            features = embedding[:, : self.feature_width]
             kept = strategy.select(features, grid, plan.count, context, plan.per_frame)
         metrics.observe_score("visual", plan.strategy, time.perf_counter() - started)
+        return kept
+
+    def _place(
+        self, rows: Tensor, kept: Tensor, grid: Grid, kwargs: dict[str, Any], modality: str, index: int
+    ) -> Tensor:
+        """Rows of kept cells with their coordinates."""
         relative = grid_positions(grid.frames, grid.rows, grid.cols, self.frame_step(modality, kwargs, index))
-        return attach(embedding[kept], relative.to(embedding.device)[:, kept])
+        return attach(rows, relative.to(rows.device)[:, kept])
 
     def _micro_batches(self, kwargs: dict[str, Any], modality: str) -> Iterator[tuple[dict[str, Any], int, int]]:
         """Split a batch by raw patches: the tower's memory follows them, not the kept count."""
@@ -116,26 +180,25 @@ class PrunedModel:
         first, load = 0, 0
         for i, count in enumerate(patches):
             if i > first and load + count > self._micro_batch_patches:
-                yield self._items(kwargs, modality, patches, first, i), first, i
+                yield self._subset(kwargs, modality, range(first, i)), first, i
                 first, load = i, 0
             load += count
-        yield self._items(kwargs, modality, patches, first, len(patches)), first, len(patches)
+        yield self._subset(kwargs, modality, range(first, len(patches))), first, len(patches)
 
-    def _items(
-        self, kwargs: dict[str, Any], modality: str, patches: Sequence[int], first: int, last: int
-    ) -> dict[str, Any]:
-        before, inside = sum(patches[:first]), sum(patches[first:last])
+    def _subset(self, kwargs: dict[str, Any], modality: str, members: Sequence[int]) -> dict[str, Any]:
+        """Some items of a batch, in ascending order; neighbours are not copied."""
+        ends = [0, *accumulate(kwargs[f"{modality}_grid_thw"].prod(-1).tolist())]
         part: dict[str, Any] = {}
         for key, value in kwargs.items():
             if key in ("pixel_values", "pixel_values_videos"):
                 if (key == "pixel_values") == (modality == "image"):
-                    part[key] = value[before : before + inside]
+                    part[key] = _pieces(value, ends, members)
             elif key in ("image_embeds", "video_embeds"):
                 if key.startswith(modality):
-                    unit = self._merge**2
-                    part[key] = value[before // unit : (before + inside) // unit]
+                    part[key] = _pieces(value, [end // self._merge**2 for end in ends], members)
             elif key.startswith(modality) or (modality == "video" and key in ("second_per_grid_ts", "timestamps")):
-                part[key] = value[first:last]
+                # Tensors and lists alike, one entry per item.
+                part[key] = value[list(members)] if isinstance(value, Tensor) else [value[i] for i in members]
         return part
 
     def embed_input_ids(
@@ -192,6 +255,13 @@ class PrunedModel:
                 if plan := decode(row):
                     index = indices[place]
                     dest[index] = self._prune(dest[index], plan, batch_mm_kwargs, modality, place, None)  # type: ignore[arg-type]
+
+
+def _pieces(rows: Tensor, ends: Sequence[int], members: Sequence[int]) -> Tensor:
+    """Rows of some items, of which item i has those up to `ends[i + 1]`."""
+    if members[-1] - members[0] + 1 == len(members):
+        return rows[ends[members[0]] : ends[members[-1] + 1]]
+    return torch.cat([rows[ends[i] : ends[i + 1]] for i in members])
 
 
 def slots_of(feature: Any) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLDummyInputsBuilder,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLMultiModalProcessor,
     Qwen2_5_VLProcessingInfo,
+    cast_overflow_tensors,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
@@ -19,6 +22,7 @@ from ..rows import plan_of
 from ..strategies.base import Grid, Modality
 from ..video_loader import ShortVideoBackend as ShortVideoBackend
 from .base import PrunedModel, Run, slots_of
+from .tower import Choose, Survivors, cell_features
 
 
 class PruneQwen25VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
@@ -68,6 +72,38 @@ class PruneQwen25VL(PrunedModel, Qwen2_5_VLForConditionalGeneration):
         pruned = plan_of(feature.data, feature.modality) is not None
         extent = int(grid.max()) + 1
         return [Run(slots_of(feature), feature.mm_position.offset, extent, None if pruned else grid)]
+
+    def encode_cut(self, pixels: Tensor, thw: Tensor, after: int, choose: Choose) -> Tensor:
+        """See `PrunedModel.encode_cut`. Survivors attend inside the windows that they had before the cut."""
+        visual = self.visual
+        meta, unit = visual.prepare_encoder_metadata(thw.tolist()), int(visual.spatial_merge_unit)
+        hidden = visual.patch_embed(visual.input_norm(pixels.to(device=visual.device), visual.dtype))
+        cells, raster = len(hidden) // unit, meta["reverse_indices"]
+        hidden = hidden.view(cells, unit, -1)[meta["window_index"]].view(len(hidden), 1, -1)
+        hidden = self._blocks(hidden, range(after), meta)
+        places, order = raster[choose(cell_features(hidden, unit)[raster])].sort()
+        alive = Survivors.of(places, cells, unit)
+        few = {**meta, **{name: alive.patches(meta[name]) for name in ("rotary_pos_emb_cos", "rotary_pos_emb_sin")}}
+        few |= {name: alive.offsets(meta[name]) for name in ("cu_seqlens", "cu_window_seqlens")}
+        hidden = self._blocks(alive.patches(hidden), range(after, len(visual.blocks)), few)
+        if hidden.dtype == torch.float16:
+            hidden = cast_overflow_tensors(hidden)
+        merged = visual.merger(hidden)
+        return torch.empty_like(merged).index_copy_(0, order, merged)
+
+    def _blocks(self, hidden: Tensor, numbers: range, meta: dict[str, Tensor]) -> Tensor:
+        for number in numbers:
+            full = number in self.visual.fullatt_block_indexes
+            hidden = self.visual.blocks[number](
+                hidden,
+                cu_seqlens=meta["cu_seqlens" if full else "cu_window_seqlens"],
+                rotary_pos_emb_cos=meta["rotary_pos_emb_cos"],
+                rotary_pos_emb_sin=meta["rotary_pos_emb_sin"],
+                # Of the whole batch, which is an upper bound for what is left of it.
+                max_seqlen=meta["max_seqlen_full" if full else "max_seqlen_window"],
+                sequence_lengths=None,
+            )
+        return hidden
 
     def tower_attention_blocks(self) -> Sequence[Any]:
         """Full-attention blocks; window blocks see too little of the image."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 Modality = Literal["image", "video"]
@@ -24,6 +24,19 @@ class NoOptions(BaseModel):
     """Options of a strategy that has none, and the base of all others: any other key is refused, as is a NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class TowerOptions(NoOptions):
+    """Options of a strategy that can also choose inside the vision tower.
+
+    Attributes:
+        where: "embed" chooses among the tower's outputs. "tower" chooses earlier, by the mean hidden state of each
+            cell's patches, and runs the rest of the tower on the kept cells alone, which saves its time.
+        after: blocks of the tower that see every cell, with "tower"; with 0 the choice is made on patch embeddings.
+    """
+
+    where: Literal["embed", "tower"] = "embed"
+    after: Annotated[int, Field(ge=0, le=128)] = 4
 
 
 @dataclass(frozen=True)

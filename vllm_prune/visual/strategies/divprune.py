@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..ops import farthest_points, sketch
 from . import register
-from .base import Context, Grid, Strategy, best, best_per_frame
+from .base import Context, Grid, Strategy, TowerOptions, best, best_per_frame
 
 # One CPU thread compares 2,048 cells in segments of this size in the time of their projection.
 _SEGMENT = 256
@@ -31,6 +31,7 @@ class DivPrune(Strategy):
     name = "divprune"
     paper = "DivPrune, arXiv 2503.02175"
     summary = "cells that are far from each other (max-min diversity), solved per frame or band"
+    Options = TowerOptions
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
         """See `Strategy.select_span`."""

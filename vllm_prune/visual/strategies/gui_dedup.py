@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from . import register
-from .base import Cells, Grid, NoOptions, PixelStrategy
+from .base import Cells, Grid, PixelStrategy, TowerOptions
 
 
-class GuiDedupOptions(NoOptions):
-    """Options of `gui_dedup`.
+class GuiDedupOptions(TowerOptions):
+    """Options of `gui_dedup`, beside those of where it cuts; pixels are there before the tower, so `after: 0` suits it.
 
     Attributes:
         across: whether what earlier images and videos of the request showed counts as seen.

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ..ops import evenly_spaced, match, unit_rows
 from . import register
-from .base import Context, Grid, NoOptions, Strategy, best, best_per_frame
+from .base import Context, Grid, Strategy, TowerOptions, best, best_per_frame
 
 # Above any novelty, which is at most 2.
 _FORCED = 4.0
 
 
-class McEvsOptions(NoOptions):
-    """Options of `mc_evs`.
+class McEvsOptions(TowerOptions):
+    """Options of `mc_evs`, beside those of where it runs.
 
     Attributes:
         radius: cells that content may move between two frames and still count as seen.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import register
-from .base import Context, Grid, Strategy
+from .base import Context, Grid, Strategy, TowerOptions
 
 
 @register
@@ -20,6 +20,7 @@ class Random(Strategy):
     name = "random"
     paper = "baseline"
     summary = "a random subset, seeded by the item's content"
+    Options = TowerOptions
 
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
         """A random permutation of 0..M-1; see `Strategy.score`."""

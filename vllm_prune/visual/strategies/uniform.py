@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..ops import evenly_spaced
 from . import register
-from .base import Context, Grid, Strategy
+from .base import Context, Grid, Strategy, TowerOptions
 
 
 @register
@@ -16,6 +16,7 @@ class Uniform(Strategy):
     name = "uniform"
     paper = "baseline"
     summary = "evenly spaced cells in raster order; ignores content"
+    Options = TowerOptions
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
         """See `Strategy.select_span`."""

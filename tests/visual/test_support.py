@@ -1,0 +1,51 @@
+"""Strategies that look into the tower are refused where it cannot be looked into."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_prune.budget import canonical, parse_visual
+from vllm_prune.visual.support import tower_refusal
+
+
+def config(graphs: bool = False, compiled: bool = False, data: bool = False, backend: str | None = None) -> Any:
+    """The parts of a vLLM configuration that decide."""
+    mm = SimpleNamespace(mm_encoder_tp_mode="data" if data else "weights", mm_encoder_attn_backend=backend)
+    vision = SimpleNamespace(vision_config=SimpleNamespace(depth=6))
+    return SimpleNamespace(
+        compilation_config=SimpleNamespace(cudagraph_mm_encoder=graphs, compile_mm_encoder=compiled),
+        model_config=SimpleNamespace(multimodal_config=mm, hf_config=vision),
+    )
+
+
+def spec(strategy: str, **options: Any) -> Any:
+    return canonical(parse_visual({"keep": 0.5, "image": {"strategy": strategy, "options": options}, "video": None}))
+
+
+@pytest.mark.parametrize("changes", [{"graphs": True}, {"compiled": True}, {"data": True}])
+def test_a_hidden_tower(changes: dict[str, Any]) -> None:
+    text, param = tower_refusal(config(**changes), spec("recv_attn")) or ("", "")
+    assert "recv_attn" in text
+    assert param == "pruning.visual.strategy"
+    assert (tower_refusal(config(**changes), spec("divprune", where="tower")) or ("", ""))[1].endswith("options.where")
+    assert tower_refusal(config(**changes), spec("divprune")) is None
+
+
+def test_an_open_tower() -> None:
+    for name, options in (("recv_attn", {}), ("divprune", {"where": "tower", "after": 5}), ("uniform", {})):
+        assert tower_refusal(config(), spec(name, **options)) is None
+
+
+def test_a_cut_behind_the_last_block() -> None:
+    text, param = tower_refusal(config(), spec("divprune", where="tower", after=6)) or ("", "")
+    assert "at most 5" in text
+    assert param == "pruning.visual.options.after"
+    assert tower_refusal(config(), spec("divprune", where="embed", after=6)) is None
+
+
+def test_a_backend_that_takes_no_cut() -> None:
+    assert tower_refusal(config(backend="AttentionBackendEnum.FLASHINFER"), spec("uniform", where="tower"))
+    assert tower_refusal(config(backend="AttentionBackendEnum.FLASHINFER"), spec("uniform")) is None

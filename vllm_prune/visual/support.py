@@ -1,0 +1,47 @@
+"""What a strategy asks of the vision tower, and where a server's configuration does not give it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ..budget import Part, VisualSpec
+from .strategies import strategy_class
+
+
+def tower_refusal(vllm_config: Any, spec: VisualSpec) -> tuple[str, str] | None:
+    """Why a budget's strategy cannot run here, and the request's field to change; None when it can."""
+    for part in (spec.image, spec.video):
+        for problem in () if part is None else _problems(vllm_config, part):
+            return problem
+    return None
+
+
+def _problems(vllm_config: Any, part: Part) -> Iterator[tuple[str, str]]:
+    options: dict[str, Any] = json.loads(part.options)
+    cuts = options.get("where") == "tower"
+    obstacles = list(_obstacles(vllm_config))
+    if obstacles and "tower_attention" in strategy_class(part.strategy).needs:
+        text = f"strategy {part.strategy!r} reads the tower's attention, which {obstacles[0]} hides; name another one"
+        yield text, "pruning.visual.strategy"
+    if cuts and obstacles:
+        yield f"{obstacles[0]} runs the tower as a whole; use where: embed", "pruning.visual.options.where"
+    model = vllm_config.model_config
+    if cuts and "FLASHINFER" in str(model.multimodal_config.mm_encoder_attn_backend):
+        yield "the tower's FlashInfer backend takes no cut; use where: embed", "pruning.visual.options.where"
+    depth = getattr(getattr(model.hf_config, "vision_config", None), "depth", None)
+    if cuts and depth is not None and options["after"] >= depth:
+        text = f"the tower has {depth} blocks, of which `after` must leave one; give at most {depth - 1}"
+        yield text, "pruning.visual.options.after"
+
+
+def _obstacles(vllm_config: Any) -> Iterator[str]:
+    """What keeps us from looking into the tower while it runs."""
+    compilation, mm = vllm_config.compilation_config, vllm_config.model_config.multimodal_config
+    if getattr(compilation, "cudagraph_mm_encoder", False):
+        yield "the encoder's graphs"
+    if getattr(compilation, "compile_mm_encoder", False):
+        yield "a compiled encoder"
+    if mm.mm_encoder_tp_mode == "data":
+        yield "data-parallel encoding"
