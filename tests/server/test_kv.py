@@ -93,7 +93,7 @@ def test_the_usage_gauge_falls_with_eviction(server: Any, client: openai.OpenAI,
     parts, held = [image_part(png(420, 560, 8))], {}
     for name, pruning in (("full", {"kv": None}), ("evicted", {"kv": {"keep": 0.2, "buffer": 64}})):
         with client.chat.completions.create(
-            model=model, messages=user(parts), max_tokens=300, stream=True, temperature=0,
+            model=model, messages=user(parts), max_tokens=6000, stream=True, temperature=0,
             extra_body={"pruning": pruning, "ignore_eos": True},
         ) as stream:  # fmt: skip
             for number, _ in enumerate(stream):

@@ -36,6 +36,7 @@ def test_health(server: Any) -> None:
         "findings": [],
         "kv": True,
         "kv_findings": [],
+        "media_findings": [],
     }
 
 
