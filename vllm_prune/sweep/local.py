@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from .client import SweepError
 
 START_SECONDS = 1800
 STOP_SECONDS = 60
-LINES_SHOWN = 15
+LINES_SHOWN = 8
 
 
 @contextmanager
@@ -56,5 +57,11 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-LINES_SHOWN:])
-    raise SweepError(f"the server did not start; its log ends with\n{tail}")
+    raise SweepError(f"the server did not start; what its log says:\n{_causes(log.read_text(errors='replace'))}")
+
+
+def _causes(log: str) -> str:
+    """The last messages of errors, the engine's among them, without their traces; then how the log ends."""
+    lines = log.splitlines()
+    errors = [line for line in lines if re.search(r"(Error|Exception): ", line)]
+    return "\n".join([*errors[-LINES_SHOWN:], "...", *lines[-LINES_SHOWN:]])
