@@ -122,7 +122,8 @@ class Soak:
     async def run(self, requests: int, concurrency: int) -> dict[str, Any]:
         """The load, between two rounds of the same requests alone."""
         numbers = [self.rng.randrange(len(self.good)) for _ in range(200)]
-        limits = httpx.Limits(max_connections=concurrency + 2)
+        # The server closes connections that were idle for five seconds; a client that reuses one then reads an error.
+        limits = httpx.Limits(max_connections=concurrency + 2, keepalive_expiry=2)
         async with httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as client:
             expected = await self.alone(client, sorted(set(numbers)))
             watcher = asyncio.create_task(self._watch())
@@ -149,6 +150,13 @@ class Soak:
 
     async def _one(self, client: httpx.AsyncClient, expected: dict[int, str]) -> None:
         draw = self.rng.random()
+        try:
+            await self._send(client, expected, draw)
+        except httpx.TransportError as error:
+            kind = "attack" if draw < 0.01 else "leaving client" if draw < 0.04 else "request"
+            self._note(f"{kind}: {type(error).__name__}", False, str(error))
+
+    async def _send(self, client: httpx.AsyncClient, expected: dict[int, str], draw: float) -> None:
         if draw < 0.01:
             status, text = await self._post(client, self.rng.choice(self.bad).body)
             self._note("refused" if status == 400 else f"attack answered {status}", status == 400, text)
