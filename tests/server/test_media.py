@@ -33,7 +33,7 @@ from .media import data_url, image_part, mp4, png, user, video_part
 from .odd_files import animation, bomb, endless_mp4, frame_list, slow_mp4, wav
 
 PICTURE = png(120, 160)
-SETTINGS = Media(private=("127.0.0.1/32",), max_bytes=1 << 20, max_data_url_bytes=1 << 19)
+SETTINGS = Media(private=("127.0.0.1/32",), max_bytes=1 << 20, max_data_url_bytes=2 << 20)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ async def test_vllms_own_allow_list_counts_too(pool: DecodePool, host: HostileHo
         ("data:image/png;base64,!!!!", "data_url"),
         ("data:image/png;base64,AAAA\n", "data_url"),
         ("data:image/png;base64," + "é" * 8, "data_url"),
-        ("data:image/png;base64," + "A" * 700_000, "data_url_bytes"),
+        ("data:image/png;base64," + "A" * 3_000_000, "data_url_bytes"),
         ("data:image/png;base64," + base64.b64encode(bomb(50_000)).decode(), "pixels"),
         ("ftp://example.com/x.png", "scheme"),
         ("file:///etc/hostname", "scheme"),
