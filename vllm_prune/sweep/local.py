@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -36,10 +37,13 @@ def serving(model: str) -> Iterator[str]:
         log = Path(folder) / "server.log"
         with log.open("wb") as sink:
             server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+        # SIGTERM would end this process at once and leave the server behind.
+        before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             _wait(server, f"http://127.0.0.1:{port}", log)
             yield f"http://127.0.0.1:{port}"
         finally:
+            signal.signal(signal.SIGTERM, before)
             server.terminate()
             try:
                 server.wait(STOP_SECONDS)
