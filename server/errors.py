@@ -16,7 +16,6 @@ Reason = Literal[
     "draining",
     "tenant_concurrency",
     "tenant_rate",
-    "too_many_items",
     "unauthorized",
     "wait_timeout",
 ]
@@ -42,7 +41,7 @@ class Refusal(Exception):
         reason: Reason,
         message: str,
         kind: str = "invalid_request_error",
-        code: str | int | None = None,
+        code: str | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:

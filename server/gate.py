@@ -71,15 +71,11 @@ class Visit:
             decision: its budgets.
 
         Raises:
-            Refusal: too many media items, or no room.
+            Refusal: no room.
         """
-        settings, amount = self.ledger.settings, Amount(requests=1)
-        if settings.weighs or settings.max_items is not None:
+        amount = Amount(requests=1)
+        if self.ledger.settings.weighs:
             media = media_of(await raw_request.json())
-            if settings.max_items is not None and len(media) > settings.max_items:
-                text = f"{len(media)} media items in one request; this server takes {settings.max_items}"
-                param = "input" if hasattr(request, "input") else "messages"
-                raise Refusal(400, "too_many_items", text, "BadRequestError", 400, param)
             amount = upper_bound(request, media, self.body_bytes, decision.spec, decision.kv, self.sizes)
         with stage("admission"):
             await self.admit(amount)

@@ -1,19 +1,27 @@
-"""Servers that start and stop: drain on SIGTERM, plain vLLM with our plugin, a model without an adapter."""
+"""Servers that start and end: drain, death of the engine, plain vLLM with our plugin, a model without an adapter."""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import signal
+import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import torch
 
 from benchmarks.servers import Server
+from vllm_prune_server.lifecycle import CLOSE_SECONDS
 
 from .conftest import DEMO
+from .guarded import refused, until
 from .media import image_part, png, user
 
 
@@ -22,21 +30,65 @@ def ask(server: Server, **more: Any) -> httpx.Response:
     return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=120)
 
 
+def stream(server: Server, into: list[str], **more: Any) -> None:
+    """Read a stream to its end; `into` gets its finish reason, and what it broke with if it did."""
+    body = {"messages": user([]), "stream": True, "ignore_eos": True, **more}
+    try:
+        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=60) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: {") and (choices := json.loads(line[6:]).get("choices")):
+                    into.append(str(choices[0]["finish_reason"]))
+    except httpx.HTTPError as error:
+        into.append(type(error).__name__)
+
+
+def started(target: Callable[..., None], *args: Any, **more: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, kwargs=more)
+    thread.start()
+    return thread
+
+
+def status(server: Server, path: str) -> int:
+    return httpx.get(f"{server.url}{path}", timeout=10).status_code
+
+
 def test_sigterm_drains_and_exits_zero(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     # A user may have preloaded an OpenMP runtime already; vLLM refuses to start with two.
     own = {"LD_PRELOAD": str(next((Path(torch.__file__).parent / "lib").glob("libgomp*")))}
-    with Server(DEMO, "prune", log=log, environment=own) as server:
+    with Server(DEMO, "prune", ["--shutdown-timeout", "4"], log=log, environment=own) as server:
         answers: list[httpx.Response] = []
+        short: list[str] = []
+        long: list[str] = []
         slow = {"max_tokens": 400, "ignore_eos": True, "pruning": {"visual": {"keep": 0.5}}}
-        thread = threading.Thread(target=lambda: answers.append(ask(server, **slow)))
-        thread.start()
-        time.sleep(1.0)
+        threads = [started(stream, server, long, max_tokens=8000)]
+        upload = socket.create_connection(("127.0.0.1", server.port))
+        upload.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        until(lambda: bool(long))
+        threads.append(started(lambda: answers.append(ask(server, **slow))))
+        threads.append(started(stream, server, short, max_tokens=400))
+        until(lambda: bool(short) and server.metric("vllm_prune_inflight_requests") == 3)
+        assert not answers
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        until(lambda: status(server, "/health/ready") == 503)
+        assert time.monotonic() - start < 1
+        late = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": user([])}, timeout=10)
+        error = refused(late, 503, "server_shutting_down")
+        assert error["type"] == "server_error"
+        assert status(server, "/health/live") == 200
+        assert status(server, "/health/startup") == 200
         code = server.stop()
-        thread.join(60)
+        for thread in threads:
+            thread.join(10)
+        upload.close()
+        # The deadline, vLLM's own teardown of the engine, and connections that would never have ended.
+        assert time.monotonic() - start < 4 + 15 + CLOSE_SECONDS
     assert code == 0
     assert answers[0].status_code == 200
     assert answers[0].json()["usage"]["completion_tokens"] == 400
+    assert (short[-1], long[-1]) == ("length", "abort")
     ready = [line for line in log.read_text().splitlines() if line.startswith("vllm-prune is ready: ")]
     assert ready == [f"vllm-prune is ready: {server.url}"]
 
@@ -78,7 +130,34 @@ def test_a_model_without_an_adapter_and_another_worker_refuse_budgets(text_model
         assert refused.json()["error"]["param"] == "pruning.kv"
         assert startup["kv_findings"][0] in refused.json()["error"]["message"]
         assert server.metric("vllm_prune_kv_eviction_skipped_total", reason="worker") == 1
+        check_death(server)
     assert "visual budgets are refused" in (tmp_path / "server.log").read_text()
+
+
+def check_death(server: Server) -> None:
+    """A worker that is killed while it decodes takes the server with it, soon and with a status that says so."""
+    assert server.process is not None
+    body = {"model": server.model_name, "prompt": "hello", "max_tokens": 480, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        next(one for one in family if one.name() == "VLLM::Worker").kill()
+        start = time.monotonic()
+        until(lambda: not alive(server))
+        assert time.monotonic() - start < 5
+        with contextlib.suppress(httpx.HTTPError):
+            assert not any('"finish_reason":"length"' in line for line in lines)
+    assert server.process.wait(30) == 1
+    assert time.monotonic() - start < 25
+
+
+def alive(server: Server) -> bool:
+    """Whether the probe says so."""
+    try:
+        return status(server, "/health/live") == 200
+    except httpx.HTTPError:
+        return False
 
 
 @pytest.fixture

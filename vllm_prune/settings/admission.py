@@ -22,7 +22,6 @@ class Admission(Section):
         max_waiting: requests that may wait for room; the next one is refused with 503.
         max_wait_seconds: how long one waits before it is refused with 503.
         retry_after_seconds: value of `Retry-After` in a 503.
-        max_items: images, videos and audio clips of one request.
         max_body_bytes: body of one request.
         max_total_body_bytes: bodies of all requests that are being received or answered.
         max_body_seconds: how long a client may take to send its body.
@@ -34,7 +33,6 @@ class Admission(Section):
     max_waiting: Annotated[int, Field(strict=True, ge=0)] = 128
     max_wait_seconds: Seconds = 10.0
     retry_after_seconds: Count = 1
-    max_items: Count | None = None
     max_body_bytes: Count = 128 << 20
     max_total_body_bytes: Count = 1 << 30
     max_body_seconds: Seconds = 120.0

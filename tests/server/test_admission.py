@@ -1,0 +1,339 @@
+"""Caps, the queue and its turns, sizes of bodies, clients that leave or dawdle."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+
+from vllm_prune.budget import BudgetError, VisualField, canonical
+from vllm_prune.kv.spec import KvSpec
+from vllm_prune.settings.admission import Admission
+from vllm_prune_server.admission import Amount, Ledger
+from vllm_prune_server.errors import Refusal
+from vllm_prune_server.estimate import Sizes, media_of, rows_held, upper_bound
+
+from .guarded import ALPHA, BETA, MIDDLE, SMALL, Guarded, headers, refused, until
+from .media import image_part, jpeg, mp4, png, text_part, user, video_part
+
+ONE = Amount(requests=1)
+
+
+async def queue(ledger: Ledger, *wanted: tuple[str, Amount]) -> tuple[list[str], list[ExitStack]]:
+    """Ask for room in that order; returns who got in, in the order they did, and what gives it back."""
+    order: list[str] = []
+    exits = [ExitStack() for _ in wanted]
+
+    async def ask(name: str, amount: Amount, stack: ExitStack) -> None:
+        try:
+            await ledger.admit(name, amount, stack)
+            order.append(name)
+        except Refusal as refusal:
+            order.append(f"{name} {refusal.reason}")
+
+    for (name, amount), stack in zip(wanted, exits, strict=True):
+        asyncio.get_running_loop().create_task(ask(name, amount, stack))
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    return order, exits
+
+
+async def test_the_smallest_share_is_next_and_within_a_tenant_the_oldest() -> None:
+    ledger = Ledger(Admission(max_inflight_requests=3, max_waiting=9, max_wait_seconds=5))
+    order, exits = await queue(ledger, *[("a", ONE)] * 5, ("b", ONE), ("b", ONE))
+    assert order == ["a", "a", "a"]
+    for stack in exits:
+        stack.close()
+        await asyncio.sleep(0.01)
+    # With two of a's in flight b is below its share, with one of each the older request goes first.
+    assert order == ["a", "a", "a", "b", "a", "a", "b"]
+    for stack in exits:
+        stack.close()
+    await asyncio.sleep(0.01)
+    assert (ledger.total, dict(ledger.used), ledger.waiting) == (Amount(), {}, [])
+
+
+async def test_nobody_overtakes_a_large_request() -> None:
+    ledger = Ledger(Admission(max_inflight_visual_tokens=100, max_wait_seconds=5))
+    order, exits = await queue(ledger, ("a", Amount(1, 60)), ("large", Amount(1, 80)), ("small", Amount(1, 20)))
+    assert order == ["a"]
+    exits[0].close()
+    await asyncio.sleep(0.01)
+    assert order == ["a", "large", "small"]
+
+
+async def test_a_full_queue_refuses_the_newest_of_who_has_most() -> None:
+    ledger = Ledger(Admission(max_inflight_requests=1, max_waiting=2, max_wait_seconds=5))
+    order, _ = await queue(ledger, ("a", ONE), ("a", ONE), ("a", ONE), ("b", ONE), ("b", ONE))
+    assert order == ["a", "a capacity", "a capacity"]
+    assert [waiter.tenant for waiter in ledger.waiting] == ["b", "b"]
+    ledger.refuse_waiting()
+    await asyncio.sleep(0.01)
+    assert order[3:] == ["b draining", "b draining"]
+
+
+async def test_settling_frees_what_the_bound_had_taken() -> None:
+    ledger = Ledger(Admission(max_inflight_visual_tokens=100, max_inflight_kv_rows=1000, max_wait_seconds=5))
+    with ExitStack() as exits:
+        # Above the cap: such a request waits until it is alone.
+        first = await ledger.admit("a", Amount(1, 5000, 500), exits)
+        assert ledger.total == Amount(1, 100, 500)
+        order, _ = await queue(ledger, ("b", Amount(1, 30, 100)))
+        assert order == []
+        first.settle(40, 300)
+        await asyncio.sleep(0.01)
+        assert order == ["b"]
+        assert ledger.total == Amount(2, 70, 400)
+        with pytest.raises(BudgetError) as caught:
+            first.settle(101, 300)
+        assert caught.value.param == "pruning.visual"
+        with pytest.raises(BudgetError, match=r"1001 rows .* over this server's 1000"):
+            first.settle(40, 1001)
+    assert ledger.total == Amount(1, 30, 100)
+
+
+async def test_who_gives_up_leaves_nothing_behind() -> None:
+    ledger = Ledger(Admission(max_inflight_requests=1, max_wait_seconds=0.05))
+    order, exits = await queue(ledger, ("a", ONE), ("b", ONE))
+    await asyncio.sleep(0.1)
+    assert order == ["a", "b wait_timeout"]
+    task = asyncio.create_task(ledger.admit("c", ONE, ExitStack()))
+    await asyncio.sleep(0)
+    exits[0].close()
+    # Granted and cancelled in the same moment.
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (ledger.total, ledger.waiting) == (Amount(), [])
+
+
+def request(**fields: Any) -> Any:
+    return SimpleNamespace(**{"max_tokens": 10, "n": None, **fields})
+
+
+def test_rows_know_the_budget() -> None:
+    assert rows_held(request(), [100], None, 1000) == 110
+    assert rows_held(request(n=3), [100], None, 1000) == 130
+    assert rows_held(request(max_tokens=None), [100, 50], None, 1000) == 2000
+    kv = KvSpec("gui_kv", keep="0.2", buffer=4)
+    assert rows_held(request(), [100], kv, 1000) == 24
+    assert rows_held(request(max_tokens=2, n=2), [100], kv, 1000) == 44
+    assert rows_held(request(), [3], KvSpec("gui_kv", max_tokens=500), 1000) == 13
+
+
+def test_bounds_hold_before_anything_is_decoded() -> None:
+    sizes = Sizes(8192, {"image": 400, "video": 6000}, lambda width, height: width * height // 784)
+    parts = [
+        image_part(png(280, 280)),
+        image_part(jpeg(112, 140), "image/jpeg"),
+        {"type": "image_url", "image_url": {}},
+    ]
+    media = media_of({"messages": user(parts)})
+    assert [item.kind for item in media] == ["image"] * 3
+    assert upper_bound(request(), media, 10**6, None, None, sizes).visual == 100 + 20 + 400
+    half = canonical(VisualField(keep=0.5))
+    assert upper_bound(request(), media, 10**6, half, None, sizes).visual == 50 + 10 + 200
+    few = canonical(VisualField(max_tokens=30))
+    assert upper_bound(request(), media, 10**6, few, None, sizes).visual == 30
+    video = media_of({"messages": user([video_part(mp4(4, 84, 84))])})
+    assert upper_bound(request(), video, 10**6, None, None, sizes) == Amount(1, 6000, 8192)
+    broken = media_of({"input": [{"content": [{"type": "input_image", "image_url": "data:image/png;base64,!"}]}]})
+    assert upper_bound(request(), broken, 60, None, None, sizes).visual == 400
+    text = upper_bound(request(), [], 50, None, None, sizes)
+    assert (text.visual, text.rows) == (0, 50 + 256 + 10)
+
+
+def test_media_are_found_wherever_a_client_may_put_them() -> None:
+    url = {"url": "https://example.org/a.png"}
+    tool = {"type": "function_call_output", "output": [{"type": "input_image", "image_url": url["url"]}]}
+    assert len(media_of({"input": [tool, {"content": [{"image_url": url, "uuid": "x"}]}]})) == 2
+    anthropic = {"type": "image", "source": {"type": "base64", "data": ""}}
+    result = {"type": "tool_result", "content": [anthropic]}
+    assert len(media_of({"messages": [{"content": [anthropic, result, {"type": "text", "text": "x"}]}]})) == 2
+    deep: Any = [{"image_url": url}]
+    for _ in range(5000):
+        deep = [{"content": deep}]
+    assert media_of({"messages": deep}) == []
+    assert media_of({"prompt": ["a", "b"]}) == []
+
+
+def test_over_capacity_waits_then_503(guarded: Guarded) -> None:
+    guarded.idle()
+    with guarded.hold(ALPHA), guarded.hold(ALPHA), guarded.hold(BETA) as last:
+        start = time.monotonic()
+        error = refused(guarded.chat(ALPHA), 503, "server_overloaded")
+        assert error["type"] == "server_error"
+        assert 2 < time.monotonic() - start < 5
+        answers: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: answers.append(guarded.chat(ALPHA)))
+        thread.start()
+        until(lambda: waiting(guarded, 1))
+        last.close()
+        thread.join(30)
+        assert answers[0].status_code == 200
+    assert guarded.server.metric("vllm_prune_rejections_total", reason="wait_timeout") >= 1
+    guarded.idle()
+
+
+def waiting(guarded: Guarded, wanted: int) -> bool:
+    return guarded.server.metric("vllm_prune_waiting_requests") == wanted
+
+
+def test_contended_room_goes_to_the_tenant_with_less(guarded: Guarded) -> None:
+    guarded.idle()
+    order: list[str] = []
+    held = [guarded.hold(ALPHA) for _ in range(3)]
+
+    def ask(name: str, key: str) -> None:
+        answer = guarded.chat(key)
+        order.append(f"{name} {answer.status_code}")
+        if answer.status_code != 200:
+            refused(answer, 503, "server_overloaded")
+
+    threads = []
+    for name, key, wanted in (("alpha 1", ALPHA, 1), ("alpha 2", ALPHA, 2), ("beta", BETA, 2)):
+        threads.append(threading.Thread(target=ask, args=(name, key)))
+        threads[-1].start()
+        until(partial(waiting, guarded, wanted))
+    until(lambda: len(order) == 1)
+    # Two may wait. The third is of a tenant that has nothing in flight, so one of the other's had to go.
+    assert order == ["alpha 2 503"]
+    held[0].close()
+    for thread in threads:
+        thread.join(30)
+    assert order[1:] == ["beta 200", "alpha 1 200"]
+    for one in held:
+        one.close()
+    guarded.idle()
+
+
+def test_visual_tokens_are_capped_by_what_is_kept(guarded: Guarded) -> None:
+    guarded.idle()
+    with guarded.hold(ALPHA, 100):
+        with guarded.hold(ALPHA, 90):
+            refused(guarded.chat(ALPHA, [SMALL]), 503, "server_overloaded")
+            assert guarded.chat(ALPHA, [SMALL], pruning={"visual": {"keep": 0.5}}).status_code == 200
+            assert guarded.chat(ALPHA).status_code == 200
+        assert guarded.chat(ALPHA, [MIDDLE]).status_code == 200
+        # Nobody knows how large a video is before it has been decoded.
+        refused(guarded.chat(ALPHA, [video_part(mp4(4, 84, 84))]), 503, "server_overloaded")
+    assert guarded.chat(ALPHA, [video_part(mp4(4, 84, 84))]).status_code == 200
+    large = [image_part(png(420, 420))]
+    error = guarded.chat(ALPHA, large).json()["error"]
+    assert (error["param"], error["code"]) == ("pruning.visual", 400)
+    assert "225 visual tokens are over this server's 200" in error["message"]
+    assert guarded.chat(ALPHA, large, pruning={"visual": {"keep": 0.5}}).status_code == 200
+    guarded.idle()
+
+
+def test_cache_rows_are_capped_by_what_the_budget_leaves(guarded: Guarded) -> None:
+    text = [text_part("word " * 600)]
+    choices = {"n": 16, "max_tokens": 2000, "stop": [" "]}
+    error = guarded.chat(ALPHA, text, **choices).json()["error"]
+    assert error["param"] == "pruning.kv"
+    assert "over this server's 30000" in error["message"]
+    assert guarded.chat(ALPHA, text, **choices, pruning={"kv": {"keep": 0.2, "buffer": 64}}).status_code == 200
+    guarded.idle()
+
+
+def test_too_many_items(guarded: Guarded) -> None:
+    answer = guarded.chat(ALPHA, [SMALL] * 6)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert (error["param"], error["type"], error["code"]) == ("messages", "BadRequestError", 400)
+    guarded.idle()
+
+
+def test_bodies_that_are_too_large_with_and_without_a_length(guarded: Guarded) -> None:
+    url = f"{guarded.url}/v1/chat/completions"
+
+    def chunks(count: int) -> Any:
+        for _ in range(count):
+            yield b" " * 50_000
+
+    kind = {**headers(ALPHA), "content-type": "application/json"}
+    for content in (b" " * 400_001, chunks(9), chunks(40)):
+        error = refused(httpx.post(url, content=content, headers=kind, timeout=30), 413, "request_too_large")
+        assert error["type"] == "invalid_request_error"
+    # At the limit it is read, and then it is no JSON.
+    assert httpx.post(url, content=chunks(8), headers=kind, timeout=30).status_code == 400
+    assert guarded.server.metric("vllm_prune_rejections_total", reason="body_too_large") == 3
+
+
+def test_a_slow_body_is_cut_off_and_holds_nobody_up(guarded: Guarded) -> None:
+    with raw(guarded, f"content-length: 1000\r\nauthorization: Bearer {ALPHA}\r\n\r\n") as slow:
+        start = time.monotonic()
+        for _ in range(6):
+            slow.sendall(b" ")
+            assert guarded.chat(ALPHA).status_code == 200
+            time.sleep(0.1)
+        answer = read(slow)
+        assert 1.5 < time.monotonic() - start < 5
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"request_timeout"' in answer
+
+
+def raw(guarded: Guarded, rest: str) -> socket.socket:
+    """A connection on which a chat request has begun."""
+    connection = socket.create_connection(("127.0.0.1", guarded.server.port), timeout=30)
+    connection.sendall(f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n{rest}".encode())
+    return connection
+
+
+def read(connection: socket.socket) -> bytes:
+    """Everything until the server closes."""
+    found = b""
+    while data := connection.recv(65536):
+        found += data
+    return found
+
+
+def test_thousands_of_idle_connections_leave_room_for_requests(guarded: Guarded) -> None:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(3000, hard - 500)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count + 400), hard))
+    with ExitStack() as exits:
+        for i in range(count):
+            # Every other one has sent half a header: uvicorn has no limit for that, a proxy in front has.
+            idle = socket.create_connection(("127.0.0.1", guarded.server.port), timeout=30)
+            exits.callback(idle.close)
+            if i % 2:
+                idle.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauth")
+        start = time.monotonic()
+        assert guarded.chat(ALPHA).status_code == 200
+        assert guarded.get("/health/ready").status_code == 200
+        assert time.monotonic() - start < 5
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_request(guarded: Guarded, stream: bool) -> None:
+    guarded.idle()
+    server = guarded.server
+    before = server.metric("vllm:generation_tokens_total")
+    # Work for half a minute, were it not for the end of the connection.
+    content = guarded.body([SMALL], n=4, max_tokens=7000, ignore_eos=True, stream=stream)
+    url = f"{guarded.url}/v1/chat/completions"
+    with httpx.Client(timeout=httpx.Timeout(30, read=30 if stream else 1)) as client:
+        if stream:
+            with client.stream("POST", url, json=content, headers=headers(ALPHA)) as response:
+                chunks = response.iter_raw()
+                for _ in range(10):
+                    next(chunks)
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(url, json=content, headers=headers(ALPHA))
+    until(lambda: server.metric("vllm:num_requests_running") == 0, 20)
+    guarded.idle()
+    made = server.metric("vllm:generation_tokens_total") - before
+    assert 0 < made < 4 * 7000 * 0.9
