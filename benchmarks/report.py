@@ -41,7 +41,7 @@ def speed() -> str:
     result = json.loads(path.read_text())
     setting, hardware = result["setting"], result["hardware"]
     lines = [
-        "| | prompt tokens | time to first token | requests/s under load |",
+        "| | prompt tokens | speed-up to the first token | requests/s under load |",
         "|---|---|---|---|",
         *(_speed_row(row) for row in result["rows"]),
         "",
@@ -58,7 +58,7 @@ def _speed_row(row: dict[str, Any]) -> str:
     if row["arm"] == "stock":
         return f"| stock vLLM | {row['prompt_tokens']} | 1.00x | 1.00x |"
     return (
-        f"| vllm-prune, {row['arm']} | {row['prompt_tokens']} | {row['ttft_ratio']:.2f}x faster "
+        f"| vllm-prune, {row['arm']} | {row['prompt_tokens']} | {row['ttft_ratio']:.2f}x "
         f"| {row['throughput_ratio']:.2f}x |"
     )
 
