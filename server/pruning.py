@@ -43,6 +43,8 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
     except BudgetError as error:
         metrics.count_rejection("invalid_budget")
         return error_response(str(error), error.param)
+    if (empty := _empty_message(request)) is not None:
+        return error_response("a message without content; leave it out", empty)
     if scope.decision.spec is not None and not raw_request.app.state.vllm_prune.verified:
         metrics.count_rejection("not_active")
         reason = "; ".join(raw_request.app.state.vllm_prune.findings)
@@ -72,6 +74,16 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
         response.body_iterator = _annotated(response.body_iterator, scope)
         return response
     return _with_usage(response, scope)
+
+
+def _empty_message(request: Any) -> str | None:
+    """Field of a message without any content among a response's inputs, over which vLLM 0.32 stumbles with a 500."""
+    items = getattr(request, "input", None)
+    for number, item in enumerate(items if isinstance(items, list) else ()):
+        found = item if isinstance(item, dict) else getattr(item, "__dict__", {})
+        if found.get("type") in (None, "message") and found.get("content") == []:
+            return f"input.{number}.content"
+    return None
 
 
 def _take_field(request: Any) -> object:
