@@ -65,8 +65,11 @@ class Server:
     def __enter__(self) -> Server:
         sink = self.log.open("wb") if self.log else subprocess.DEVNULL
         self.process = subprocess.Popen(
-            self._command(), env=self._environment(), stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            self._command(), env=self._environment(), stdout=sink, stderr=subprocess.STDOUT,
+            # A group to kill, but no session: Linux shares the cores out by session, and beside the spinning
+            # engine of another one this process gets no turn for seconds.
+            preexec_fn=os.setpgrp,
+        )  # fmt: skip
         self._wait()
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -85,6 +86,23 @@ def test_metrics_equal_usage(server: Any, client: openai.OpenAI, model: str) -> 
     assert server.metric("vllm_prune_compaction_seconds_count") - timed == found["compactions"]
     # Routers read this gauge; nothing runs now, so nothing is held.
     assert server.metric("vllm:kv_cache_usage_perc") == 0
+
+
+def test_the_usage_gauge_falls_with_eviction(server: Any, client: openai.OpenAI, model: str) -> None:
+    """Routers read it: it has to say what is held while a request decodes, not what its text would need."""
+    parts, held = [image_part(png(420, 560, 8))], {}
+    for name, pruning in (("full", {"kv": None}), ("evicted", {"kv": {"keep": 0.2, "buffer": 64}})):
+        with client.chat.completions.create(
+            model=model, messages=user(parts), max_tokens=6000, stream=True, temperature=0,
+            extra_body={"pruning": pruning, "ignore_eos": True},
+        ) as stream:  # fmt: skip
+            for number, _ in enumerate(stream):
+                if number == 40:
+                    held[name] = server.metric("vllm:kv_cache_usage_perc")
+                    break
+        while server.metric("vllm:num_requests_running"):
+            time.sleep(0.1)
+    assert 0 < held["evicted"] < 0.5 * held["full"]
 
 
 def test_completions_and_responses(server: Any, client: openai.OpenAI, model: str) -> None:

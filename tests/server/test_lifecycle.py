@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -16,9 +18,10 @@ import pytest
 import torch
 
 from benchmarks.servers import Server
+from vllm_prune_server.lifecycle import CLOSE_SECONDS
 
 from .conftest import DEMO
-from .guarded import until
+from .guarded import refused, until
 from .media import image_part, png, user
 
 
@@ -53,17 +56,39 @@ def test_sigterm_drains_and_exits_zero(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     # A user may have preloaded an OpenMP runtime already; vLLM refuses to start with two.
     own = {"LD_PRELOAD": str(next((Path(torch.__file__).parent / "lib").glob("libgomp*")))}
-    with Server(DEMO, "prune", log=log, environment=own) as server:
+    with Server(DEMO, "prune", ["--shutdown-timeout", "10"], log=log, environment=own) as server:
         answers: list[httpx.Response] = []
+        short: list[str] = []
+        long: list[str] = []
         slow = {"max_tokens": 400, "ignore_eos": True, "pruning": {"visual": {"keep": 0.5}}}
-        thread = threading.Thread(target=lambda: answers.append(ask(server, **slow)))
-        thread.start()
-        time.sleep(1.0)
+        threads = [started(stream, server, long, max_tokens=8000)]
+        upload = socket.create_connection(("127.0.0.1", server.port))
+        upload.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        until(lambda: bool(long))
+        threads.append(started(lambda: answers.append(ask(server, **slow))))
+        threads.append(started(stream, server, short, max_tokens=400))
+        until(lambda: bool(short) and server.metric("vllm_prune_inflight_requests") == 3)
+        assert not answers
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        until(lambda: status(server, "/health/ready") == 503)
+        assert time.monotonic() - start < 1
+        late = httpx.post(f"{server.url}/v1/chat/completions", json={"messages": user([])}, timeout=10)
+        error = refused(late, 503, "server_shutting_down")
+        assert error["type"] == "server_error"
+        assert status(server, "/health/live") == 200
+        assert status(server, "/health/startup") == 200
         code = server.stop()
-        thread.join(60)
+        for thread in threads:
+            thread.join(10)
+        upload.close()
+        # The deadline, vLLM's own teardown of the engine, and connections that would never have ended.
+        assert time.monotonic() - start < 10 + 15 + CLOSE_SECONDS
     assert code == 0
     assert answers[0].status_code == 200
     assert answers[0].json()["usage"]["completion_tokens"] == 400
+    assert (short[-1], long[-1]) == ("length", "abort")
     ready = [line for line in log.read_text().splitlines() if line.startswith("vllm-prune is ready: ")]
     assert ready == [f"vllm-prune is ready: {server.url}"]
 
