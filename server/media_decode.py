@@ -63,14 +63,12 @@ class Forker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             command = [sys.executable, "-m", _PARENT_MODULE, str(theirs.fileno())]
-            # A session of its own, so that signals for the server's group leave decoding to the server.
             self._process = subprocess.Popen(
                 command,
                 env=environment(),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,
             )
         ours.settimeout(START_SECONDS)
         self._control = ours

@@ -192,6 +192,9 @@ def _prepare() -> None:
 
 
 if __name__ == "__main__":
+    # A group of its own, so that signals for the server's group leave decoding to the server; no session of its own:
+    # Linux shares out the cores by session, and beside the spinning engine of another one a decoder waits for seconds.
+    os.setpgid(0, 0)
     with contextlib.suppress(KeyboardInterrupt):
         _prepare()
         main(socket.socket(fileno=int(sys.argv[1])))

@@ -83,6 +83,15 @@ def test_images_are_vllms_to_the_byte(pool: DecodePool, media_io: ImageMediaIO, 
     assert content_hash(ours) == content_hash(theirs)
 
 
+def test_decoders_share_the_servers_session_but_not_its_signals(pool: DecodePool) -> None:
+    worker = pool.forker.fork(Media())
+    try:
+        assert os.getsid(worker.pid) == os.getsid(0)
+        assert os.getpgid(worker.pid) != os.getpgid(0)
+    finally:
+        pool.forker.kill(worker)
+
+
 VIDEOS = {
     "mp4": (video(), mp4(24, 112, 140)),
     "one frame": (video(), mp4(1, 112, 112)),
