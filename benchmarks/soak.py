@@ -68,7 +68,7 @@ class Tally:
 
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    memory: list[tuple[float, float]] = field(default_factory=list)
+    memory: list[tuple[float, dict[str, float]]] = field(default_factory=list)
 
 
 def good_cases(model: str, count: int) -> list[Case]:
@@ -209,34 +209,53 @@ class Soak:
         root = psutil.Process(self.server.process.pid)
         started = time.perf_counter()
         while True:
-            resident = 0
-            for one in [root, *root.children(recursive=True)]:
-                try:
-                    resident += one.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-            self.tally.memory.append((time.perf_counter() - started, resident / 2**20))
-            await asyncio.sleep(2)
+            held = await asyncio.get_running_loop().run_in_executor(None, memory_by_kind, root)
+            self.tally.memory.append((time.perf_counter() - started, held))
+            await asyncio.sleep(3)
 
     def _summary(self, requests: int) -> dict[str, Any]:
         tally = self.tally
-        settled = tally.memory[len(tally.memory) // 3 :]
-        slope = statistics.linear_regression(*zip(*settled, strict=True)).slope if len(settled) > 2 else 0.0
-        span = settled[-1][0] - settled[0][0]
         return {
             "requests": requests,
             "outcomes": dict(sorted(tally.outcomes.items())),
             "answered_or_reported": sum(tally.outcomes.values()),
             "wrong": tally.wrong[:20],
             "wrong_count": len(tally.wrong),
-            "memory_mib": {"first": settled[0][1], "last": settled[-1][1], "slope_per_hour": slope * 3600,
-                           "slope_over_run": slope * span},
+            "memory_mib": growth(tally.memory),
             "running": self.server.metric("vllm:num_requests_running"),
             "cache_in_use": self.server.metric("vllm:kv_cache_usage_perc"),
             "inflight": self.server.metric("vllm_prune_inflight_requests"),
             "inflight_tokens": self.server.metric("vllm_prune_inflight_visual_tokens"),
             "preemptions": self.server.metric("vllm:num_preemptions_total"),
-        }  # fmt: skip
+        }
+
+
+def memory_by_kind(root: psutil.Process) -> dict[str, float]:
+    """MiB that the processes of a server hold, by kind; pages that several share are divided among them."""
+    held: dict[str, float] = {"all": 0.0}
+    for one in [root, *root.children(recursive=True)]:
+        try:
+            name = one.name() if one.name().startswith("VLLM") else " ".join(one.cmdline()[1:3])
+            size = one.memory_full_info().pss / 2**20
+        except psutil.Error:
+            continue
+        kind = "decoders" if "media_worker" in name else "server" if one == root else name
+        held[kind] = held.get(kind, 0.0) + size
+        held["all"] += size
+    return held
+
+
+def growth(memory: list[tuple[float, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """What each kind of process held in the last two thirds of a run, and by how much a fitted line rises."""
+    settled = memory[len(memory) // 3 :]
+    times = [moment for moment, _ in settled]
+    found = {}
+    for kind in sorted({kind for _, held in settled for kind in held}):
+        sizes = [held.get(kind, 0.0) for _, held in settled]
+        slope = statistics.linear_regression(times, sizes).slope if len(times) > 2 else 0.0
+        rise = slope * (times[-1] - times[0])
+        found[kind] = {"first": sizes[0], "last": sizes[-1], "rise": rise, "rise_per_hour": slope * 3600}
+    return found
 
 
 def main(

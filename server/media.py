@@ -24,6 +24,7 @@ from vllm.multimodal.media.connector import MODALITY_IO_MAP
 
 from vllm_prune import compat, metrics
 from vllm_prune.intake import SCOPE, policy
+from vllm_prune.observed import stage
 from vllm_prune.settings.media import Media
 
 from .media_decode import DecodePool, Unavailable, pool
@@ -72,7 +73,8 @@ class PruneMediaConnector(MediaConnector):
             data = None
             if scheme_of(url) in ("http", "https"):
                 data = await self._download(url, media_io)
-            return await loop.run_in_executor(self.decoders.threads, self._decode, url, data, media_io)
+            with stage("media_decode"):
+                return await loop.run_in_executor(self.decoders.threads, self._decode, url, data, media_io)
         except Refused as error:
             self._refuse(error)
         except Unavailable:

@@ -46,7 +46,10 @@ def register_models() -> None:
     check_version()
     from vllm import ModelRegistry
 
+    from .compat_metrics import reserve_metric_files
     from .visual.models import ADAPTERS
+
+    reserve_metric_files()
 
     for architecture, target in ADAPTERS.items():
         ModelRegistry.register_model(architecture, target)

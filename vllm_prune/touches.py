@@ -42,7 +42,11 @@ KV_TOUCHES: tuple[Touch, ...] = (
     Touch(_SCHEDULER, "Scheduler._free_request", ("request",)),
     Touch(_SCHEDULER, "Scheduler._get_local_prefix_cache_hit", ("request",)),
     Touch("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", ()),
-    Touch("vllm.v1.core.sched.output", "SchedulerOutput", ("finished_req_ids", "scheduled_cached_reqs")),
+    Touch(
+        "vllm.v1.core.sched.output",
+        "SchedulerOutput",
+        ("finished_req_ids", "scheduled_cached_reqs", "scheduled_encoder_inputs"),
+    ),
     Touch(
         "vllm.v1.core.kv_cache_manager", "KVCacheManager.truncate_computed_blocks", ("blocks", "num_computed_tokens")
     ),
@@ -57,6 +61,7 @@ KV_TOUCHES: tuple[Touch, ...] = (
     Touch("vllm.v1.core.block_pool", "BlockPool.get_new_blocks", ("num_blocks",)),
     Touch("vllm.v1.core.block_pool", "BlockPool.free_blocks", ("ordered_blocks",)),
     Touch(_RUNNER, "GPUModelRunner._update_states", ("scheduler_output",)),
+    Touch(_RUNNER, "GPUModelRunner._execute_mm_encoder", ("scheduler_output",)),
     Touch(_RUNNER, "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")),
     Touch(_RUNNER, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config", "is_profiling")),
     Touch(_RUNNER, "GPUModelRunner.load_model", ()),
@@ -96,6 +101,12 @@ SERVING_TOUCHES: tuple[Touch, ...] = (
         ("image_width", "image_height", "image_processor", "mm_kwargs"),
     ),
     Touch("uvicorn", "Config", ("timeout_graceful_shutdown",)),
+)
+
+_FILES = "prometheus_client.mmap_dict"
+METRICS_TOUCHES: tuple[Touch, ...] = (
+    Touch("prometheus_client.values", "MmapedDict", ("filename", "read_mode")),
+    Touch(_FILES, "MmapedDict._init_value", ("key",)),
 )
 
 _BLOCK = ("cu_seqlens", "rotary_pos_emb_cos", "rotary_pos_emb_sin", "max_seqlen", "sequence_lengths")

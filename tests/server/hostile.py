@@ -6,23 +6,23 @@ import datetime
 import gzip
 import ipaddress
 import ssl
-import threading
 import time
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import parse_qs, urlsplit
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from .running import Running
+
 ENDLESS = 64 << 20
 """Where an endless answer ends after all, so that a fetcher without limits fails a test and not the machine."""
 
 
-class HostileHost:
+class HostileHost(Running):
     """A server; use as a context manager.
 
     Args:
@@ -68,16 +68,6 @@ class HostileHost:
     def url(self, path: str, host: str = "127.0.0.1") -> str:
         """URL of a path under a host's name."""
         return f"{self.scheme}://{host}:{self.port}{path}"
-
-    def __enter__(self) -> HostileHost:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(request.path)

@@ -144,7 +144,8 @@ def test_the_line_of_a_request_says_what_usage_says(observed: Server, log: Path)
         "finish_reasons": ["length"],
     }
     seconds = line["seconds"]
-    assert set(seconds) == {"total", "first_byte", "admission", "preprocess", "queued", "prefill", "decode"}
+    timed = ("admission", "preprocess", "media_decode", "queued", "prefill", "decode")
+    assert set(seconds) == {"total", "first_byte", *timed}
     assert min(seconds.values()) >= 0
     assert seconds["preprocess"] + seconds["queued"] + seconds["prefill"] + seconds["decode"] <= seconds["total"]
 
@@ -270,28 +271,50 @@ def test_every_line_of_the_servers_is_json(observed: Server, log: Path) -> None:
 def test_the_span_joins_the_clients_trace_and_vllms_joins_ours(observed: Server, collector: Collector) -> None:
     trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     sent = {"traceparent": f"00-{trace}-{parent}-01", "X-Request-Id": "span-1"}
-    usage = ask(observed, sent, pruning=BUDGET).json()["usage"]
-    names = {"POST /v1/chat/completions", "llm_request", "admission", "preprocess", "queued", "prefill", "decode"}
+    fresh = user([image_part(png(112, 140, 77))], WORD)
+    usage = ask(observed, sent, pruning=BUDGET, messages=fresh).json()["usage"]
+    stages = ("admission", "preprocess", "media_decode", "queued", "encode", "score", "prefill", "compact", "decode")
+    names = {"POST /v1/chat/completions", "llm_request", *stages}
     found = collector.wait(lambda spans: len([s for s in spans if s.trace_id.hex() == trace]) >= len(names))
     spans = {span.name: span for span in found if span.trace_id.hex() == trace}
     assert set(spans) == names
     root = spans["POST /v1/chat/completions"]
     assert root.parent_span_id.hex() == parent
-    assert {span.parent_span_id for name, span in spans.items() if span is not root} == {root.span_id}
-    told = attributes(root)
+    assert spans["score"].parent_span_id == spans["encode"].span_id
+    below = {span.parent_span_id for name, span in spans.items() if name != "score" and span is not root}
+    assert below == {root.span_id}
+    check_root(attributes(root), usage)
+    check_times(spans, root)
+    assert attributes(spans["encode"]) == {"vllm_prune.items": 1, "vllm_prune.requests_in_pass": 1}
+    assert attributes(spans["score"]) == {"vllm_prune.strategies": ["uniform"]}
+    compact = attributes(spans["compact"])
+    assert compact["vllm_prune.strategy"] == "knorm"
+    assert compact["vllm_prune.rows"] - compact["vllm_prune.keep"] == usage["pruning"]["kv"]["evicted_tokens"]
+    assert WORD not in str(found)
+    assert KEY not in str(found)
+
+
+def check_root(told: dict[str, Any], usage: dict[str, Any]) -> None:
+    """What the request's own span says."""
     assert told["vllm_prune.request_id"] == "span-1"
     assert told["vllm_prune.pruning.visual.kept_tokens"] == usage["pruning"]["visual"]["kept_tokens"]
     assert told["vllm_prune.pruning.kv.evicted_tokens"] == usage["pruning"]["kv"]["evicted_tokens"]
     assert told["vllm_prune.budget.image.keep"] == 0.5
     assert told["http.response.status_code"] == 200
     assert told["http.route"] == "/v1/chat/completions"
+
+
+def check_times(spans: dict[str, Any], root: Any) -> None:
+    """Stages follow each other inside the request; what a worker does lies within its stage."""
     order = [spans[name] for name in ("admission", "preprocess", "queued", "prefill", "decode")]
     assert [span.start_time_unix_nano for span in order] == sorted(span.start_time_unix_nano for span in order)
-    for span in order:
+    worked = [spans[name] for name in ("media_decode", "encode", "score", "compact")]
+    for span in [*order, *worked]:
         assert root.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
         assert span.end_time_unix_nano <= root.end_time_unix_nano
-    assert WORD not in str(found)
-    assert KEY not in str(found)
+    starts = [span.start_time_unix_nano for span in worked]
+    assert starts == sorted(starts)
+    assert spans["score"].end_time_unix_nano <= spans["encode"].end_time_unix_nano
 
 
 def test_off_by_default(server: Server) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -35,6 +36,12 @@ class Compaction:
 
 @dataclass
 class CompactingOutput(SchedulerOutput):
-    """vLLM's scheduler output with our commands; made by changing the class of a finished output."""
+    """vLLM's scheduler output with our commands; made by changing the class of a finished output.
+
+    Attributes:
+        compactions: to run before the step.
+        traces: trace headers of the requests whose work in this step gets spans, by id.
+    """
 
     compactions: list[Compaction] = field(default_factory=list)
+    traces: dict[str, Mapping[str, str]] = field(default_factory=dict)

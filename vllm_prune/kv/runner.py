@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import metrics
+from .. import engine_spans, metrics
 from .cache import UnknownLayout, open_rows
 from .capture import QueryStore, StepPlan
 from .commands import Compaction
@@ -110,7 +110,7 @@ class CompactingRunnerMixin:
         for request_id in scheduler_output.finished_req_ids:
             self._forget(request_id)
         for command in getattr(scheduler_output, "compactions", ()):
-            self._compact(command)
+            self._compact(command, scheduler_output.traces.get(command.request_id))
         for request_id in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
             self._follow(request_id, self.requests[request_id])
         result = super()._update_states(scheduler_output)  # type: ignore[misc]
@@ -131,7 +131,13 @@ class CompactingRunnerMixin:
             assert self.kv_compactor is not None
             self.kv_compactor.store.give_back(request.lent)
 
-    def _compact(self, command: Compaction) -> None:
+    def _execute_mm_encoder(self, scheduler_output: Any) -> Any:
+        """The step's pass of the vision tower, with spans where somebody traces."""
+        traces = getattr(scheduler_output, "traces", {}) if self._counts() else {}
+        with engine_spans.encoding(traces, scheduler_output.scheduled_encoder_inputs):
+            return super()._execute_mm_encoder(scheduler_output)  # type: ignore[misc]
+
+    def _compact(self, command: Compaction, headers: Any) -> None:
         request = self.kv_requests.get(command.request_id)
         if self.kv_compactor is None or request is None:
             raise RuntimeError(f"the scheduler ordered a compaction that this worker cannot do: {self.kv_reasons}")
@@ -147,6 +153,7 @@ class CompactingRunnerMixin:
             seconds = time.perf_counter() - started
             metrics.observe_compaction(seconds)
             metrics.observe_score("kv", request.spec.strategy, seconds)
+            engine_spans.compacted(headers, seconds, request.spec.strategy, command.rows, command.keep)
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
         """One step; nothing stays armed after it, for steps without us and warm-up runs listen too."""

@@ -13,7 +13,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from .. import metrics
+from .. import engine_spans, metrics
 from ..touches import KV_TOUCHES, signature_problems
 from .blocks import CompactingManager
 from .commands import CompactingOutput, Compaction
@@ -81,17 +81,18 @@ class CompactingMixin:
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, then schedule: the blocks that a plan frees can be given away in this very step."""
-        if not self.kv_specs:
-            return super().schedule(*args, **kwargs)  # type: ignore[misc]
-        self.planned = self._plan()
-        self._spare_compacted()
+        if self.kv_specs:
+            self.planned = self._plan()
+            self._spare_compacted()
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        if self.planned:
+        commands = [planned.command for planned in self.planned]
+        traces = engine_spans.contexts(self.requests, output, [command.request_id for command in commands])
+        if commands or traces:
             output.__class__ = CompactingOutput
-            output.compactions = [planned.command for planned in self.planned]
-            for planned in self.planned:
-                self._count(planned)
-            self.planned = []
+            output.compactions, output.traces = commands, traces
+        for planned in self.planned:
+            self._count(planned)
+        self.planned = []
         return output
 
     def _plan(self) -> list[Planned]:

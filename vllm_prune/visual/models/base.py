@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from vllm.multimodal.utils import copy_mm_embedding_modality
 
-from ... import metrics
+from ... import engine_spans, metrics
 from ..positions import COLUMNS, StepOffsets, attach, detach, grid_positions, lay_out
 from ..positions import Run as Run
 from ..rows import ItemPlan, decode, field_name, plan_of
@@ -164,7 +164,9 @@ class PrunedModel:
             strategy = create(plan.strategy, plan.option_values)
             context = Context(seed=plan.seed, tower_attention=received)
             kept = strategy.select(features, grid, plan.count, context, plan.per_frame)
-        metrics.observe_score("visual", plan.strategy, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        metrics.observe_score("visual", plan.strategy, seconds)
+        engine_spans.scored(plan.strategy, seconds)
         return kept
 
     def _place(
