@@ -39,7 +39,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("server")
     config = folder / "prune.yaml"
     config.write_text(CONFIG)
-    arguments = ["--max-num-seqs", "16", "--block-size", "32"]
+    tools = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    arguments = ["--max-num-seqs", "16", "--block-size", "32", *tools]
     with Server(DEMO, "prune", arguments, config=config, log=folder / "server.log") as running:
         yield running
 
