@@ -43,8 +43,8 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
     except BudgetError as error:
         metrics.count_rejection("invalid_budget")
         return error_response(str(error), error.param)
-    if (empty := _empty_message(request)) is not None:
-        return error_response("a message without content; leave it out", empty)
+    if (unreadable := _unreadable_message(request)) is not None:
+        return error_response(*unreadable)
     if scope.decision.spec is not None and not raw_request.app.state.vllm_prune.verified:
         metrics.count_rejection("not_active")
         reason = "; ".join(raw_request.app.state.vllm_prune.findings)
@@ -76,13 +76,18 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
     return _with_usage(response, scope)
 
 
-def _empty_message(request: Any) -> str | None:
-    """Field of a message without any content among a response's inputs, over which vLLM 0.32 stumbles with a 500."""
+def _unreadable_message(request: Any) -> tuple[str, str] | None:
+    """Complaint and field of a message among a response's inputs over which vLLM 0.32 stumbles with a 500."""
     items = getattr(request, "input", None)
     for number, item in enumerate(items if isinstance(items, list) else ()):
         found = item if isinstance(item, dict) else getattr(item, "__dict__", {})
-        if found.get("type") in (None, "message") and found.get("content") == []:
-            return f"input.{number}.content"
+        if found.get("type") not in (None, "message") or not isinstance(content := found.get("content"), list):
+            continue
+        if not content:
+            return "a message without content; leave it out", f"input.{number}.content"
+        first = content[0] if isinstance(content[0], dict) else getattr(content[0], "__dict__", {})
+        if first.get("type") == "refusal":
+            return "a refusal is not supported as input; send its text as output_text", f"input.{number}.content.0"
     return None
 
 

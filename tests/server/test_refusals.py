@@ -157,3 +157,18 @@ def test_placeholder_tokens_typed_as_text(server: Any, model: str, token: str) -
         plain, pruned = (answer.json()["usage"] for answer in answers)
         dropped = pruned["pruning"]["visual"]["input_tokens"] - pruned["pruning"]["visual"]["kept_tokens"]
         assert plain["prompt_tokens"] - pruned["prompt_tokens"] == dropped
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [([], "input.0.content"), ([{"type": "refusal", "refusal": "no"}], "input.0.content.0")],
+    ids=["empty", "refusal"],
+)
+def test_messages_over_which_vllm_stumbles(server: Any, model: str, content: list[Any], field: str) -> None:
+    said = {"type": "message", "role": "assistant", "id": "msg_1", "status": "completed", "content": content}
+    body = {"model": model, "input": [said, {"role": "user", "content": "go on"}], "max_output_tokens": 2}
+    answer = httpx.post(f"{server.url}/v1/responses", json=body, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == field
+    said["content"] = [{"type": "output_text", "text": "well", "annotations": []}]
+    assert httpx.post(f"{server.url}/v1/responses", json=body, timeout=60).status_code == 200
