@@ -238,16 +238,19 @@ def memory_by_kind(root: psutil.Process) -> dict[str, float]:
     held: dict[str, float] = {"all": 0.0}
     for one in [root, *root.children(recursive=True)]:
         try:
-            name = one.name() if one.name().startswith("VLLM") else " ".join(one.cmdline()[1:3])
+            kind = "server" if one == root else _kind_of(one)
             size = one.memory_full_info().pss / 2**20
         except psutil.Error:
             continue
-        kind = "server" if one == root else "decoders" if "media_worker" in name else name
-        if not (kind in ("server", "decoders") or name.startswith("VLLM")):
-            kind = "other"
         held[kind] = held.get(kind, 0.0) + size
         held["all"] += size
     return held
+
+
+def _kind_of(child: psutil.Process) -> str:
+    if (name := child.name()).startswith("VLLM"):
+        return name
+    return "decoders" if "media_worker" in " ".join(child.cmdline()[1:3]) else "other"
 
 
 def growth(memory: list[tuple[float, dict[str, float]]]) -> dict[str, dict[str, float]]:
