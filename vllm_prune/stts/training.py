@@ -1,0 +1,235 @@
+"""Training with pruning on (STTS, arXiv 2603.18004, sections 3 and 4), for transformers' Qwen2.5-VL.
+
+The forward pass drops cells for good, as serving does. The kept set has no gradient; the language model's loss reaches
+the scorer through the bias that the scores put on one block's keys. Change over time, which that loss does not
+see, is taught by an auxiliary loss. Serving runs the same scorer by other code (vllm_prune/visual/models).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, linear, pad, scaled_dot_product_attention
+
+from ..visual.strategies import Context, Grid, create
+from .scorer import Scorer, key_bias
+
+Mode = Literal["scorer", "joint"]
+TEMPORAL = 0.5
+"""Coefficient of the auxiliary loss."""
+
+RATES = {"language": 1e-5, "tower": 5e-6, "projector": 5e-6, "scorer": 1e-4}
+"""Learning rates of the paper."""
+
+
+@dataclass
+class Pruned:
+    """What the tower gives for a batch.
+
+    Attributes:
+        features: [sum of K, D of the language model], kept cells in raster order, item by item.
+        kept: int64 [sum of K], their numbers in the batch.
+        scores: float32 [sum of M].
+        cells: [sum of M, U, width], what the scorer looked at.
+    """
+
+    features: Tensor
+    kept: Tensor
+    scores: Tensor
+    cells: Tensor
+
+
+class PrunedTower:
+    """The vision tower of transformers' Qwen2.5-VL with the scorer, its bias and the cut inside.
+
+    Args:
+        visual: `model.model.visual`.
+        scorer: float32.
+        detach: whether the bias is without gradient, so that only the auxiliary loss teaches (an ablation).
+    """
+
+    def __init__(self, visual: Any, scorer: Scorer, detach: bool = False) -> None:
+        self.visual, self.scorer, self.detach = visual, scorer, detach
+
+    def __call__(
+        self,
+        patches: Tensor,
+        thw: Tensor,
+        counts: Sequence[int],
+        options: Mapping[str, object] | None = None,
+        frozen: bool = True,
+    ) -> Pruned:
+        """Encode and cut.
+
+        Args:
+            patches: [patches, values], all items one after the other, as the processor gives them.
+            thw: int64 [items, 3], grids in patches.
+            counts: K of each item.
+            options: of strategy `stts`.
+            frozen: whether blocks in front of the scorer are without gradient.
+        """
+        unit = int(self.visual.spatial_merge_unit)
+        grids = grids_of(thw, int(self.visual.spatial_merge_size))
+        layout = _Layout.of(self.visual, thw)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            hidden = self._start(patches, layout)
+            hidden = self._blocks(hidden, range(self.scorer.shape.after), layout)
+        cells = hidden.view(len(hidden) // unit, unit, -1)[layout.raster]
+        scores = self._scores(cells, grids)
+        bias = key_bias(scores, grids, self.scorer.shape.rescale)[layout.window].repeat_interleave(unit)
+        biased = self.scorer.shape.after
+        hidden = self._blocks(hidden, range(biased, biased + 1), layout, bias.detach() if self.detach else bias)
+        kept = choose(scores.detach(), grids, counts, options)
+        places, order = layout.raster[kept].sort()
+        hidden = hidden.view(len(layout.raster), unit, -1)[places].flatten(0, 1)
+        hidden = self._blocks(hidden, range(biased + 1, len(self.visual.blocks)), layout.cut(places, unit))
+        merged = self.visual.merger(hidden)
+        return Pruned(torch.empty_like(merged).index_copy(0, order, merged), kept, scores, cells)
+
+    def _scores(self, cells: Tensor, grids: Sequence[Grid]) -> Tensor:
+        with torch.autocast(cells.device.type, enabled=False):
+            return self.scorer.score(self.scorer.pool(cells), grids)
+
+    def _start(self, patches: Tensor, layout: _Layout) -> Tensor:
+        # Kernel and stride are the patch itself, so the convolution is one product.
+        hidden = linear(patches, self.visual.patch_embed.proj.weight.flatten(1))
+        unit = int(self.visual.spatial_merge_unit)
+        return hidden.view(len(layout.window), unit, -1)[layout.window].flatten(0, 1)
+
+    def _blocks(self, hidden: Tensor, numbers: range, layout: _Layout, bias: Tensor | None = None) -> Tensor:
+        for number in numbers:
+            block = self.visual.blocks[number]
+            offsets = layout.full if number in self.visual.fullatt_block_indexes else layout.windows
+            hidden = hidden + attend(block.attn, block.norm1(hidden), offsets, layout.rotary, bias)
+            hidden = hidden + block.mlp(block.norm2(hidden))
+        return hidden
+
+
+@dataclass
+class _Layout:
+    """How the tower orders a batch: raster to window order and back, rotary tables, ends of frames and windows."""
+
+    window: Tensor
+    raster: Tensor
+    rotary: tuple[Tensor, Tensor]
+    full: list[int]
+    windows: list[int]
+
+    @classmethod
+    def of(cls, visual: Any, thw: Tensor) -> _Layout:
+        from transformers.vision_utils import (
+            get_vision_position_ids,
+            get_vision_window_index,
+        )
+
+        merge, unit = int(visual.spatial_merge_size), int(visual.spatial_merge_unit)
+        positions = get_vision_position_ids(thw, merge)
+        window, ends = get_vision_window_index(
+            thw, spatial_merge_size=merge, window_size=visual.window_size, patch_size=visual.patch_size
+        )
+        tables = visual.rotary_pos_emb(torch.empty(0, device=thw.device), positions)
+        ordered = [table.view(len(window), unit, -1)[window].flatten(0, 1) for table in tables]
+        frames = [height * width for t, height, width in thw.tolist() for _ in range(t)]
+        full = [0, *accumulate(frames)]
+        return cls(window, window.argsort(), (ordered[0], ordered[1]), full, list(dict.fromkeys(ends.tolist())))
+
+    def cut(self, places: Tensor, unit: int) -> _Layout:
+        """What is left for survivors at ascending places of the window order."""
+        alive = torch.zeros(len(self.raster), dtype=torch.int64).index_fill(0, places.cpu(), 1)
+        before = (pad(alive.cumsum(0), (1, 0)) * unit).tolist()
+        rotary = [table.view(len(self.raster), unit, -1)[places].flatten(0, 1) for table in self.rotary]
+        full, windows = ([before[end // unit] for end in ends] for ends in (self.full, self.windows))
+        return _Layout(self.window, self.raster, (rotary[0], rotary[1]), full, windows)
+
+
+def attend(
+    attention: Any, hidden: Tensor, offsets: Sequence[int], rotary: tuple[Tensor, Tensor], bias: Tensor | None = None
+) -> Tensor:
+    """A tower attention module over sequences between offsets, with a bias per key; sequences of one length together.
+
+    Args:
+        attention: transformers' `Qwen2_5_VLVisionAttention`.
+        hidden: [patches, width], normalised.
+        offsets: cumulative lengths from 0; empty sequences are fine.
+        rotary: cosine and sine, [patches, head size] each.
+        bias: [patches], added to the logits of each key.
+    """
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+    query, key, value = attention.qkv(hidden).view(len(hidden), 3, attention.num_heads, -1).unbind(1)
+    query, key = apply_rotary_pos_emb_vision(query, key, *rotary)
+    packed = torch.stack([query.to(value.dtype), key.to(value.dtype), value], dim=1)
+    starts: dict[int, list[int]] = {}
+    for start, end in pairwise(offsets):
+        if end > start:
+            starts.setdefault(end - start, []).append(start)
+    parts, places = [], []
+    for length, own in starts.items():
+        index = torch.tensor(own, device=hidden.device)[:, None] + torch.arange(length, device=hidden.device)
+        q, k, v = packed[index].permute(2, 0, 3, 1, 4).unbind(0)
+        mask = None if bias is None else bias[index][:, None, None].to(q.dtype)
+        parts.append(scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(index.numel(), -1))
+        places.append(index.flatten())
+    return attention.proj(torch.cat(parts)[torch.cat(places).argsort()])
+
+
+def grids_of(thw: Tensor, merge: int) -> list[Grid]:
+    """Cells of items from their patches, int64 [items, 3]."""
+    return [Grid(t, height // merge, width // merge) for t, height, width in thw.tolist()]
+
+
+def choose(
+    scores: Tensor, grids: Sequence[Grid], counts: Sequence[int], options: Mapping[str, object] | None = None
+) -> Tensor:
+    """The cells that strategy `stts` keeps of a batch, int64 [sum of K], ascending."""
+    strategy, starts = create("stts", options), accumulate((grid.tokens for grid in grids), initial=0)
+    items = zip(scores.split([grid.tokens for grid in grids]), grids, counts, starts, strict=False)
+    return torch.cat([
+        strategy.select(own[:, None], grid, count, Context(scores=own)) + start for own, grid, count, start in items
+    ])  # fmt: skip
+
+
+def temporal_loss(scores: Tensor, cells: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """Mean over the cells of later frames of (s - (1 - cos))^2 (section 3, auxiliary loss); 0 without such cells.
+
+    The cosine is that of all patches of a cell, one after the other, and those of the same cell one frame earlier.
+
+    Args:
+        scores: float32 [sum of M].
+        cells: [sum of M, U, width], what the scorer looked at; no gradient goes there.
+        grids: the items.
+    """
+    sizes = [grid.tokens for grid in grids]
+    terms = []
+    for own, rows, grid in zip(scores.split(sizes), cells.detach().float().flatten(1).split(sizes), grids, strict=True):
+        change = 1 - cosine_similarity(rows[: -grid.per_frame], rows[grid.per_frame :], dim=1)
+        terms.append((own[grid.per_frame :] - change).square())
+    found = torch.cat(terms)
+    return found.mean() if found.numel() else scores.sum() * 0
+
+
+def parameter_groups(model: Any, scorer: Scorer, mode: Mode, scale: float = 1.0) -> list[dict[str, Any]]:
+    """Groups for an optimiser, named, at the paper's learning rates times `scale`.
+
+    Args:
+        model: transformers' Qwen2.5-VL; its parameters lose their gradient with mode "scorer".
+        scorer: trained in both modes.
+        mode: "joint" trains everything, as the paper does; "scorer" leaves the model as it is.
+        scale: one factor for all rates.
+    """
+    joint = mode == "joint"
+    model.requires_grad_(joint)
+    parts = {"scorer": list(scorer.parameters())}
+    if joint:
+        merger = list(model.model.visual.merger.parameters())
+        known = {id(parameter) for parameter in merger}
+        parts["projector"] = merger
+        parts["tower"] = [p for p in model.model.visual.parameters() if id(p) not in known]
+        known |= {id(parameter) for parameter in parts["tower"]}
+        parts["language"] = [p for p in model.parameters() if id(p) not in known]
+    return [{"params": own, "lr": RATES[name] * scale, "name": name} for name, own in parts.items()]
