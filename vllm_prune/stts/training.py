@@ -7,7 +7,7 @@ see, is taught by an auxiliary loss. Serving runs the same scorer by other code 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Literal
@@ -20,6 +20,9 @@ from ..visual.strategies import Context, Grid, create
 from .scorer import Scorer, key_bias
 
 Mode = Literal["scorer", "joint"]
+Pick = Callable[[Tensor, Sequence[Grid], Sequence[int]], Tensor]
+"""From scores, grids and K of each item to the kept cells of the batch."""
+
 TEMPORAL = 0.5
 """Coefficient of the auxiliary loss."""
 
@@ -61,7 +64,7 @@ class PrunedTower:
         patches: Tensor,
         thw: Tensor,
         counts: Sequence[int],
-        options: Mapping[str, object] | None = None,
+        pick: Pick | None = None,
         frozen: bool = True,
     ) -> Pruned:
         """Encode and cut.
@@ -70,7 +73,7 @@ class PrunedTower:
             patches: [patches, values], all items one after the other, as the processor gives them.
             thw: int64 [items, 3], grids in patches.
             counts: K of each item.
-            options: of strategy `stts`.
+            pick: chooses cells in place of `choose`, for comparisons.
             frozen: whether blocks in front of the scorer are without gradient.
         """
         unit = int(self.visual.spatial_merge_unit)
@@ -84,7 +87,7 @@ class PrunedTower:
         bias = key_bias(scores, grids, self.scorer.shape.rescale)[layout.window].repeat_interleave(unit)
         biased = self.scorer.shape.after
         hidden = self._blocks(hidden, range(biased, biased + 1), layout, bias.detach() if self.detach else bias)
-        kept = choose(scores.detach(), grids, counts, options)
+        kept = (pick or choose)(scores.detach(), grids, counts)
         places, order = layout.raster[kept].sort()
         hidden = hidden.view(len(layout.raster), unit, -1)[places].flatten(0, 1)
         hidden = self._blocks(hidden, range(biased + 1, len(self.visual.blocks)), layout.cut(places, unit))
@@ -183,15 +186,45 @@ def grids_of(thw: Tensor, merge: int) -> list[Grid]:
     return [Grid(t, height // merge, width // merge) for t, height, width in thw.tolist()]
 
 
-def choose(
-    scores: Tensor, grids: Sequence[Grid], counts: Sequence[int], options: Mapping[str, object] | None = None
-) -> Tensor:
+def choose(scores: Tensor, grids: Sequence[Grid], counts: Sequence[int]) -> Tensor:
     """The cells that strategy `stts` keeps of a batch, int64 [sum of K], ascending."""
-    strategy, starts = create("stts", options), accumulate((grid.tokens for grid in grids), initial=0)
+    strategy, starts = create("stts"), accumulate((grid.tokens for grid in grids), initial=0)
     items = zip(scores.split([grid.tokens for grid in grids]), grids, counts, starts, strict=False)
-    return torch.cat([
-        strategy.select(own[:, None], grid, count, Context(scores=own)) + start for own, grid, count, start in items
-    ])  # fmt: skip
+    return torch.cat(
+        [strategy.select(own[:, None], grid, count, Context(scores=own)) + start for own, grid, count, start in items]
+    )
+
+
+def pruned_logits(
+    model: Any, found: Pruned, tokens: Tensor, positions: Tensor, visual: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Logits of a batch whose items all keep the same number of cells, at unchanged positions.
+
+    Args:
+        model: transformers' Qwen2.5-VL.
+        found: what the tower gave, one item per prompt.
+        tokens: int64 [B, L], one placeholder per cell before the cut.
+        positions: int64 [3, B, L].
+        visual: bool [B, L], the placeholders.
+        labels: int64 [B, L].
+
+    Returns:
+        logits [B, L', V] and labels int64 [B, L'] of the places that stay.
+    """
+    alive = torch.zeros(int(visual.sum()), dtype=torch.bool, device=visual.device)
+    alive[found.kept] = True
+    stay = torch.ones_like(visual).masked_scatter(visual, alive)
+    places = stay.nonzero()[:, 1].view(len(tokens), -1)
+    embedded = model.get_input_embeddings()(tokens.gather(1, places))
+    embedded = embedded.masked_scatter(visual.gather(1, places)[..., None], found.features.to(embedded.dtype))
+    hidden = model.model.language_model(
+        inputs_embeds=embedded,
+        position_ids=positions.gather(2, places.expand(3, -1, -1)),
+        # Without a mask transformers takes the constant time of an image for a border of packed sequences.
+        attention_mask=torch.ones_like(places),
+        use_cache=False,
+    )
+    return model.lm_head(hidden.last_hidden_state), labels.gather(1, places)
 
 
 def temporal_loss(scores: Tensor, cells: Tensor, grids: Sequence[Grid]) -> Tensor:

@@ -1,0 +1,201 @@
+"""Train a scorer for the demo model: `python -m benchmarks.stts.train --minutes 9`.
+
+The scorer is written beside the checkpoint, where serving finds it. `--mode scorer` leaves the model as it is; `--mode
+joint` trains everything, as the paper does, and writes a checkpoint of its own. Runs are resumable: the folder of a run
+holds its state and a log.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn.functional import cross_entropy
+
+from vllm_prune.stts import files
+from vllm_prune.stts.scorer import Scorer, Shape
+from vllm_prune.stts.training import TEMPORAL, PrunedTower, grids_of, parameter_groups, pruned_logits, temporal_loss
+
+from ..demo_model.batches import IGNORE, Batch, collate
+from ..tasks import sample
+from ..tasks.screens import IMAGE_TASKS, VIDEO_TASKS
+
+CHECKPOINT = Path(__file__).parents[1] / "demo_model" / "checkpoint"
+CELLS = 3200
+"""Cells of a batch, before the cut."""
+SIZE = 64
+KEEP = (0.15, 0.7)
+
+
+class Mode(StrEnum):
+    """What is trained."""
+
+    SCORER = "scorer"
+    JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is trained and how; written into the log.
+
+    Attributes:
+        mode: "scorer" or "joint".
+        after: blocks of the tower in front of the scorer.
+        hidden: width of the scorer's hidden layers.
+        rescale: see `Shape`.
+        temporal: coefficient of the auxiliary loss.
+        language: whether the language model's loss reaches the scorer.
+        scale: factor on the paper's learning rates.
+        seed: of weights and data.
+    """
+
+    mode: Mode
+    after: int
+    hidden: int
+    rescale: str
+    temporal: float
+    language: bool
+    scale: float
+    seed: int
+
+
+class Trainer:
+    """A frozen or trained model, its scorer and their optimiser."""
+
+    def __init__(self, checkpoint: Path, recipe: Recipe) -> None:
+        from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.words = recipe, AutoTokenizer.from_pretrained(checkpoint)
+        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+        vision = self.model.config.vision_config
+        self.scorer = Scorer(
+            Shape(
+                vision.hidden_size, vision.num_heads, recipe.hidden, vision.spatial_merge_size, recipe.after,
+                recipe.rescale,  # type: ignore[arg-type]
+            )
+        )  # fmt: skip
+        self.tower = PrunedTower(self.model.model.visual, self.scorer, detach=not recipe.language)
+        groups = parameter_groups(self.model, self.scorer, recipe.mode.value, recipe.scale)
+        self.optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.95))
+        self.rates = [group["lr"] for group in groups]
+        self.step, self.seconds = 0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        found = {"scorer": self.scorer.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step,
+                 "seconds": self.seconds}  # fmt: skip
+        return found | ({"model": self.model.state_dict()} if self.recipe.mode is Mode.JOINT else {})
+
+    def restore(self, path: Path) -> None:
+        """Go on from a saved state."""
+        state = torch.load(path, weights_only=True)
+        self.scorer.load_state_dict(state["scorer"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.recipe.mode is Mode.JOINT:
+            self.model.load_state_dict(state["model"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def draw(self, rng: random.Random) -> Batch:
+        """Screens of 3 x 4 to 9 x 12 cells, and in two batches of five short videos."""
+        video = rng.random() < 0.4
+        rows, cols, steps = rng.randint(3, 9), rng.randint(4, 12), 1
+        if video:
+            rows, cols, steps = rng.randint(3, 5), rng.randint(4, 6), rng.randint(2, 4)
+        first, tasks = rng.randrange(1 << 40), VIDEO_TASKS if video else IMAGE_TASKS
+        size = max(16, min(SIZE, CELLS // (rows * cols * steps)))
+        samples = [sample("train", first + i, rng.choice(tasks), (rows, cols), steps) for i in range(size)]
+        return collate(samples, self.words, rng)
+
+    def update(self, batch: Batch, keep: float, done: float) -> dict[str, float]:
+        """One optimiser step; returns losses and accuracy."""
+        pace = min(1.0, (self.step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
+        for group, rate in zip(self.optimiser.param_groups, self.rates, strict=True):
+            group["lr"] = rate * pace
+        grids = grids_of(batch.grid, self.scorer.shape.merge)
+        counts = [max(1, int(keep * grid.tokens)) for grid in grids]
+        joint = self.recipe.mode is Mode.JOINT
+        found = self.tower(batch.patches, batch.grid, counts, frozen=not joint)
+        logits, labels = pruned_logits(self.model, found, batch.tokens, batch.positions, batch.visual, batch.labels)
+        answer = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+        temporal = temporal_loss(found.scores, found.cells, grids)
+        loss = self.recipe.temporal * temporal
+        if self.recipe.language:
+            loss = loss + answer
+        self.optimiser.zero_grad()
+        if loss.requires_grad:
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_([p for g in self.optimiser.param_groups for p in g["params"]], 1.0)
+            self.optimiser.step()
+        self.step += 1
+        right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(1).float().mean()
+        spread = found.scores.detach().std()
+        return {"loss": answer.item(), "temporal": temporal.item(), "accuracy": right.item(), "spread": spread.item()}
+
+
+def train(trainer: Trainer, minutes: float, out: Path) -> None:
+    """Train until `minutes` have been spent over all parts of the run; log into its folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    state, seed = out / "state.pt", trainer.recipe.seed
+    if state.exists():
+        trainer.restore(state)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress, (out / "log.jsonl").open("a") as sink:
+        bar = progress.add_task("training", total=minutes * 60, completed=trainer.seconds)
+        while trainer.seconds < minutes * 60:
+            started, rng = time.monotonic(), random.Random(f"{seed}-{trainer.step}")
+            keep = rng.uniform(*KEEP)
+            found = trainer.update(trainer.draw(rng), keep, trainer.seconds / (minutes * 60))
+            trainer.seconds += time.monotonic() - started
+            if trainer.step % 10 == 0:
+                row = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "keep": keep, **found}
+                sink.write(json.dumps(row) + "\n")
+                sink.flush()
+            if trainer.step % 100 == 0:
+                torch.save(trainer.state(), state)
+            progress.update(bar, completed=trainer.seconds, description=f"step {trainer.step} {found['accuracy']:.2f}")
+    torch.save(trainer.state(), state)
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="Training time, counted over all resumed parts.")] = 9,
+    mode: Annotated[Mode, typer.Option(help="What is trained.")] = Mode.SCORER,
+    checkpoint: Annotated[Path, typer.Option(help="The model.")] = CHECKPOINT,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("benchmarks/stts/runs/latest"),
+    after: Annotated[int, typer.Option(help="Blocks of the tower in front of the scorer.")] = 1,
+    hidden: Annotated[int, typer.Option(help="Width of the scorer's hidden layers.")] = 256,
+    rescale: Annotated[str, typer.Option(help="row, frame or video.")] = "row",
+    temporal: Annotated[float, typer.Option(help="Coefficient of the auxiliary loss; 0 is an ablation.")] = TEMPORAL,
+    language: Annotated[bool, typer.Option(help="Whether the answer's loss teaches the scorer.")] = True,
+    scale: Annotated[float, typer.Option(help="Factor on the paper's learning rates.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
+    save: Annotated[bool, typer.Option(help="Write the scorer beside the checkpoint too.")] = True,
+) -> None:
+    """Train, log and save; an interrupted run goes on where it stopped."""
+    torch.set_num_threads(threads)
+    recipe = Recipe(mode, after, hidden, rescale, temporal, language, scale, seed)
+    trainer = Trainer(checkpoint, recipe)
+    train(trainer, minutes, out)
+    files.save(trainer.scorer, out / files.PLACE)
+    if mode is Mode.JOINT:
+        from ..demo_model.architecture import save as save_model
+
+        save_model(trainer.model, trainer.words, out / "checkpoint")
+        files.save(trainer.scorer, out / "checkpoint" / files.PLACE)
+    elif save:
+        files.save(trainer.scorer, checkpoint / files.PLACE)
+    typer.echo(f"{trainer.step} steps, {sum(p.numel() for p in trainer.scorer.parameters())} parameters, {out}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
