@@ -158,6 +158,6 @@ def _evenly_cut(llm: Any, pixels: torch.Tensor, thw: torch.Tensor, least: int) -
     model.least_group = least
     try:
         with torch.inference_mode(), set_forward_context(None, llm.llm_engine.vllm_config):
-            return model.encode_cut(pixels, thw, Cut(1, count, lambda features: torch.arange(count) * 5))
+            return model.encode_cut(pixels, thw, Cut(1, count, lambda features: torch.arange(count) * 4))
     finally:
         del model.least_group
