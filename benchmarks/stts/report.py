@@ -29,8 +29,8 @@ def _accuracy(found: dict[str, Any]) -> str:
     shape = found["shape"]
     text = (
         f"Demo model, held-out samples, greedy; in brackets the 95% interval of the paired difference to the unpruned "
-        f"model, in points. The scorer ({shape['hidden']} wide, after block {shape['after']}) was trained with the model "
-        f"frozen. `stts, ...` are other scorers (ablations), or the same one where each frame's count is fixed before "
+        f"model, in points. The scorer ({shape['hidden']} wide, {shape['after']} blocks in front of it) was trained with "
+        f"the model frozen. `stts, ...` are other scorers (ablations), or the same one where each frame's count is fixed before "
         f"the tower, evenly or by pixel change. {found['hardware']['device']}. Command: `{found['command']}`."
     )
     return "\n\n".join([*tables, "![Accuracy against the share kept](benchmarks/results/stts.png)", text])
@@ -69,8 +69,8 @@ def _agreement(found: dict[str, Any]) -> str:
 
 def _speed(found: dict[str, Any]) -> str:
     results = found["results"]
-    lines = ["| throughput | " + " | ".join(f"{one['frames']} frames ({one['cells']} tokens)" for one in results) + " |",
-             "|---" * (len(results) + 1) + "|"]  # fmt: skip
+    heads = [f"{one['frames']} frames ({one['cells']} tokens)" for one in results]
+    lines = ["| throughput | " + " | ".join(heads) + " |", "|---" * (len(results) + 1) + "|"]
     for index, row in enumerate(results[0]["rows"]):
         if row["arm"] == "stock":
             continue
@@ -81,8 +81,8 @@ def _speed(found: dict[str, Any]) -> str:
     return "\n".join(lines) + (
         f"\n\nRequests per second relative to the same engine without a budget, one video per request, medians of "
         f"{found['rounds']} interleaved rounds (lowest to highest); {model['parameters'] / 1e6:.0f}M random weights, "
-        f"{model['tower'] / 1e6:.0f}M of them in a tower with the depth and proportions of Qwen2.5-VL-3B's, scores after "
-        f"{found['after']} of 32 blocks. {found['hardware']['device']}. Command: `{found['command']}`."
+        f"{model['tower'] / 1e6:.0f}M of them in a tower with the depth and proportions of Qwen2.5-VL-3B's, scores "
+        f"after {found['after']} of 32 blocks. {found['hardware']['device']}. Command: `{found['command']}`."
     )
 
 
@@ -91,5 +91,6 @@ def _memory(found: dict[str, Any]) -> str:
     lines += [f"| {row['arm']} | {row['bytes'] / 2**20:.0f} MiB | {row['of_stock']:.2f} |" for row in found["rows"]]
     return "\n".join(lines) + (
         f"\n\nOne video of {found['frames']} frames ({found['patches']} patches) through the same model's encoder, "
-        f"processes of their own. vLLM's profile run still reserves for the unpruned case. Command: `{found['command']}`."
+        f"processes of their own. vLLM's profile run still reserves for the unpruned case. "
+        f"Command: `{found['command']}`."
     )
