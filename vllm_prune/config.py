@@ -18,6 +18,7 @@ from .settings.media import Media
 from .settings.stts import Stts
 from .settings.tenants import ENV as TENANTS_ENV
 from .settings.tenants import Tenant, Tenants, from_environment, named
+from .settings.vision_selector import VisionSelectorWeights
 
 ENV = "VLLM_PRUNE_CONFIG"
 
@@ -47,6 +48,7 @@ class PruneConfig(Section):
     tenants: Tenants = Field(default_factory=dict)
     logging: Logging = Logging()
     stts: Stts = Stts()
+    vision_selector: VisionSelectorWeights = VisionSelectorWeights()
 
     @model_validator(mode="after")
     def _usable(self) -> PruneConfig:

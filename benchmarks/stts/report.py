@@ -29,9 +29,10 @@ def _accuracy(found: dict[str, Any]) -> str:
     shape = found["shape"]
     text = (
         f"Demo model, held-out samples, greedy; in brackets the 95% interval of the paired difference to the unpruned "
-        f"model, in points. The scorer ({shape['hidden']} wide, {shape['after']} blocks in front of it) was trained with "
-        f"the model frozen. `stts, ...` are other scorers (ablations), or the same one where each frame's count is fixed before "
-        f"the tower, evenly or by pixel change. {found['hardware']['device']}. Command: `{found['command']}`."
+        f"model, in points. The scorer ({shape['hidden']} wide, {shape['after']} blocks in front of it) was trained "
+        f"with the model frozen. `stts, ...` are other scorers (ablations), or this one where each frame's count is "
+        f"fixed before the tower, evenly or by pixel change. "
+        f"{found['hardware']['device']}. Command: `{found['command']}`."
     )
     return "\n\n".join([*tables, "![Accuracy against the share kept](benchmarks/results/stts.png)", text])
 

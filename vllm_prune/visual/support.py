@@ -8,6 +8,7 @@ from typing import Any
 
 from ..budget import Part, VisualSpec
 from ..stts.serving import refusal
+from . import selector
 from .strategies import strategy_class
 
 
@@ -23,6 +24,8 @@ def _problems(vllm_config: Any, part: Part) -> Iterator[tuple[str, str]]:
     options: dict[str, Any] = json.loads(part.options)
     if "scorer" in strategy_class(part.strategy).needs:
         yield from _scorer_problems(vllm_config, part)
+    if "selector" in strategy_class(part.strategy).needs and (text := selector.refusal(vllm_config.model_config)):
+        yield text, "pruning.visual.strategy"
     cuts = options.get("where") == "tower"
     obstacles = list(_obstacles(vllm_config))
     if obstacles and "tower_attention" in strategy_class(part.strategy).needs:

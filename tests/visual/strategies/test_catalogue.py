@@ -37,6 +37,7 @@ ROWS = (
     Row("stts", "image video", {"whole": 1.0}),
     Row("uniform", "image video"),
     Row("vidcom2", "image video"),
+    Row("vision_selector", "image video"),
 )
 PRUNING = [row for row in ROWS if row.name != "none"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

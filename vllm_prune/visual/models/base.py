@@ -20,6 +20,7 @@ from ... import engine_spans, metrics
 from ..positions import COLUMNS, StepOffsets, attach, detach, grid_positions, lay_out
 from ..positions import Run as Run
 from ..rows import ItemPlan, decode, field_name, plan_of
+from ..selector import configured
 from ..strategies import Context, Grid, create, strategy_class
 from .capture import TowerAttention
 from .cutting import TowerCut, biased_attention
@@ -173,6 +174,8 @@ class PrunedModel(TowerCut):
             kept = torch.tensor(plan.indices, device=features.device)
         else:
             strategy = create(plan.strategy, plan.option_values)
+            if "selector" in strategy.needs and (selector := configured()) is not None:
+                signals["scores"] = selector.score(features)
             kept = strategy.select(features, grid, plan.count, Context(plan.seed, **signals), plan.per_frame)
         seconds = time.perf_counter() - started
         metrics.observe_score("visual", plan.strategy, seconds)
