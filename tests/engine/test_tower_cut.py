@@ -141,7 +141,9 @@ def test_groups_of_frames_change_nothing(family: str, engines: EnginePool) -> No
     thw = torch.tensor([[4, 8, 10], [1, 6, 4], [3, 6, 6]])
     patches = int(thw.prod(-1).sum())
     pixels = torch.rand(patches, 3 * 2 * (cell // 2) ** 2, generator=torch.Generator().manual_seed(1))
-    handle = model.visual.blocks[0].register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    handle = model.visual.blocks[0].attn.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(args[0] if args else kwargs["x"])), with_kwargs=True
+    )
     try:
         found = [_evenly_cut(llm, pixels, thw, least) for least in (patches, 0)]
     finally:
