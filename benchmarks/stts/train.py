@@ -1,8 +1,9 @@
-"""Train a scorer for the demo model: `python -m benchmarks.stts.train --minutes 9`.
+"""Train a scorer for the demo model: `python -m benchmarks.stts.train`.
 
 The scorer is written beside the checkpoint, where serving finds it. `--mode scorer` leaves the model as it is; `--mode
 joint` trains everything, as the paper does, and writes a checkpoint of its own. Runs are resumable: the folder of a run
-holds its state and a log.
+holds its state and a log. Length is in steps and data follows from the seed, so a run does not depend on how busy the
+machine is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import time
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -30,10 +30,15 @@ from ..tasks import sample
 from ..tasks.screens import IMAGE_TASKS, VIDEO_TASKS
 
 CHECKPOINT = Path(__file__).parents[1] / "demo_model" / "checkpoint"
-CELLS = 3200
+CELLS = 1000
 """Cells of a batch, before the cut."""
-SIZE = 64
+SIZES = 12, 24
+"""Least and most samples of a batch."""
+VIDEOS = 0.25
+"""Share of the batches that are short videos; the others are screens."""
 KEEP = (0.15, 0.7)
+CHECKED = 50, (0.5, 0.3), 96
+"""Steps between two validations, at what ratios, on how many samples."""
 
 
 class Mode(StrEnum):
@@ -88,12 +93,11 @@ class Trainer:
         groups = parameter_groups(self.model, self.scorer, recipe.mode.value, recipe.scale)
         self.optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.95))
         self.rates = [group["lr"] for group in groups]
-        self.step, self.seconds = 0, 0.0
+        self.step = 0
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
-        found = {"scorer": self.scorer.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step,
-                 "seconds": self.seconds}  # fmt: skip
+        found = {"scorer": self.scorer.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
         return found | ({"model": self.model.state_dict()} if self.recipe.mode is Mode.JOINT else {})
 
     def restore(self, path: Path) -> None:
@@ -103,16 +107,16 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         if self.recipe.mode is Mode.JOINT:
             self.model.load_state_dict(state["model"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step = state["step"]
 
     def draw(self, rng: random.Random) -> Batch:
-        """Screens of 3 x 4 to 9 x 12 cells, and in two batches of five short videos."""
-        video = rng.random() < 0.4
+        """Screens of 3 x 4 to 9 x 12 cells, or short videos."""
+        video = rng.random() < VIDEOS
         rows, cols, steps = rng.randint(3, 9), rng.randint(4, 12), 1
         if video:
             rows, cols, steps = rng.randint(3, 5), rng.randint(4, 6), rng.randint(2, 4)
         first, tasks = rng.randrange(1 << 40), VIDEO_TASKS if video else IMAGE_TASKS
-        size = max(16, min(SIZE, CELLS // (rows * cols * steps)))
+        size = max(SIZES[0], min(SIZES[1], CELLS // (rows * cols * steps)))
         samples = [sample("train", first + i, rng.choice(tasks), (rows, cols), steps) for i in range(size)]
         return collate(samples, self.words, rng)
 
@@ -142,32 +146,51 @@ class Trainer:
         return {"loss": answer.item(), "temporal": temporal.item(), "accuracy": right.item(), "spread": spread.item()}
 
 
-def train(trainer: Trainer, minutes: float, out: Path) -> None:
-    """Train until `minutes` have been spent over all parts of the run; log into its folder."""
+@torch.no_grad()
+def validate(trainer: Trainer) -> dict[str, float]:
+    """Share of validation screens that are answered right at the checked ratios."""
+    _, keeps, n = CHECKED
+    found = {}
+    for keep in keeps:
+        right = 0
+        for first in range(0, n, 12):
+            rng = random.Random(first)
+            size = rng.randint(4, 9), rng.randint(5, 12)
+            samples = [sample("validation", first + i, IMAGE_TASKS[i % len(IMAGE_TASKS)], size) for i in range(12)]
+            batch = collate(samples, trainer.words, rng)
+            pruned = trainer.tower(batch.patches, batch.grid, [int(keep * size[0] * size[1])] * 12)
+            inputs = batch.tokens, batch.positions, batch.visual, batch.labels
+            logits, labels = pruned_logits(trainer.model, pruned, *inputs)
+            right += int(((logits.argmax(-1) == labels) | (labels == IGNORE)).all(1).sum())
+        found[f"validation {keep:g}"] = right / n
+    return found
+
+
+def train(trainer: Trainer, steps: int, out: Path) -> None:
+    """Train up to a number of steps over all parts of the run; log into its folder."""
     out.mkdir(parents=True, exist_ok=True)
     state, seed = out / "state.pt", trainer.recipe.seed
     if state.exists():
         trainer.restore(state)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress, (out / "log.jsonl").open("a") as sink:
-        bar = progress.add_task("training", total=minutes * 60, completed=trainer.seconds)
-        while trainer.seconds < minutes * 60:
-            started, rng = time.monotonic(), random.Random(f"{seed}-{trainer.step}")
+        bar = progress.add_task("training", total=steps, completed=trainer.step)
+        while trainer.step < steps:
+            rng = random.Random(f"{seed}-{trainer.step}")
             keep = rng.uniform(*KEEP)
-            found = trainer.update(trainer.draw(rng), keep, trainer.seconds / (minutes * 60))
-            trainer.seconds += time.monotonic() - started
+            found = trainer.update(trainer.draw(rng), keep, trainer.step / steps)
+            row = {"step": trainer.step, "keep": keep, **found}
+            if trainer.step % CHECKED[0] == 0 or trainer.step == steps:
+                row |= validate(trainer)
+                torch.save(trainer.state(), state)
             if trainer.step % 10 == 0:
-                row = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "keep": keep, **found}
                 sink.write(json.dumps(row) + "\n")
                 sink.flush()
-            if trainer.step % 100 == 0:
-                torch.save(trainer.state(), state)
-            progress.update(bar, completed=trainer.seconds, description=f"step {trainer.step} {found['accuracy']:.2f}")
-    torch.save(trainer.state(), state)
+            progress.update(bar, completed=trainer.step, description=f"step {trainer.step} {found['accuracy']:.2f}")
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="Training time, counted over all resumed parts.")] = 9,
+    steps: Annotated[int, typer.Option(help="Optimiser steps, counted over all resumed parts.")] = 500,
     mode: Annotated[Mode, typer.Option(help="What is trained.")] = Mode.SCORER,
     checkpoint: Annotated[Path, typer.Option(help="The model.")] = CHECKPOINT,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("benchmarks/stts/runs/latest"),
@@ -185,7 +208,7 @@ def main(
     torch.set_num_threads(threads)
     recipe = Recipe(mode, after, hidden, rescale, temporal, language, scale, seed)
     trainer = Trainer(checkpoint, recipe)
-    train(trainer, minutes, out)
+    train(trainer, steps, out)
     files.save(trainer.scorer, out / files.PLACE)
     if mode is Mode.JOINT:
         from ..demo_model.architecture import save as save_model
