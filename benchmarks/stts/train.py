@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -37,8 +38,8 @@ SIZES = 12, 24
 VIDEOS = 0.25
 """Share of the batches that are short videos; the others are screens."""
 KEEP = (0.15, 0.7)
-CHECKED = 50, (0.5, 0.3), 96
-"""Steps between two validations, at what ratios, on how many samples."""
+CHECKED = 25, (0.5, 0.3, 0.2), 96, 48
+"""Steps between two validations, at what ratios, on how many screens and videos. The best scorer is kept."""
 
 
 class Mode(StrEnum):
@@ -93,11 +94,12 @@ class Trainer:
         groups = parameter_groups(self.model, self.scorer, recipe.mode.value, recipe.scale)
         self.optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.95))
         self.rates = [group["lr"] for group in groups]
-        self.step = 0
+        self.step, self.best = 0, -1.0
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
-        found = {"scorer": self.scorer.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step}
+        found = {"scorer": self.scorer.state_dict(), "optimiser": self.optimiser.state_dict(), "step": self.step,
+                 "best": self.best}  # fmt: skip
         return found | ({"model": self.model.state_dict()} if self.recipe.mode is Mode.JOINT else {})
 
     def restore(self, path: Path) -> None:
@@ -107,7 +109,7 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
         if self.recipe.mode is Mode.JOINT:
             self.model.load_state_dict(state["model"])
-        self.step = state["step"]
+        self.step, self.best = state["step"], state["best"]
 
     def draw(self, rng: random.Random) -> Batch:
         """Screens of 3 x 4 to 9 x 12 cells, or short videos."""
@@ -148,22 +150,30 @@ class Trainer:
 
 @torch.no_grad()
 def validate(trainer: Trainer) -> dict[str, float]:
-    """Share of validation screens that are answered right at the checked ratios."""
-    _, keeps, n = CHECKED
+    """Share of validation screens and videos that are answered right, at each checked ratio."""
+    _, keeps, screens, videos = CHECKED
+    batches = [*_held_back(trainer, IMAGE_TASKS, screens), *_held_back(trainer, VIDEO_TASKS, videos)]
     found = {}
     for keep in keeps:
         right = 0
-        for first in range(0, n, 12):
-            rng = random.Random(first)
-            size = rng.randint(4, 9), rng.randint(5, 12)
-            samples = [sample("validation", first + i, IMAGE_TASKS[i % len(IMAGE_TASKS)], size) for i in range(12)]
-            batch = collate(samples, trainer.words, rng)
-            pruned = trainer.tower(batch.patches, batch.grid, [int(keep * size[0] * size[1])] * 12)
+        for batch in batches:
+            counts = [max(1, int(keep * grid.tokens)) for grid in grids_of(batch.grid, trainer.scorer.shape.merge)]
+            pruned = trainer.tower(batch.patches, batch.grid, counts)
             inputs = batch.tokens, batch.positions, batch.visual, batch.labels
             logits, labels = pruned_logits(trainer.model, pruned, *inputs)
             right += int(((logits.argmax(-1) == labels) | (labels == IGNORE)).all(1).sum())
-        found[f"validation {keep:g}"] = right / n
+        found[f"validation {keep:g}"] = right / (screens + videos)
     return found
+
+
+def _held_back(trainer: Trainer, tasks: Sequence[Any], n: int) -> Iterator[Batch]:
+    for first in range(0, n, 12):
+        rng = random.Random(first)
+        large = tasks is IMAGE_TASKS
+        size = (rng.randint(4, 9), rng.randint(5, 12)) if large else (rng.randint(3, 5), rng.randint(4, 6))
+        steps = rng.randint(2, 4)
+        samples = [sample("validation", first + i, tasks[i % len(tasks)], size, steps) for i in range(12)]
+        yield collate(samples, trainer.words, rng)
 
 
 def train(trainer: Trainer, steps: int, out: Path) -> None:
@@ -181,16 +191,20 @@ def train(trainer: Trainer, steps: int, out: Path) -> None:
             found = trainer.update(trainer.draw(rng), keep, trainer.step / steps)
             row = {"step": trainer.step, "keep": keep, **found}
             if trainer.step % CHECKED[0] == 0 or trainer.step == steps:
-                row |= validate(trainer)
+                checked = validate(trainer)
+                row |= checked
+                if sum(checked.values()) > trainer.best:
+                    trainer.best = sum(checked.values())
+                    files.save(trainer.scorer, out / files.PLACE)
                 torch.save(trainer.state(), state)
-            if trainer.step % 10 == 0:
+            if trainer.step % 5 == 0 or trainer.step == steps:
                 sink.write(json.dumps(row) + "\n")
                 sink.flush()
             progress.update(bar, completed=trainer.step, description=f"step {trainer.step} {found['accuracy']:.2f}")
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Optimiser steps, counted over all resumed parts.")] = 500,
+    steps: Annotated[int, typer.Option(help="Optimiser steps, counted over all resumed parts.")] = 300,
     mode: Annotated[Mode, typer.Option(help="What is trained.")] = Mode.SCORER,
     checkpoint: Annotated[Path, typer.Option(help="The model.")] = CHECKPOINT,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("benchmarks/stts/runs/latest"),
@@ -199,7 +213,7 @@ def main(
     rescale: Annotated[str, typer.Option(help="row, frame or video.")] = "row",
     temporal: Annotated[float, typer.Option(help="Coefficient of the auxiliary loss; 0 is an ablation.")] = TEMPORAL,
     language: Annotated[bool, typer.Option(help="Whether the answer's loss teaches the scorer.")] = True,
-    scale: Annotated[float, typer.Option(help="Factor on the paper's learning rates.")] = 10,
+    scale: Annotated[float, typer.Option(help="Factor on the paper's learning rates.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
     save: Annotated[bool, typer.Option(help="Write the scorer beside the checkpoint too.")] = True,
@@ -209,14 +223,14 @@ def main(
     recipe = Recipe(mode, after, hidden, rescale, temporal, language, scale, seed)
     trainer = Trainer(checkpoint, recipe)
     train(trainer, steps, out)
-    files.save(trainer.scorer, out / files.PLACE)
     if mode is Mode.JOINT:
         from ..demo_model.architecture import save as save_model
 
         save_model(trainer.model, trainer.words, out / "checkpoint")
+        # The model is the last one, so its scorer is the last one too.
         files.save(trainer.scorer, out / "checkpoint" / files.PLACE)
     elif save:
-        files.save(trainer.scorer, checkpoint / files.PLACE)
+        files.save(files.load(out / files.PLACE), checkpoint / files.PLACE)
     typer.echo(f"{trainer.step} steps, {sum(p.numel() for p in trainer.scorer.parameters())} parameters, {out}")
 
 
