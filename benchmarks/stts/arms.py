@@ -20,6 +20,7 @@ from vllm_prune.visual.strategies import Context, Grid, PixelStrategy, create, n
 from ..demo_model.batches import Batch, collate
 from ..tasks import Sample
 
+NOTHING = torch.empty(0), torch.empty(0)
 TRAINED = ("stts", "vision_selector")
 
 
@@ -67,13 +68,13 @@ class Case:
         else:
             signals = {"tower_attention": self.attention} if "tower_attention" in strategy.needs else {}
             kept = strategy.select(self.features, self.grid, count, Context(self.seed, **signals))
-        return Pruned(self.features[kept], kept, torch.empty(0), torch.empty(0))
+        return Pruned(self.features[kept], kept, *NOTHING)
 
     def right(self, found: Sequence[Pruned]) -> list[bool]:
         """Whether every greedy token of the answer, its end included, is right; all cuts keep the same count."""
         b, n = self.batch, len(found)
         kept = torch.cat([one.kept + i * self.grid.tokens for i, one in enumerate(found)])
-        together = Pruned(torch.cat([one.features for one in found]), kept, torch.empty(0), torch.empty(0))
+        together = Pruned(torch.cat([one.features for one in found]), kept, *NOTHING)
         logits, labels = pruned_logits(
             self._model, together, b.tokens.expand(n, -1), b.positions.expand(-1, n, -1), b.visual.expand(n, -1),
             b.labels.expand(n, -1),

@@ -30,7 +30,7 @@ from vllm_prune.visual.strategies import Context, Grid, create
 
 from ..demo_model.evaluate import held_out
 from ..speed import RESULTS, hardware
-from .arms import Case, load_model, untrained
+from .arms import NOTHING, Case, load_model, untrained
 from .train import CHECKPOINT
 
 KEEPS = (0.7, 0.5, 0.3, 0.2)
@@ -48,7 +48,7 @@ def ask(checkpoint: Path, scorers: dict[str, Path], n: int, videos: int, keeps: 
         for number, one in enumerate(track(samples, description="asking", transient=True)):
             case = Case(model, words, one, number)
             everything = torch.arange(case.grid.tokens)
-            whole = Pruned(case.features, everything, torch.empty(0), torch.empty(0))
+            whole = Pruned(case.features, everything, *NOTHING)
             [answers["unpruned", 1.0][number]] = case.right([whole])
             for keep in keeps:
                 cuts = _cuts(case, towers, max(1, int(keep * case.grid.tokens)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
@@ -54,10 +55,12 @@ class PrunedTower:
         visual: `model.model.visual`.
         scorer: float32.
         detach: whether the bias is without gradient, so that only the auxiliary loss teaches (an ablation).
+        even: whether the bias of each item gets a gradient of the same size (L1 norm 1 / items). A frozen model that
+            answers with certainty has next to none, and what little there is drowns beside the auxiliary loss.
     """
 
-    def __init__(self, visual: Any, scorer: Scorer, detach: bool = False) -> None:
-        self.visual, self.scorer, self.detach = visual, scorer, detach
+    def __init__(self, visual: Any, scorer: Scorer, detach: bool = False, even: bool = False) -> None:
+        self.visual, self.scorer, self.detach, self.even = visual, scorer, detach, even
 
     def __call__(
         self,
@@ -84,15 +87,23 @@ class PrunedTower:
             hidden = self._blocks(hidden, range(self.scorer.shape.after), layout)
         cells = hidden.view(len(hidden) // unit, unit, -1)[layout.raster]
         scores = self._scores(cells, grids)
-        bias = key_bias(scores, grids, self.scorer.shape.rescale)[layout.window].repeat_interleave(unit)
-        biased = self.scorer.shape.after
-        hidden = self._blocks(hidden, range(biased, biased + 1), layout, bias.detach() if self.detach else bias)
+        bias, biased = self._bias(scores, grids), self.scorer.shape.after
+        on_keys = bias[layout.window].repeat_interleave(unit)
+        hidden = self._blocks(hidden, range(biased, biased + 1), layout, on_keys)
         kept = (pick or choose)(scores.detach(), grids, counts)
         places, order = layout.raster[kept].sort()
         hidden = hidden.view(len(layout.raster), unit, -1)[places].flatten(0, 1)
         hidden = self._blocks(hidden, range(biased + 1, len(self.visual.blocks)), layout.cut(places, unit))
         merged = self.visual.merger(hidden)
         return Pruned(torch.empty_like(merged).index_copy(0, order, merged), kept, scores, cells)
+
+    def _bias(self, scores: Tensor, grids: Sequence[Grid]) -> Tensor:
+        bias = key_bias(scores, grids, self.scorer.shape.rescale)
+        if self.detach:
+            return bias.detach()
+        if self.even and bias.requires_grad:
+            bias.register_hook(partial(_evened, [grid.tokens for grid in grids]))
+        return bias
 
     def _scores(self, cells: Tensor, grids: Sequence[Grid]) -> Tensor:
         with torch.autocast(cells.device.type, enabled=False):
@@ -111,6 +122,11 @@ class PrunedTower:
             hidden = hidden + attend(block.attn, block.norm1(hidden), offsets, layout.rotary, bias)
             hidden = hidden + block.mlp(block.norm2(hidden))
         return hidden
+
+
+def _evened(sizes: Sequence[int], gradient: Tensor) -> Tensor:
+    parts = gradient.split(list(sizes))
+    return torch.cat([part / part.abs().sum().clamp_min(torch.finfo(part.dtype).tiny) for part in parts]) / len(parts)
 
 
 @dataclass
