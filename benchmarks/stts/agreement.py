@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from ..demo_model.batches import collate
 from ..demo_model.evaluate import held_out
 from ..speed import RESULTS, hardware
 from ..tasks import Sample
-from .arms import load_model
+from .arms import MEDIA_FIRST, load_model
 from .train import CHECKPOINT
 
 KEEPS = (0.5, 0.3, 0.2)
@@ -109,7 +108,7 @@ def served(llm: Any, words: Any, one: Sample, keep: float) -> tuple[Tensor, Tens
 @torch.no_grad()
 def trained(model: Any, tower: PrunedTower, words: Any, one: Sample, keep: float) -> tuple[Tensor, Tensor]:
     """The same from the training code."""
-    batch = collate([one], words, random.Random(0))
+    batch = collate([one], words, MEDIA_FIRST())
     count = max(1, int(keep * int(np.prod(one.grid))))
     found = tower(batch.patches, batch.grid, [count])
     logits, labels = pruned_logits(model, found, batch.tokens, batch.positions, batch.visual, batch.labels)

@@ -26,7 +26,7 @@ from .towers import build, film, sizes
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 BUDGETS: tuple[tuple[str, dict[str, Any] | None], ...] = (
     ("no budget", None),
-    *((f"stts, keep {keep:g}", {"strategy": "stts", "keep": keep}) for keep in (0.75, 0.5, 0.25, 0.1)),
+    *((f"stts, keep {keep:g}", {"strategy": "stts", "keep": keep}) for keep in (0.5, 0.25)),
     *(
         (f"uniform in the tower, keep {keep:g}",
          {"strategy": "uniform", "keep": keep, "options": {"where": "tower", "after": 4}})

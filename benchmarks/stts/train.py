@@ -75,6 +75,7 @@ class Recipe:
         rescale: see `Shape`.
         temporal: coefficient of the auxiliary loss.
         language: whether the language model's loss reaches the scorer.
+        plain: whether a frozen model's loss is taken as it is (an ablation): all samples, gradients of any size.
         film: whether that of videos does; pointless for a model that does not answer them unpruned.
         scale: factor on the paper's learning rates.
         seed: of weights and data.
@@ -86,6 +87,7 @@ class Recipe:
     rescale: str
     temporal: float
     language: bool
+    plain: bool
     film: bool
     scale: float
     seed: int
@@ -107,8 +109,9 @@ class Trainer:
                 recipe.rescale,  # type: ignore[arg-type]
             )
         )  # fmt: skip
-        joint = recipe.mode is Mode.JOINT
-        self.tower = PrunedTower(self.model.model.visual, self.scorer, detach=not recipe.language, even=not joint)
+        # A model that is trained along is taught by all its mistakes; see `update`.
+        self.plain = recipe.plain or recipe.mode is Mode.JOINT
+        self.tower = PrunedTower(self.model.model.visual, self.scorer, not recipe.language, even=not self.plain)
         groups = parameter_groups(self.model, self.scorer, recipe.mode.value, recipe.scale)
         self.optimiser = torch.optim.AdamW(groups, weight_decay=0.01, betas=(0.9, 0.95))
         self.rates = [group["lr"] for group in groups]
@@ -155,7 +158,7 @@ class Trainer:
         losses = cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORE, reduction="none").sum(1)
         losses = losses / (labels != IGNORE).sum(1)
         # A frozen model whose cell for the answer was cut can only be taught to hide all others.
-        answer = losses.mean() if joint else (losses * right).sum() / right.sum().clamp_min(1)
+        answer = losses.mean() if self.plain else (losses * right).sum() / right.sum().clamp_min(1)
         temporal = temporal_loss(found.scores, found.cells, grids)
         loss = self.recipe.temporal * temporal
         if self.recipe.language and (self.recipe.film or grids[0].frames == 1):
@@ -244,6 +247,7 @@ def main(
     rescale: Annotated[str, typer.Option(help="row, frame or video.")] = "row",
     temporal: Annotated[float, typer.Option(help="Coefficient of the auxiliary loss; 0 is an ablation.")] = TEMPORAL,
     language: Annotated[bool, typer.Option(help="Whether the answer's loss teaches the scorer.")] = True,
+    plain: Annotated[bool, typer.Option(help="Take a frozen model's loss as it is; an ablation.")] = False,
     film: Annotated[bool, typer.Option(help="Whether the answers of videos do.")] = False,
     scale: Annotated[float, typer.Option(help="Factor on the paper's learning rates.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
@@ -252,7 +256,7 @@ def main(
 ) -> None:
     """Train, log and save; an interrupted run goes on where it stopped."""
     torch.set_num_threads(threads)
-    recipe = Recipe(mode, after, hidden, rescale, temporal, language, film, scale, seed)
+    recipe = Recipe(mode, after, hidden, rescale, temporal, language, plain, film, scale, seed)
     trainer = Trainer(checkpoint, recipe)
     train(trainer, steps, out)
     if mode is Mode.JOINT:
