@@ -9,6 +9,8 @@ from typing import Any
 
 from vllm_prune.catalogue import markdown
 
+from .stts.report import section as stts
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 DEMO = Path(__file__).parent / "demo_model"
@@ -24,6 +26,7 @@ def fill(text: str) -> str:
         "off_cost": off_cost(),
         "kv_speed": kv_speed(),
         "demo": demo(),
+        "stts": stts(RESULTS),
         "quality": quality(),
         "evaluation": evaluation(),
     }

@@ -42,7 +42,14 @@ def test_strategies_in_three_forms() -> None:
 def test_doctor_passes_here() -> None:
     found = run("doctor")
     assert found.returncode == 0, found.stdout
-    for word in ("vllm internals", "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration", "0.32"):
+    for word in (
+        "vllm internals",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3VLForConditionalGeneration",
+        "0.32",
+        "prefix attention",
+        "stts/scorer.safetensors",
+    ):
         assert word in found.stdout
     assert "PROBLEM" not in found.stdout
 
@@ -60,6 +67,14 @@ def test_doctor_fails_on_a_broken_configuration(tmp_path: Path) -> None:
     found = run("doctor", VLLM_PRUNE_CONFIG=str(config))
     assert found.returncode == 1
     assert "prune.yaml:2" in found.stdout.replace("\n", "").replace("│", "").replace(" ", "")
+
+
+def test_doctor_fails_on_a_scorer_that_is_missing(tmp_path: Path) -> None:
+    config = tmp_path / "prune.yaml"
+    config.write_text(f"stts: {{scorer: {tmp_path}/none.safetensors}}\n")
+    found = run("doctor", VLLM_PRUNE_CONFIG=str(config))
+    assert found.returncode == 1
+    assert "none.safetensorscannotberead" in found.stdout.replace("\n", "").replace("│", "").replace(" ", "")
 
 
 def test_serve_says_what_to_change(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from .settings.admission import Admission
 from .settings.limits import Limits
 from .settings.logging import Logging
 from .settings.media import Media
+from .settings.stts import Stts
 from .settings.tenants import ENV as TENANTS_ENV
 from .settings.tenants import Tenant, Tenants, from_environment, named
+from .settings.vision_selector import VisionSelectorWeights
 
 ENV = "VLLM_PRUNE_CONFIG"
 
@@ -45,6 +47,8 @@ class PruneConfig(Section):
     admission: Admission = Admission()
     tenants: Tenants = Field(default_factory=dict)
     logging: Logging = Logging()
+    stts: Stts = Stts()
+    vision_selector: VisionSelectorWeights = VisionSelectorWeights()
 
     @model_validator(mode="after")
     def _usable(self) -> PruneConfig:

@@ -6,11 +6,13 @@ import importlib
 import os
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from . import compat, touches
 from .config import ENV, ConfigError, load
 from .kv.strategies import names as kv_names
 from .kv.support import REFUSED, SCHEDULER, WORKER
+from .stts.files import PLACE, ScorerError, read_shape
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ def examine() -> list[Check]:
         _signatures(),
         _plugin(),
         *_adapters(),
+        _molmo2(),
         _configuration(),
+        _stts(),
         _kv(),
         _media(),
     ]
@@ -88,6 +92,34 @@ def _adapters() -> list[Check]:
         detail = f"{target}" if registered is ours else f"registered is {registered}, not ours"
         checks.append(Check(architecture, registered is ours, detail))
     return checks
+
+
+def _molmo2() -> Check:
+    from vllm.platforms import current_platform
+
+    detail = "served unpruned, budgets are refused with 400: its text between frames has no fixed place yet"
+    if current_platform.is_cpu():
+        detail = (
+            "not on the CPU: its visual tokens attend in both directions (prefix attention), which vLLM has in its "
+            "Triton, FlexAttention and FlashAttention 4 backends only. Elsewhere " + detail
+        )
+    return Check("Molmo2", True, detail)
+
+
+def _stts() -> Check:
+    try:
+        given = load().stts.scorer
+        shape = read_shape(Path(given)) if given is not None else None
+    except ConfigError:
+        return Check("stts scorer", True, "not looked at: the configuration cannot be read")
+    except ScorerError as error:
+        return Check("stts scorer", False, f"stts.scorer: {error}")
+    if shape is not None:
+        return Check("stts scorer", True, f"{given}: {shape}; whether it fits is decided with the served model")
+    detail = f"none configured: strategy 'stts' runs where the served checkpoint has {PLACE}, and is refused with 400 "
+    return Check(
+        "stts scorer", True, detail + "elsewhere; name another file in the configuration, stts: {scorer: FILE}"
+    )
 
 
 def _kv() -> Check:

@@ -153,6 +153,8 @@ TOUCHES: tuple[Touch, ...] = (
         "vllm.model_executor.models.qwen3_vl", "Qwen3_VisionTransformer.prepare_encoder_metadata", ("grid_thw_list",)
     ),
     Touch("vllm.model_executor.models.qwen3_vl", "Qwen3_VisionBlock.forward", _BLOCK),
+    Touch("vllm.model_executor.layers.attention", "MMEncoderAttention", ("num_heads", "head_size", "scale")),
+    Touch("vllm.model_executor.models.qwen2_5_vl", "Qwen2_5_VisionAttention.forward", ("x", *_BLOCK)),
 )
 
 _BENCH = "vllm.benchmarks"

@@ -67,9 +67,25 @@ def build(family: str, folder: Path) -> Path:
             if parameter.dim() >= 2:
                 parameter.normal_(0, 0.08)
     model.save_pretrained(folder)
+    random_scorer(family, 1, folder)
     # Without this file vLLM asks the hub for sampling defaults.
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))
     return folder
+
+
+def random_scorer(family: str, after: int, folder: Path | None = None) -> Any:
+    """A scorer for the tower of a family, written beside its checkpoint if a folder is given."""
+    from vllm_prune.stts.files import PLACE, save
+    from vllm_prune.stts.scorer import Scorer, Shape
+
+    torch.manual_seed(after)
+    scorer = Scorer(Shape(_VISION["hidden_size"], 4, 64, _VISION["spatial_merge_size"], after))
+    with torch.no_grad():
+        # Scores that spread, yet do not saturate.
+        scorer.mlp.w3.weight.mul_(4)
+    if folder is not None:
+        save(scorer, folder / PLACE)
+    return scorer.eval().requires_grad_(False)
 
 
 def _tokenizer() -> Any:

@@ -30,7 +30,7 @@ class CutOracle(Oracle):
         assert options is not None
         after, visual = options["after"], self.hf.model.visual
         thw = torch.tensor([[item.grid.frames, 2 * item.grid.rows, 2 * item.grid.cols]])
-        hidden, order = _inputs_of(visual, after, lambda: self.tower(item.patches, thw))
+        hidden, order = inputs_of(visual, after, lambda: self.tower(item.patches, thw))
         cells = hidden.view(item.grid.tokens, 4, -1).mean(1)
         features = torch.empty_like(cells).index_copy(0, order, cells)
         per_frame = None
@@ -38,13 +38,13 @@ class CutOracle(Oracle):
             per_frame = frame_counts(count, item.grid, item.patches, strategy_class(name).frame_split)
         kept = create(name, options).select(features, item.grid, count, Context(), per_frame)
         alive = torch.isin(order, kept).repeat_interleave(4)
-        with _hidden_keys(visual, after, alive):
+        with hidden_keys(visual, after, alive):
             item.features, item.deepstack = self.tower(item.patches, thw)
         return kept
 
 
 @torch.no_grad()
-def _inputs_of(visual: Any, block: int, run: Callable[[], Any]) -> tuple[Tensor, Tensor]:
+def inputs_of(visual: Any, block: int, run: Callable[[], Any]) -> tuple[Tensor, Tensor]:
     """Hidden states [patches, width] that a block gets, and the raster id of each cell in the tower's order."""
     found: list[Tensor] = []
     orders: list[Tensor] = []
@@ -68,8 +68,11 @@ def _inputs_of(visual: Any, block: int, run: Callable[[], Any]) -> tuple[Tensor,
 
 
 @contextmanager
-def _hidden_keys(visual: Any, after: int, alive: Tensor) -> Iterator[None]:
-    """Blocks from number `after` on do not see the patches that are not alive; bool [patches] in the tower's order."""
+def hidden_keys(visual: Any, after: int, alive: Tensor, bias: Tensor | None = None) -> Iterator[None]:
+    """Blocks from number `after` on do not see the patches that are not alive; the one before them has a key bias.
+
+    `alive` is bool [patches] and `bias` float [patches], both in the tower's order.
+    """
     modeling = sys.modules[type(visual).__module__]
     eager, before = modeling.eager_attention_forward, visual.config._attn_implementation
     numbers = {block.attn: number for number, block in enumerate(visual.blocks)}
@@ -77,9 +80,11 @@ def _hidden_keys(visual: Any, after: int, alive: Tensor) -> Iterator[None]:
 
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
         number, size = numbers.get(module, -1), key.shape[2]
+        start = seen.get(number, 0)
+        seen[number] = start + size
+        if number == after - 1 and bias is not None:
+            attention_mask = bias[start : start + size].expand(size, size)
         if number >= after:
-            start = seen.get(number, 0)
-            seen[number] = start + size
             hidden = (~alive[start : start + size]).expand(size, size)
             # A hidden row still sees itself, or its softmax would be over nothing.
             hidden = hidden & ~torch.eye(size, dtype=torch.bool)

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from vllm_prune.visual.models.tower import Cut
+
 from . import media
 from .checkpoints import CELL
 from .cutting import CutOracle
@@ -128,5 +130,36 @@ def test_keeping_everything_is_the_whole_tower(family: str, engines: EnginePool)
 
         with set_forward_context(None, engines.get(family).llm_engine.vllm_config):
             whole = model.visual(pixels, grid_thw=thw.tolist())
-            cut = model.encode_cut(pixels, thw, 1, lambda features: torch.arange(len(features)))
+            cut = model.encode_cut(pixels, thw, Cut(1, len(whole), lambda features: torch.arange(len(features))))
     assert torch.equal(whole, cut)
+
+
+def test_groups_of_frames_change_nothing(family: str, engines: EnginePool) -> None:
+    """Dense blocks frame by frame give the bits that they give together, images and videos alike."""
+    cell, llm = CELL[family], engines.get(family, max_num_batched_tokens=96)
+    model, sizes = model_of(llm), []
+    thw = torch.tensor([[4, 8, 10], [1, 6, 4], [3, 6, 6]])
+    patches = int(thw.prod(-1).sum())
+    pixels = torch.rand(patches, 3 * 2 * (cell // 2) ** 2, generator=torch.Generator().manual_seed(1))
+    handle = model.visual.blocks[0].attn.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(len(args[0] if args else kwargs["x"])), with_kwargs=True
+    )
+    try:
+        found = [_evenly_cut(llm, pixels, thw, least) for least in (patches, 0)]
+    finally:
+        handle.remove()
+    # No larger than what survives, or than one frame.
+    assert sizes == [patches, 80, 80, 80, 80, 96, 36]
+    assert torch.equal(*found)
+
+
+def _evenly_cut(llm: Any, pixels: torch.Tensor, thw: torch.Tensor, least: int) -> torch.Tensor:
+    from vllm.forward_context import set_forward_context
+
+    model, count = model_of(llm), 25
+    model.least_group = least
+    try:
+        with torch.inference_mode(), set_forward_context(None, llm.llm_engine.vllm_config):
+            return model.encode_cut(pixels, thw, Cut(1, count, lambda features: torch.arange(count) * 4))
+    finally:
+        del model.least_group

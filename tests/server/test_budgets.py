@@ -30,6 +30,7 @@ BUDGETS: list[dict[str, Any]] = [
     {"keep": 0.3, "strategy": "vidcom2"},
     {"keep": 0.3, "strategy": "gui_dedup"},
     {"keep": 0.3, "strategy": "recv_attn"},
+    {"keep": 0.3, "strategy": "stts"},
 ]
 
 

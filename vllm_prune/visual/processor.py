@@ -193,6 +193,8 @@ class PrunedProcessor:
         if count == grid.tokens:
             return unpruned()
         patches = _patches(modality, data, thw, index)
+        if patches is None and strategy_class(budget.strategy).needs & {"scorer", "tower_attention"}:
+            raise ValueError(f"strategy {budget.strategy!r} looks into the tower, but this item came as embeddings")
         per_frame = None
         if self.counts_per_frame and modality == "video":
             per_frame = frame_counts(count, grid, patches, strategy_class(budget.strategy).frame_split)

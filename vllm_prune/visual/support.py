@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..budget import Part, VisualSpec
+from ..stts.serving import refusal
+from . import selector
 from .strategies import strategy_class
 
 
@@ -20,6 +22,10 @@ def tower_refusal(vllm_config: Any, spec: VisualSpec) -> tuple[str, str] | None:
 
 def _problems(vllm_config: Any, part: Part) -> Iterator[tuple[str, str]]:
     options: dict[str, Any] = json.loads(part.options)
+    if "scorer" in strategy_class(part.strategy).needs:
+        yield from _scorer_problems(vllm_config, part)
+    if "selector" in strategy_class(part.strategy).needs and (text := selector.refusal(vllm_config.model_config)):
+        yield text, "pruning.visual.strategy"
     cuts = options.get("where") == "tower"
     obstacles = list(_obstacles(vllm_config))
     if obstacles and "tower_attention" in strategy_class(part.strategy).needs:
@@ -34,6 +40,18 @@ def _problems(vllm_config: Any, part: Part) -> Iterator[tuple[str, str]]:
     if cuts and depth is not None and options["after"] >= depth:
         text = f"the tower has {depth} blocks, of which `after` must leave one; give at most {depth - 1}"
         yield text, "pruning.visual.options.after"
+
+
+def _scorer_problems(vllm_config: Any, part: Part) -> Iterator[tuple[str, str]]:
+    model, param = vllm_config.model_config, "pruning.visual.strategy"
+    if text := refusal(model):
+        yield text, param
+    for obstacle in _obstacles(vllm_config):
+        yield f"strategy {part.strategy!r} cuts inside the tower, which {obstacle} hides; name another one", param
+    if "FLASHINFER" in str(model.multimodal_config.mm_encoder_attn_backend):
+        yield f"the tower's FlashInfer backend takes no cut, as {part.strategy!r} needs; name another one", param
+    if getattr(model.multimodal_config, "mm_encoder_attn_dtype", None) == "fp8":
+        yield f"the tower's fp8 attention has no room for the bias of {part.strategy!r}; name another one", param
 
 
 def _obstacles(vllm_config: Any) -> Iterator[str]:

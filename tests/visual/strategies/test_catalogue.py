@@ -33,8 +33,11 @@ ROWS = (
     Row("none", "image video"),
     Row("random", "image video"),
     Row("recv_attn", "image video"),
+    Row("stts", "image video"),
+    Row("stts", "image video", {"whole": 1.0}),
     Row("uniform", "image video"),
     Row("vidcom2", "image video"),
+    Row("vision_selector", "image video"),
 )
 PRUNING = [row for row in ROWS if row.name != "none"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -65,7 +68,7 @@ def items(draw: st.DrawFn, modalities: str = "image video") -> Item:
     tokens = content(torch.randn(grid.tokens, width, generator=generator), kind, grid).to(draw(st.sampled_from(DTYPES)))
     pixels = content(torch.rand(grid.tokens, 24, generator=generator), kind, grid)
     attention = torch.rand(grid.tokens, generator=generator)
-    return Item(grid, tokens, pixels, Context(draw(st.integers(0, 2**63 - 1)), attention))
+    return Item(grid, tokens, pixels, Context(draw(st.integers(0, 2**63 - 1)), attention, attention))
 
 
 def content(rows: Tensor, kind: str, grid: Grid) -> Tensor:
@@ -114,6 +117,8 @@ def test_unknown_option_is_refused(name: str):
         ("mc_evs", {"cut": float("inf")}),
         ("gui_dedup", {"across": 1}),
         ("gui_dedup", {"flat": -0.1}),
+        ("stts", {"whole": 1.5}),
+        ("stts", {"whole": -0.1}),
     ],
 )
 def test_bad_option_is_refused(name: str, options: dict[str, Any]):
@@ -177,7 +182,7 @@ def test_neither_global_state_nor_memory_layout_matters(row: Row):
     generator = torch.Generator().manual_seed(3)
     wide = torch.randn(grid.tokens, 192, generator=generator).bfloat16()
     pixels, attention = torch.rand(grid.tokens, 24, generator=generator), torch.rand(grid.tokens, generator=generator)
-    item = Item(grid, wide[:, :160].clone(), pixels, Context(7, attention))
+    item = Item(grid, wide[:, :160].clone(), pixels, Context(7, attention, attention))
     state, before = torch.get_rng_state(), item.tokens.clone()
     kept = item.choose(row, 40)
     assert torch.equal(torch.get_rng_state(), state)
@@ -191,13 +196,13 @@ def test_neither_global_state_nor_memory_layout_matters(row: Row):
     [(0, None), (25, None), (4, [4, 0, 0]), (4, [2, 1]), (6, [7, -1]), (13, [13, 0])],
 )
 def test_impossible_counts_are_refused(row: Row, count: int, per_frame: list[int] | None):
-    item = Item(Grid(2, 3, 4), torch.rand(24, 8), torch.rand(24, 24), Context(1, torch.rand(24)))
+    item = Item(Grid(2, 3, 4), torch.rand(24, 8), torch.rand(24, 24), Context(1, torch.rand(24), torch.rand(24)))
     with pytest.raises(ValueError):
         item.choose(row, count, per_frame)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_features_must_fit_the_grid(row: Row):
-    item = Item(Grid(2, 3, 4), torch.rand(23, 8), torch.rand(23, 24), Context(1, torch.rand(23)))
+    item = Item(Grid(2, 3, 4), torch.rand(23, 8), torch.rand(23, 24), Context(1, torch.rand(23), torch.rand(23)))
     with pytest.raises(ValueError):
         item.choose(row, 5)

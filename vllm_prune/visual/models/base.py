@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import accumulate
 from typing import Any, ClassVar
 
@@ -19,14 +20,17 @@ from ... import engine_spans, metrics
 from ..positions import COLUMNS, StepOffsets, attach, detach, grid_positions, lay_out
 from ..positions import Run as Run
 from ..rows import ItemPlan, decode, field_name, plan_of
+from ..selector import configured
 from ..strategies import Context, Grid, create, strategy_class
 from .capture import TowerAttention
-from .tower import Choose
+from .cutting import TowerCut, biased_attention
+from .scored import ScoredCut, TowerScorer
+from .tower import Cut
 
 MODALITIES = ("image", "video")
 
 
-class PrunedModel:
+class PrunedModel(TowerCut):
     """Mixin placed before a vLLM vision-language model.
 
     Subclasses say how wide the model's own encoder output is, where its features end, and how its
@@ -49,6 +53,7 @@ class PrunedModel:
         # Graph capture may pad a step up to the largest captured size.
         padded = scheduler.max_num_batched_tokens + 1024
         self._offsets = StepOffsets(padded)
+        self._scorer = TowerScorer.of(vllm_config.model_config, self.visual)
 
     @property
     def output_width(self) -> int:
@@ -72,20 +77,6 @@ class PrunedModel:
         """Attention modules of the tower whose received attention may be captured, last first."""
         raise NotImplementedError
 
-    def encode_cut(self, pixels: Tensor, thw: Tensor, after: int, choose: Choose) -> Tensor:
-        """Run the tower with a cut after its first `after` blocks.
-
-        Args:
-            pixels: [patches, values] of all items, one after the other.
-            thw: int64 [items, 3], their grids in patches.
-            after: blocks that see every cell.
-            choose: picks the cells that go on.
-
-        Returns:
-            [K, output_width], rows of the kept cells in raster order.
-        """
-        raise NotImplementedError
-
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encoder outputs, one per item; pruned items come as [K, output_width + 6]."""
         rows = {m: kwargs.pop(field_name(m), None) for m in MODALITIES}
@@ -102,10 +93,11 @@ class PrunedModel:
         """Outputs of a micro-batch: one call of the tower for every place to cut, and one without a cut."""
         pixels = kwargs.get("pixel_values" if modality == "image" else "pixel_values_videos")
         # Precomputed embeddings have the tower behind them.
-        cuts = [plan.cut if plan is not None and pixels is not None else None for plan in plans]
+        cuts = [self._cut_of(plan) if plan is not None and pixels is not None else None for plan in plans]
         if not any(cut is not None for cut in cuts):
             return self._encode_whole(kwargs, modality, plans)
         outputs: dict[int, Tensor] = {}
+        # Dense items, and items cut elsewhere or by other signals, take a pass of their own.
         for cut in dict.fromkeys(cuts):
             members = [i for i, own in enumerate(cuts) if own == cut]
             part, own_plans = self._subset(kwargs, modality, members), [plans[i] for i in members]
@@ -117,21 +109,41 @@ class PrunedModel:
             outputs |= zip(members, encoded, strict=True)
         return [outputs[i] for i in range(len(plans))]
 
-    def _encode_cut(self, kwargs: dict[str, Any], modality: str, after: int, plans: Sequence[ItemPlan]) -> list[Tensor]:
-        thw = kwargs[f"{modality}_grid_thw"]
-        grids = [self._grid(thw[i]) for i in range(len(plans))]
+    def _cut_of(self, plan: ItemPlan) -> tuple[int, bool] | None:
+        """Blocks in front of the choice inside the tower, and whether the scorer makes it; None for a choice behind."""
+        if "scorer" not in strategy_class(plan.strategy).needs:
+            return None if plan.cut is None else (plan.cut, False)
+        if self._scorer is None:
+            raise RuntimeError(f"strategy {plan.strategy!r} without a scorer; the front end should have refused it")
+        return self._scorer.scorer.shape.after, True
+
+    def _encode_cut(
+        self, kwargs: dict[str, Any], modality: str, place: tuple[int, bool], plans: Sequence[ItemPlan]
+    ) -> list[Tensor]:
+        thw, (after, scored) = kwargs[f"{modality}_grid_thw"], place
+        grids, counts = [self._grid(thw[i]) for i in range(len(plans))], [plan.count for plan in plans]
         kept: list[Tensor] = []
 
-        def choose(features: Tensor) -> Tensor:
-            parts = features.split([grid.tokens for grid in grids])
-            items = zip(parts, plans, grids, strict=True)
-            kept.extend(self._choose(part, plan, grid, None) for part, plan, grid in items)
+        def choose(rows: Tensor) -> Tensor:
+            parts = rows.split([grid.tokens for grid in grids])
+            for part, plan, grid in zip(parts, plans, grids, strict=True):
+                features, scores = (part[:, None], part) if scored else (part, None)
+                kept.append(self._choose(features, plan, grid, scores=scores))
             starts = [0, *accumulate(grid.tokens for grid in grids)]
             return torch.cat([own + start for own, start in zip(kept, starts, strict=False)])
 
+        cut = Cut(after, sum(counts), choose)
+        if scored:
+            assert self._scorer is not None
+            cut = ScoredCut(self._scorer.scorer.to(self.visual.device), grids, counts, choose)
         pixels = kwargs["pixel_values" if modality == "image" else "pixel_values_videos"]
-        rows = self.encode_cut(pixels, thw, after, choose).split([plan.count for plan in plans])
+        rows = self.encode_cut(pixels, thw, cut).split(counts)
         return [self._place(rows[i], kept[i], grids[i], kwargs, modality, i) for i in range(len(plans))]
+
+    def biased(self, number: int, bias: Tensor) -> AbstractContextManager[None]:
+        """See `TowerCut.biased`."""
+        assert self._scorer is not None
+        return biased_attention(self.visual.blocks[number].attn, self._scorer.wide, bias)
 
     def _encode_whole(self, kwargs: dict[str, Any], modality: str, plans: Sequence[ItemPlan | None]) -> list[Tensor]:
         wanted = any(plan and "tower_attention" in strategy_class(plan.strategy).needs for plan in plans)
@@ -147,7 +159,7 @@ class PrunedModel:
         self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, received: Any
     ) -> Tensor:
         grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
-        kept = self._choose(embedding[:, : self.feature_width], plan, grid, received)
+        kept = self._choose(embedding[:, : self.feature_width], plan, grid, tower_attention=received)
         return self._place(embedding[kept], kept, grid, kwargs, modality, index)
 
     def _grid(self, thw: Any) -> Grid:
@@ -155,15 +167,16 @@ class PrunedModel:
         frames, height, width = (int(n) for n in thw)
         return Grid(frames, height // self._merge, width // self._merge)
 
-    def _choose(self, features: Tensor, plan: ItemPlan, grid: Grid, received: Any) -> Tensor:
+    def _choose(self, features: Tensor, plan: ItemPlan, grid: Grid, **signals: Any) -> Tensor:
         """Kept cells of one item, int64 [K]."""
         started = time.perf_counter()
         if plan.indices is not None:
             kept = torch.tensor(plan.indices, device=features.device)
         else:
             strategy = create(plan.strategy, plan.option_values)
-            context = Context(seed=plan.seed, tower_attention=received)
-            kept = strategy.select(features, grid, plan.count, context, plan.per_frame)
+            if "selector" in strategy.needs and (selector := configured()) is not None:
+                signals["scores"] = selector.score(features)
+            kept = strategy.select(features, grid, plan.count, Context(plan.seed, **signals), plan.per_frame)
         seconds = time.perf_counter() - started
         metrics.observe_score("visual", plan.strategy, seconds)
         engine_spans.scored(plan.strategy, seconds)

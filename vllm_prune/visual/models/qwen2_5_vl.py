@@ -22,7 +22,6 @@ from ..rows import plan_of
 from ..strategies.base import Grid, Modality
 from ..video_loader import ShortVideoBackend as ShortVideoBackend
 from .base import PrunedModel, Run, slots_of
-from .tower import Choose, Survivors, cell_features
 
 
 class PruneQwen25VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
@@ -73,25 +72,15 @@ class PruneQwen25VL(PrunedModel, Qwen2_5_VLForConditionalGeneration):
         extent = int(grid.max()) + 1
         return [Run(slots_of(feature), feature.mm_position.offset, extent, None if pruned else grid)]
 
-    def encode_cut(self, pixels: Tensor, thw: Tensor, after: int, choose: Choose) -> Tensor:
-        """See `PrunedModel.encode_cut`. Survivors attend inside the windows that they had before the cut."""
+    def tower_start(self, pixels: Tensor, meta: dict[str, Any]) -> Tensor:
+        """See `TowerCut.tower_start`; the tower's order is that of its windows."""
         visual = self.visual
-        meta, unit = visual.prepare_encoder_metadata(thw.tolist()), int(visual.spatial_merge_unit)
         hidden = visual.patch_embed(visual.input_norm(pixels.to(device=visual.device), visual.dtype))
-        cells, raster = len(hidden) // unit, meta["reverse_indices"]
-        hidden = hidden.view(cells, unit, -1)[meta["window_index"]].view(len(hidden), 1, -1)
-        hidden = self._blocks(hidden, range(after), meta)
-        places, order = raster[choose(cell_features(hidden, unit)[raster])].sort()
-        alive = Survivors.of(places, cells, unit)
-        few = {**meta, **{name: alive.patches(meta[name]) for name in ("rotary_pos_emb_cos", "rotary_pos_emb_sin")}}
-        few |= {name: alive.offsets(meta[name]) for name in ("cu_seqlens", "cu_window_seqlens")}
-        hidden = self._blocks(alive.patches(hidden), range(after, len(visual.blocks)), few)
-        if hidden.dtype == torch.float16:
-            hidden = cast_overflow_tensors(hidden)
-        merged = visual.merger(hidden)
-        return torch.empty_like(merged).index_copy_(0, order, merged)
+        cells = hidden.view(len(meta["window_index"]), int(visual.spatial_merge_unit), -1)
+        return cells[meta["window_index"]].view(len(hidden), 1, -1)
 
-    def _blocks(self, hidden: Tensor, numbers: range, meta: dict[str, Tensor]) -> Tensor:
+    def tower_blocks(self, hidden: Tensor, numbers: range, meta: dict[str, Any], levels: dict[int, Tensor]) -> Tensor:
+        """See `TowerCut.tower_blocks`. Survivors attend inside the windows that they had before the cut."""
         for number in numbers:
             full = number in self.visual.fullatt_block_indexes
             hidden = self.visual.blocks[number](
@@ -104,6 +93,10 @@ class PruneQwen25VL(PrunedModel, Qwen2_5_VLForConditionalGeneration):
                 sequence_lengths=None,
             )
         return hidden
+
+    def tower_end(self, hidden: Tensor, levels: dict[int, Tensor]) -> Tensor:
+        """See `TowerCut.tower_end`."""
+        return self.visual.merger(cast_overflow_tensors(hidden) if hidden.dtype == torch.float16 else hidden)
 
     def tower_attention_blocks(self) -> Sequence[Any]:
         """Full-attention blocks; window blocks see too little of the image."""

@@ -20,7 +20,6 @@ from ..processor import PrunedProcessor
 from ..rows import ItemPlan, plan_of
 from ..strategies.base import Grid, Modality
 from .base import PrunedModel, Run, slots_of
-from .tower import Choose, Survivors, cell_features
 
 
 class PruneQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor):
@@ -90,22 +89,15 @@ class PruneQwen3VL(PrunedModel, Qwen3VLForConditionalGeneration):
         marker = self.config.vision_start_token_id
         return [i + 1 for i in range(first, first + feature.mm_position.length) if input_tokens[i] == marker]
 
-    def encode_cut(self, pixels: Tensor, thw: Tensor, after: int, choose: Choose) -> Tensor:
-        """See `PrunedModel.encode_cut`. Deepstack features from before the cut give up the same cells."""
+    def tower_start(self, pixels: Tensor, meta: dict[str, Any]) -> Tensor:
+        """See `TowerCut.tower_start`."""
         visual = self.visual
-        meta, unit = visual.prepare_encoder_metadata(thw.tolist()), int(visual.spatial_merge_unit)
         hidden = visual.patch_embed(visual.input_norm(pixels.to(device=visual.device), visual.dtype))
-        hidden, levels = (hidden + meta["pos_embeds"]).unsqueeze(1), dict[int, Tensor]()
-        hidden = self._blocks(hidden, range(after), meta, levels)
-        alive = Survivors.of(choose(cell_features(hidden, unit)), len(hidden) // unit, unit)
-        few = {**meta, **{name: alive.patches(meta[name]) for name in ("rotary_pos_emb_cos", "rotary_pos_emb_sin")}}
-        few["cu_seqlens"] = alive.offsets(meta["cu_seqlens"])
-        levels = {number: alive.patches(level) for number, level in levels.items()}
-        hidden = self._blocks(alive.patches(hidden), range(after, len(visual.blocks)), few, levels)
-        mergers = zip(visual.deepstack_merger_list, visual.deepstack_visual_indexes, strict=True)
-        return torch.cat([visual.merger(hidden), *(merger(levels[number]) for merger, number in mergers)], dim=1)
+        # Not needed later, and as large as the hidden states.
+        return (hidden + meta.pop("pos_embeds")).unsqueeze(1)
 
-    def _blocks(self, hidden: Tensor, numbers: range, meta: dict[str, Tensor], levels: dict[int, Tensor]) -> Tensor:
+    def tower_blocks(self, hidden: Tensor, numbers: range, meta: dict[str, Any], levels: dict[int, Tensor]) -> Tensor:
+        """See `TowerCut.tower_blocks`. Deepstack features from before the cut give up the same cells."""
         for number in numbers:
             hidden = self.visual.blocks[number](
                 hidden,
@@ -118,6 +110,12 @@ class PruneQwen3VL(PrunedModel, Qwen3VLForConditionalGeneration):
             if number in self.visual.deepstack_visual_indexes:
                 levels[number] = hidden
         return hidden
+
+    def tower_end(self, hidden: Tensor, levels: dict[int, Tensor]) -> Tensor:
+        """See `TowerCut.tower_end`."""
+        visual = self.visual
+        mergers = zip(visual.deepstack_merger_list, visual.deepstack_visual_indexes, strict=True)
+        return torch.cat([visual.merger(hidden), *(merger(levels[number]) for merger, number in mergers)], dim=1)
 
     def tower_attention_blocks(self) -> Sequence[Any]:
         """All blocks attend over the whole frame."""

@@ -6,14 +6,16 @@ counting anew. STTS (arXiv 2603.18004, section 3) cuts in the same place, by lea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 Choose = Callable[[Tensor], Tensor]
-"""From features of all cells of a batch, float32 [cells, width] in raster order, to the kept ones, int64, ascending."""
+"""From one row for each cell of a batch, in raster order, to the kept cells, int64, ascending."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Survivors:
     def of(cls, places: Tensor, cells: int, unit: int) -> Survivors:
         """Survivors at ascending places among `cells` cells."""
         alive = torch.zeros(cells, dtype=torch.int64, device=places.device).index_fill(0, places, 1)
-        return cls(places, unit, torch.nn.functional.pad(alive.cumsum(0), (1, 0)) * unit)
+        return cls(places, unit, pad(alive.cumsum(0), (1, 0)) * unit)
 
     def patches(self, rows: Tensor) -> Tensor:
         """Rows of their patches: [cells * unit, ...] to [K * unit, ...]."""
@@ -44,7 +46,131 @@ class Survivors:
         """Cumulative lengths of the same sequences after the cut; some may be empty."""
         return self.before[offsets.long() // self.unit].to(offsets.dtype)
 
+    def metadata(self, meta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tower's metadata after the cut. The largest lengths stay: upper bounds for what is left."""
+        few = {name: value for name, value in meta.items() if name.startswith("max_")}
+        for name, value in meta.items():
+            if name.startswith("rotary"):
+                few[name] = self.patches(value)
+            elif name.startswith("cu_"):
+                few[name] = self.offsets(value)
+        return few
 
-def cell_features(hidden: Tensor, unit: int) -> Tensor:
-    """Mean of each cell's patches, [cells * unit, 1, width] to float32 [cells, width]."""
-    return hidden.view(len(hidden) // unit, unit, -1).float().mean(1)
+
+class Cut:
+    """What decides inside the tower. This one looks at the mean hidden state of each cell's patches.
+
+    Attributes:
+        after: blocks in front of what is looked at.
+        count: cells that are kept of the batch, K.
+    """
+
+    def __init__(self, after: int, count: int, choose: Choose) -> None:
+        self.after, self.count, self._choose = after, count, choose
+
+    def look(self, cells: Tensor) -> Tensor:
+        """What is kept in mind of some cells: [C, unit, width] to float32 [C, *]."""
+        return cells.float().mean(1)
+
+    def bias(self, looked: Tensor) -> Tensor | None:
+        """Bias of each cell's keys in one more block that sees all cells, float32 [cells]; None for no such block."""
+        return None
+
+    def choose(self, looked: Tensor) -> Tensor:
+        """Kept cells of the batch, int64 [K], ascending."""
+        return self._choose(looked)
+
+    def context(self, kept: Tensor) -> Tensor:
+        """Cells that stay in the tower, int64, ascending; the kept ones are among them."""
+        return kept
+
+
+@dataclass(frozen=True)
+class Group:
+    """Whole frames that go through the dense blocks together.
+
+    Attributes:
+        thw: frames, height and width in patches of its items, or parts of items.
+        first, last: range of its patches in the batch.
+    """
+
+    thw: list[list[int]]
+    first: int
+    last: int
+
+
+def frame_groups(thw: Sequence[Sequence[int]], most: int) -> list[Group]:
+    """Split a batch by frames: no attention of a tower crosses them, so each group may go alone.
+
+    Args:
+        thw: frames, height and width in patches of each item.
+        most: patches of a group; one frame is the least.
+    """
+    groups: list[Group] = []
+    parts: list[list[int]] = []
+    first = last = 0
+    for frames, height, width in thw:
+        left = frames
+        while left:
+            fitting = (most - (last - first)) // (height * width)
+            if parts and fitting < 1:
+                groups.append(Group(parts, first, last))
+                parts, first = [], last
+                continue
+            taken = min(left, max(1, fitting))
+            parts.append([taken, height, width])
+            last += taken * height * width
+            left -= taken
+    return [*groups, Group(parts, first, last)]
+
+
+def joined(metas: Sequence[Mapping[str, Any]], groups: Sequence[Group], unit: int) -> dict[str, Tensor]:
+    """Metadata of a batch from that of its groups."""
+    found: dict[str, Tensor] = {}
+    for name in metas[0]:
+        values = [meta[name] for meta in metas]
+        if name.startswith("cu_"):
+            # Every group starts at zero.
+            ends = [value[1:] + group.first for value, group in zip(values, groups, strict=True)]
+            found[name] = torch.cat([values[0][:1], *ends])
+        elif name.startswith("rotary"):
+            found[name] = torch.cat(values)
+        elif name.startswith("max_"):
+            found[name] = torch.stack(values).amax(0)
+        elif name == "reverse_indices":
+            starts = (group.first // unit for group in groups)
+            found[name] = torch.cat([value + start for value, start in zip(values, starts, strict=True)])
+    return found
+
+
+class Rows:
+    """Rows of all patches of a batch, filled group by group; a batch of one group is not copied."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self.whole: Tensor | None = None
+
+    def put(self, group: Group, rows: Tensor) -> None:
+        """Rows of a group."""
+        if len(rows) == self._total:
+            self.whole = rows
+            return
+        if self.whole is None:
+            self.whole = rows.new_empty(self._total, *rows.shape[1:])
+        self.whole[group.first : group.last] = rows
+
+    def of(self, group: Group) -> Tensor:
+        """Rows of a group."""
+        assert self.whole is not None
+        return self.whole[group.first : group.last]
+
+    def take(self) -> Tensor:
+        """All rows; they are not kept here any longer."""
+        whole, self.whole = self.whole, None
+        assert whole is not None
+        return whole
+
+
+def in_groups(rows: Tensor, groups: Sequence[Group], unit: int) -> Iterator[Tensor]:
+    """Rows of cells, split by group."""
+    yield from rows.split([(group.last - group.first) // unit for group in groups])

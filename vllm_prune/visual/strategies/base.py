@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 Modality = Literal["image", "video"]
-Need = Literal["tower_attention", "pixels"]
+Need = Literal["tower_attention", "pixels", "scorer", "selector"]
 
 
 class NoOptions(BaseModel):
@@ -66,10 +66,12 @@ class Context:
         seed: 63-bit number derived from the item's content; equal content gives equal seeds.
         tower_attention: [M] float32, attention received by each cell in a late tower layer; only
             given to strategies whose `needs` name it.
+        scores: [M] float32, what a trained scorer of the model gives each cell; likewise.
     """
 
     seed: int = 0
     tower_attention: Tensor | None = None
+    scores: Tensor | None = None
 
 
 class Strategy(ABC):

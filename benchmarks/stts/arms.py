@@ -1,0 +1,112 @@
+"""The demo model in transformers, asked about the same sample under many cuts."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_prune.stts.training import Pruned, pruned_logits
+from vllm_prune.visual.grants import CHANNELS
+from vllm_prune.visual.models.capture import received_attention
+from vllm_prune.visual.ops import cells_of
+from vllm_prune.visual.strategies import Context, Grid, PixelStrategy, create, names, strategy_class
+
+from ..demo_model.batches import Batch, collate
+from ..tasks import Sample
+
+MEDIA_FIRST = partial(random.Random, 1)
+"""Makes `collate` put the medium in front of the question, as requests do."""
+
+NOTHING = torch.empty(0), torch.empty(0)
+TRAINED = ("stts", "vision_selector")
+
+
+class Case:
+    """One sample: inputs, unpruned features, and the signals that strategies look at."""
+
+    def __init__(self, model: Any, words: Any, one: Sample, number: int) -> None:
+        self.batch: Batch = collate([one], words, MEDIA_FIRST())
+        self.grid, self.seed = Grid(*one.grid), number
+        self._model = model
+        block = model.model.visual.blocks[max(model.model.visual.fullatt_block_indexes)].attn
+        seen: list[Any] = []
+        handle = block.register_forward_pre_hook(lambda *found: seen.append(found), with_kwargs=True)
+        try:
+            self.features: Tensor = model.model.visual(self.batch.patches, grid_thw=self.batch.grid).pooler_output
+        finally:
+            handle.remove()
+        self._seen = seen[0]
+
+    @property
+    def attention(self) -> Tensor:
+        """Attention that each cell receives in the last full block, as the engine captures it."""
+        block, args, kwargs = self._seen
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cosine, sine = (table[:, : table.shape[1] // 2] for table in kwargs["position_embeddings"])
+        module = SimpleNamespace(
+            qkv=lambda rows: (block.qkv(rows), None),
+            num_attention_heads_per_partition=block.num_heads,
+            hidden_size_per_attention_head=hidden.shape[-1] // block.num_heads,
+        )
+        received = received_attention(module, hidden, cosine, sine, kwargs["cu_seqlens"])
+        order = raster_order(self._model.model.visual, self.batch.grid)
+        return received.view(self.grid.tokens, -1).mean(1)[order]
+
+    def choose(self, name: str, count: int) -> Pruned | None:
+        """What an untrained strategy keeps behind the tower; None where it does not handle such an item."""
+        modality = "video" if self.grid.frames > 1 else "image"
+        if modality not in strategy_class(name).modalities:
+            return None
+        strategy = create(name)
+        if isinstance(strategy, PixelStrategy):
+            per_cell = len(self.batch.patches) // self.grid.tokens
+            cells = cells_of(self.batch.patches.reshape(self.grid.tokens, -1), per_cell, CHANNELS)
+            kept = strategy.select_cells(cells, self.grid, count, [])
+        else:
+            signals = {"tower_attention": self.attention} if "tower_attention" in strategy.needs else {}
+            kept = strategy.select(self.features, self.grid, count, Context(self.seed, **signals))
+        return Pruned(self.features[kept], kept, *NOTHING)
+
+    def right(self, found: Sequence[Pruned]) -> list[bool]:
+        """Whether every greedy token of the answer, its end included, is right; all cuts keep the same count."""
+        b, n = self.batch, len(found)
+        kept = torch.cat([one.kept + i * self.grid.tokens for i, one in enumerate(found)])
+        together = Pruned(torch.cat([one.features for one in found]), kept, *NOTHING)
+        logits, labels = pruned_logits(
+            self._model, together, b.tokens.expand(n, -1), b.positions.expand(-1, n, -1), b.visual.expand(n, -1),
+            b.labels.expand(n, -1),
+        )  # fmt: skip
+        return [bool(one) for one in ((logits.argmax(-1) == labels) | (labels < 0)).all(1)]
+
+
+def raster_order(visual: Any, thw: Tensor) -> Tensor:
+    """Places of cells in the tower's window order, int64 [M]."""
+    from transformers.vision_utils import get_vision_window_index
+
+    window, _ = get_vision_window_index(
+        thw,
+        spatial_merge_size=visual.spatial_merge_size,
+        window_size=visual.window_size,
+        patch_size=visual.patch_size,
+    )
+    return window.argsort()
+
+
+def untrained() -> Iterator[str]:
+    """Every strategy of the catalogue that needs no training and keeps less than everything."""
+    yield from (name for name in names() if name not in ("none", *TRAINED))
+
+
+def load_model(checkpoint: Path) -> tuple[Any, Any]:
+    """Model in float32 and tokenizer."""
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    return model.requires_grad_(False), AutoTokenizer.from_pretrained(checkpoint)

@@ -1,0 +1,97 @@
+"""The README's section on STTS, from the files under `benchmarks/results/`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+KINDS = {"all": "screens and videos", "screens": "screens", "videos": "videos"}
+
+
+def section(results: Path) -> str:
+    """Accuracy, agreement, speed and memory; what has not been measured is left out."""
+    parts = [
+        part(json.loads((results / name).read_text()))
+        for name, part in (
+            ("stts.json", _accuracy),
+            ("stts_agreement.json", _agreement),
+            ("stts_speed.json", _speed),
+            ("stts_memory.json", _memory),
+        )
+        if (results / name).exists()
+    ]
+    return "\n\n".join(parts) or "Not measured yet."
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    tables = [table for kind in KINDS if (table := _table(found, kind))]
+    shape = found["shape"]
+    text = (
+        f"Demo model, held-out samples, greedy; in brackets the 95% interval of the paired difference to the unpruned "
+        f"model, in points. The scorer ({shape['hidden']} wide, {shape['after']} blocks in front of it) was trained "
+        f"with the model frozen. `stts, ...` are other scorers (ablations), or this one where each frame's count is "
+        f"fixed before the tower, evenly or by pixel change. "
+        f"{found['hardware']['device']}. Command: `{found['command']}`."
+    )
+    return "\n\n".join([*tables, "![Accuracy against the share kept](benchmarks/results/stts.png)", text])
+
+
+def _table(found: dict[str, Any], kind: str) -> str:
+    rows = [row for row in found["rows"] if row["kind"] == kind]
+    if not rows:
+        return ""
+    whole = next(row for row in rows if row["arm"] == "unpruned")
+    title = f"{KINDS[kind]}, n = {whole['n']}, unpruned {whole['accuracy']:.1%}"
+    lines = [f"| {title} | " + " | ".join(f"{keep:.0%}" for keep in found["keeps"]) + " |",
+             "|---" * (len(found["keeps"]) + 1) + "|"]  # fmt: skip
+    cells = {(row["arm"], row["keep"]): row for row in rows}
+    for name in sorted({row["arm"] for row in rows} - {"unpruned"}, key=lambda arm: (not arm.startswith("stts"), arm)):
+        shown = [_cell(cells.get((name, keep))) for keep in found["keeps"]]
+        lines.append(f"| {name if ',' in name else f'`{name}`'} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    _, low, high = row["over_unpruned"]
+    return f"{row['accuracy']:.1%} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _agreement(found: dict[str, Any]) -> str:
+    return (
+        f"Engine against training code, {found['samples']} samples at three budgets ({found['requests']} requests, "
+        f"float32): {found['kept_sets_that_differ']} kept sets and {found['answers_that_differ']} answers differ; the "
+        f"largest difference of a log-probability is {found['largest_logprob_difference']:.1e}. "
+        f"Command: `{found['command']}`."
+    )
+
+
+def _speed(found: dict[str, Any]) -> str:
+    results = found["results"]
+    heads = [f"{one['frames']} frames ({one['cells']} tokens)" for one in results]
+    lines = ["| throughput | " + " | ".join(heads) + " |", "|---" * (len(results) + 1) + "|"]
+    for index, row in enumerate(results[0]["rows"]):
+        if row["arm"] == "stock":
+            continue
+        own = [one["rows"][index] for one in results]
+        shown = [f"{one['throughput_ratio']:.2f}x ({one['lowest']:.2f} to {one['highest']:.2f})" for one in own]
+        lines.append(f"| {row['arm']} | " + " | ".join(shown) + " |")
+    model = found["model"]
+    return "\n".join(lines) + (
+        f"\n\nRequests per second relative to the same engine without a budget, one video per request, medians of "
+        f"{found['rounds']} interleaved rounds (lowest to highest); {model['parameters'] / 1e6:.0f}M random weights, "
+        f"{model['tower'] / 1e6:.0f}M of them in a tower with the depth and proportions of Qwen2.5-VL-3B's, scores "
+        f"after {found['after']} of 32 blocks. {found['hardware']['device']}. Command: `{found['command']}`."
+    )
+
+
+def _memory(found: dict[str, Any]) -> str:
+    lines = ["| encoder's peak memory | above what was resident | of no budget |", "|---|---|---|"]
+    lines += [f"| {row['arm']} | {row['bytes'] / 2**20:.0f} MiB | {row['of_stock']:.2f} |" for row in found["rows"]]
+    return "\n".join(lines) + (
+        f"\n\nOne video of {found['frames']} frames ({found['patches']} patches) through the same model's encoder, "
+        f"processes of their own. vLLM's profile run still reserves for the unpruned case. "
+        f"Command: `{found['command']}`."
+    )

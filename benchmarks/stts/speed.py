@@ -1,0 +1,113 @@
+"""Throughput of cuts inside the tower: `python -m benchmarks.stts.speed --save`.
+
+One engine, one video per request, and arms that take turns: no budget (vLLM's own path), `stts`, and the same share
+kept behind the tower. Random weights: only time is measured here. Requests per second of whole requests, processor,
+tower and language model included; ratios are of one round.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ..speed import RESULTS, hardware
+from .agreement import engine, video_of
+from .towers import AFTER, build, film, sizes
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to ask."""
+
+    name: str
+    visual: dict[str, Any] | None
+
+
+def arms() -> list[Arm]:
+    """No budget, `stts` at two budgets, and the same behind the tower."""
+    kept = [
+        arm
+        for keep in (0.5, 0.25)
+        for arm in (
+            Arm(f"keep {keep:g}, stts (inside the tower)", {"strategy": "stts", "keep": keep}),
+            Arm(f"keep {keep:g}, behind the tower", {"strategy": "uniform", "keep": keep}),
+        )
+    ]
+    return [Arm("stock", None), *kept]
+
+
+def measure(llm: Any, frames: int, side: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds per request of each arm and round; the order turns, and a first round warms up."""
+    from vllm import SamplingParams
+
+    chosen, sampling = arms(), SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    found: dict[str, list[float]] = {arm.name: [] for arm in chosen}
+    with Progress(transient=True) as progress:
+        task = progress.add_task(f"{frames} frames", total=(rounds + 1) * len(chosen))
+        for number in range(rounds + 1):
+            turn, shots = number % len(chosen), film(frames, side, number)
+            for arm in chosen[turn:] + chosen[:turn]:
+                prompt: dict[str, Any] = {
+                    "prompt": "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>what is it ?<|im_end|>\n",
+                    "multi_modal_data": {"video": [video_of(shots)]},
+                }
+                if arm.visual is not None:
+                    prompt["mm_processor_kwargs"] = {"vllm_prune": arm.visual}
+                llm.llm_engine.reset_mm_cache()
+                llm.llm_engine.reset_encoder_cache()
+                llm.reset_prefix_cache()
+                started = time.perf_counter()
+                llm.generate([prompt], sampling, use_tqdm=False)
+                if number:
+                    found[arm.name].append(time.perf_counter() - started)
+                progress.update(task, advance=1, description=f"{frames} frames, round {number}: {arm.name}")
+    return found
+
+
+def summarise(found: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Median seconds, and the median, lowest and highest of the per-round ratios to stock."""
+    rows = []
+    for name, seconds in found.items():
+        ratios = [stock / own for stock, own in zip(found["stock"], seconds, strict=True)]
+        rows.append({"arm": name, "seconds": statistics.median(seconds), "throughput_ratio": statistics.median(ratios),
+                     "lowest": min(ratios), "highest": max(ratios)})  # fmt: skip
+    return rows
+
+
+def main(
+    frames: Annotated[list[int] | None, typer.Option(help="Frames of a video; may be given several times.")] = None,
+    side: Annotated[int, typer.Option(help="Pixels per side of a frame.")] = 224,
+    rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 5,
+    save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
+) -> None:
+    """Measure and print; `--save` keeps the result."""
+    folder = build()
+    llm = engine(folder, "auto", max_model_len=16384, max_num_batched_tokens=16384, max_num_seqs=2)
+    results = []
+    for count in frames or (128, 256):
+        found = measure(llm, count, side, rounds)
+        rows = summarise(found)
+        results.append({"frames": count, "cells": count // 2 * (side // 28) ** 2, "rows": rows, "seconds": found})
+        table = Table("arm", "seconds", "throughput vs stock", "lowest to highest", title=f"{count} frames")
+        for row in rows:
+            spread = f"{row['lowest']:.2f} - {row['highest']:.2f}"
+            table.add_row(row["arm"], f"{row['seconds']:.2f}", f"{row['throughput_ratio']:.2f}x", spread)
+        Console().print(table)
+    if save:
+        command = "python -m benchmarks.stts.speed " + " ".join(sys.argv[1:])
+        whole = {"command": command, "hardware": hardware(), "model": sizes(folder), "side": side, "rounds": rounds,
+                 "after": AFTER, "results": results}  # fmt: skip
+        (RESULTS / "stts_speed.json").write_text(json.dumps(whole, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,75 @@
+"""A random-weight model whose vision tower has the proportions of Qwen2.5-VL-3B's, with a random scorer beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vllm_prune.stts import files
+from vllm_prune.stts.scorer import Scorer, Shape
+
+from ..random_model import DEMO, FILES
+
+WIDTH, DEPTH, HEADS, INNER = 512, 32, 8, 1368
+"""Qwen2.5-VL-3B's tower is 1280 wide with 3420 inside the MLP, 32 blocks of which 4 attend to everything."""
+LANGUAGE, LAYERS = 512, 12
+AFTER = 4
+"""Blocks in front of the scorer, as in the paper."""
+
+
+def build(folder: Path | None = None) -> Path:
+    """Write the checkpoint once and return its folder."""
+    import torch
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    folder = folder or Path(tempfile.gettempdir()) / f"vllm-prune-tower-{WIDTH}x{DEPTH}"
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in DEMO.iterdir():
+        if file.name.startswith(FILES):
+            shutil.copy(file, folder / file.name)
+    torch.manual_seed(0)
+    model = Qwen2_5_VLForConditionalGeneration(_config(AutoConfig.from_pretrained(DEMO))).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    files.save(Scorer(Shape(WIDTH, HEADS, 4 * WIDTH, 2, AFTER)), folder / files.PLACE)
+    tower = sum(p.numel() for p in model.model.visual.parameters())
+    about = {"parameters": sum(p.numel() for p in model.parameters()), "tower": tower}
+    (folder / "done").write_text(json.dumps(about))
+    return folder
+
+
+def _config(config: Any) -> Any:
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.num_hidden_layers, text.intermediate_size = LANGUAGE, LAYERS, 4 * LANGUAGE
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = LANGUAGE // 64, 2, 64
+    # The sections sum to half of the head's width.
+    rope = dict(getattr(text, "rope_parameters", None) or text.rope_scaling)
+    rope["mrope_section"] = [8, 12, 12]
+    text.rope_parameters = text.rope_scaling = rope
+    text.layer_types = ["full_attention"] * LAYERS
+    text.max_position_embeddings = 32768
+    vision.depth, vision.hidden_size, vision.num_heads, vision.intermediate_size = DEPTH, WIDTH, HEADS, INNER
+    vision.out_hidden_size, vision.fullatt_block_indexes = LANGUAGE, [7, 15, 23, 31]
+    return config
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Parameters of a built checkpoint, in all and in the tower."""
+    return dict(json.loads((folder / "done").read_text()))
+
+
+def film(frames: int, side: int, seed: int) -> np.ndarray:
+    """A still page with one moving noisy box, uint8 [frames, side, side, 3]."""
+    rng = np.random.default_rng(seed)
+    page = rng.integers(0, 255, (side // 28, side // 28, 3), dtype=np.uint8).repeat(28, 0).repeat(28, 1)
+    shots = np.repeat(page[None], frames, 0)
+    for t in range(frames):
+        top, left = (5 * t) % (side - 28), (9 * t) % (side - 28)
+        shots[t, top : top + 28, left : left + 28] = rng.integers(0, 255, (28, 28, 3), dtype=np.uint8)
+    return shots

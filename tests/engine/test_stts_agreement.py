@@ -1,0 +1,36 @@
+"""The demo model's scorer: the engine keeps and answers what the training code keeps and answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.demo_model.evaluate import held_out
+from benchmarks.stts.agreement import served, trained
+from benchmarks.stts.arms import load_model
+from vllm_prune.stts import files
+from vllm_prune.stts.training import PrunedTower
+
+from .engines import EnginePool
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+KEEPS = (0.5, 0.25)
+
+
+def test_engine_and_training_code_agree(engines: EnginePool, checkpoints: dict[str, Path]) -> None:
+    demo = checkpoints["demo"]
+    model, words = load_model(demo)
+    tower = PrunedTower(model.model.visual, files.load(demo / files.PLACE))
+    llm = engines.get("demo", max_logprobs=-1)
+    spread = set()
+    for one in held_out(4, 3):
+        for keep in KEEPS:
+            kept, logprobs = served(llm, words, one, keep)
+            expected, reference = trained(model, tower, words, one, keep)
+            assert torch.equal(kept, expected)
+            likely = reference > -20
+            assert (logprobs[: len(reference)] - reference)[likely].abs().max() < 1e-3
+            spread.add(tuple(kept.tolist()))
+    assert len(spread) == 14

@@ -1,0 +1,161 @@
+"""The pass through a tower that is cut: dense blocks in groups of frames, a choice, the rest on survivors.
+
+The dense blocks see every cell, so what they hold in between would set the peak of memory whatever the budget. They
+run in groups of whole frames, none of which is larger than what survives (or than `LEAST`); all that grows with
+the unpruned size is one row per patch.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from .tower import Cut, Group, Rows, Survivors, frame_groups, in_groups, joined
+
+LEAST = 4096
+"""Patches below which smaller groups would only cost time."""
+
+
+@dataclass
+class _Dense:
+    """What the dense blocks leave for the rest: the last one's output, and levels by block number."""
+
+    hidden: Rows
+    levels: defaultdict[int, Rows]
+
+
+class TowerCut:
+    """Mixin of adapters: `encode_cut`, from what an adapter knows of its tower.
+
+    Attributes:
+        least_group: patches that a group may have whatever the budget.
+    """
+
+    visual: Any
+    least_group: int = LEAST
+
+    def tower_start(self, pixels: Tensor, meta: dict[str, Any]) -> Tensor:
+        """Hidden states [patches, 1, width] in the tower's order, from [patches, values] in raster order."""
+        raise NotImplementedError
+
+    def tower_blocks(self, hidden: Tensor, numbers: range, meta: dict[str, Any], levels: dict[int, Tensor]) -> Tensor:
+        """Run some blocks; outputs that the end wants beside the last one's go into `levels` by block number."""
+        raise NotImplementedError
+
+    def tower_end(self, hidden: Tensor, levels: dict[int, Tensor]) -> Tensor:
+        """[K, output width] from the last block's output and the levels."""
+        raise NotImplementedError
+
+    def encode_cut(self, pixels: Tensor, thw: Tensor, cut: Cut) -> Tensor:
+        """Run the tower with a cut.
+
+        Args:
+            pixels: [patches, values] of all items, one after the other.
+            thw: int64 [items, 3], their grids in patches.
+            cut: what is looked at, and what goes on.
+
+        Returns:
+            [K, output width], rows of the kept cells in raster order.
+        """
+        unit, total = int(self.visual.spatial_merge_unit), len(pixels)
+        groups = frame_groups(thw.tolist(), max(self.least_group, cut.count * unit))
+        metas = [dict(self.visual.prepare_encoder_metadata(group.thw)) for group in groups]
+        state = _Dense(Rows(total), defaultdict(lambda: Rows(total)))
+        looked = []
+        for group, meta in zip(groups, metas, strict=True):
+            rows = self.tower_start(pixels[group.first : group.last], meta)
+            rows = self._dense(rows, range(cut.after), meta, group, state)
+            looked.append(cut.look(_in_raster(rows.view(len(rows) // unit, unit, -1), meta)))
+        decided, after = torch.cat(looked), cut.after
+        if (bias := cut.bias(decided)) is not None:
+            for group, meta, own in zip(groups, metas, in_groups(bias, groups, unit), strict=True):
+                ordered = own[meta["window_index"]] if "window_index" in meta else own
+                with self.biased(after, ordered.repeat_interleave(unit)):
+                    self._dense(state.hidden.of(group), range(after, after + 1), meta, group, state)
+            after += 1
+        return self._rest(after, cut, cut.choose(decided), joined(metas, groups, unit), state, total // unit)
+
+    def _dense(self, rows: Tensor, numbers: range, meta: dict[str, Any], group: Group, state: _Dense) -> Tensor:
+        levels: dict[int, Tensor] = {}
+        rows = self.tower_blocks(rows, numbers, meta, levels)
+        state.hidden.put(group, rows)
+        for number, level in levels.items():
+            state.levels[number].put(group, level)
+        return rows
+
+    def biased(self, number: int, bias: Tensor) -> AbstractContextManager[None]:
+        """Context in which block `number` attends with a bias per key, float32 [patches] in the tower's order."""
+        raise NotImplementedError
+
+    def _rest(self, after: int, cut: Cut, kept: Tensor, meta: dict[str, Tensor], state: _Dense, cells: int) -> Tensor:
+        unit = int(self.visual.spatial_merge_unit)
+        raster = meta.get("reverse_indices")
+        stay = cut.context(kept)
+        alive = Survivors.of(_places(stay, raster)[0], cells, unit)
+        few = alive.metadata(meta)
+        levels = {number: alive.patches(level.take()) for number, level in state.levels.items()}
+        rows = alive.patches(state.hidden.take())
+        rows = self.tower_blocks(rows, range(after, len(self.visual.blocks)), few, levels)
+        places, order = _places(kept, raster)
+        if stay is not kept:
+            # Context has done its work; only kept cells go to the language model.
+            own = Survivors.of(alive.before[places] // unit, len(stay), unit)
+            rows, levels = own.patches(rows), {number: own.patches(level) for number, level in levels.items()}
+        merged = self.tower_end(rows, levels)
+        return merged if order is None else torch.empty_like(merged).index_copy_(0, order, merged)
+
+
+def _in_raster(cells: Tensor, meta: dict[str, Any]) -> Tensor:
+    return cells[meta["reverse_indices"]] if "reverse_indices" in meta else cells
+
+
+def _places(cells: Tensor, raster: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Ascending places in the tower's order, and which cell stands at each; None where that is raster order."""
+    return (cells, None) if raster is None else raster[cells].sort()
+
+
+class KeyBiasAttention(nn.Module):
+    """Adds a bias per key to what any varlen kernel computes, without a mask.
+
+    Heads are widened by `EXTRA`: q' = [q, 1, 1, 0 ...] and k' = [k, a, b, 0 ...] with a + b = bias / scale, so that
+    scale q'.k' = scale q.k + bias. Two terms, because one would be rounded to the kernel's dtype.
+
+    Args:
+        plain: the block's own attention.
+        wide: the same attention for heads that are `EXTRA` wider, at the plain one's scale.
+        bias: float32 [patches].
+    """
+
+    EXTRA = 8
+
+    def __init__(self, plain: Any, wide: Any, bias: Tensor) -> None:
+        super().__init__()
+        self._plain, self._wide, self._bias = plain, wide, bias
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, **lengths: Any) -> Tensor:
+        """[1, patches, heads, size] each; see vLLM's `MMEncoderAttention`."""
+        size = query.shape[-1]
+        query, key, value = (pad(rows, (0, self.EXTRA)) for rows in (query, key, value))
+        bias = (self._bias / self._plain.scale).view(1, -1, 1)
+        query[..., size : size + 2] = 1
+        key[..., size] = bias.to(key.dtype)
+        key[..., size + 1] = (bias - bias.to(key.dtype).float()).to(key.dtype)
+        return self._wide(query=query, key=key, value=value, **lengths)[..., :size]
+
+
+@contextmanager
+def biased_attention(block_attention: Any, wide: Any, bias: Tensor) -> Iterator[None]:
+    """A block's attention with a bias per key; outside of this context the block is vLLM's own."""
+    plain = block_attention.attn
+    block_attention.attn = KeyBiasAttention(plain, wide, bias)
+    try:
+        yield
+    finally:
+        block_attention.attn = plain

@@ -1,0 +1,63 @@
+"""Cells that a trained scorer finds worth keeping, early in the vision tower."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from . import register
+from .base import Context, Grid, NoOptions, Strategy, best
+
+
+class SttsOptions(NoOptions):
+    """Options of `stts`.
+
+    Attributes:
+        whole: largest share of K that the first frame of a video may take to be kept whole; where it would take
+            more, its cells compete by their scores. 1 is the paper's rule, whose videos have 64 frames: of a short one
+            it would leave little but the first. 0 never keeps it whole.
+    """
+
+    whole: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+@register
+class Stts(Strategy):
+    """Spatio-temporal token scoring (arXiv 2603.18004, section 3): the K highest scores of the whole item.
+
+    A scorer that was trained with the served model looks at the hidden states of an early block of the tower. The
+    next block attends with the scores as a bias, the rest of the tower runs on the kept cells alone. Where the
+    model fixes each frame's count beforehand, the choice is made inside each frame, by the same scores.
+    """
+
+    name = "stts"
+    paper = "STTS, arXiv 2603.18004, section 3"
+    summary = "cells that a scorer trained for the model rates highest, cut inside the vision tower"
+    needs = frozenset({"scorer"})
+    frame_split = "energy"
+    # As in the paper, a frame without a good cell goes.
+    floor = False
+    Options = SttsOptions
+    options: SttsOptions
+
+    def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
+        """Trained scores; see `Strategy.score`.
+
+        Raises:
+            ValueError: the model adapter did not run a scorer.
+        """
+        if context.scores is None:
+            raise ValueError("strategy 'stts' needs the signal 'scorer', which was not given")
+        if len(context.scores) != grid.tokens:
+            raise ValueError(f"scorer gave {len(context.scores)} values for {grid.tokens} cells")
+        return context.scores.to(tokens.device)
+
+    def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
+        """See `Strategy.select_span`."""
+        scores = self.score(tokens, grid, context)
+        if grid.frames > 1 and grid.per_frame <= self.options.whole * count:
+            scores = torch.cat([torch.full_like(scores[: grid.per_frame], torch.inf), scores[grid.per_frame :]])
+        return best(scores, count, 1)

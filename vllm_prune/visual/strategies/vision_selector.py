@@ -1,0 +1,33 @@
+"""Cells that a trained, plug-in scorer behind the tower rates highest."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from . import register
+from .base import Context, Grid, Strategy
+
+
+@register
+class VisionSelector(Strategy):
+    """VisionSelector (arXiv 2510.16598): two trained maps behind the merger, the model itself unchanged.
+
+    The K highest scores of an item are kept, as there; ties go to the lower index. The formula and the names of the
+    weights are the authors'; their weights have not been run here.
+    """
+
+    name = "vision_selector"
+    paper = "VisionSelector, arXiv 2510.16598"
+    summary = "cells that a plug-in scorer trained for the model rates highest, behind the vision tower"
+    needs = frozenset({"selector"})
+    floor = False
+
+    def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
+        """Trained scores; see `Strategy.score`.
+
+        Raises:
+            ValueError: the model adapter has no weights.
+        """
+        if context.scores is None:
+            raise ValueError("strategy 'vision_selector' needs the signal 'selector', which was not given")
+        return context.scores.to(tokens.device)
