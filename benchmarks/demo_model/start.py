@@ -1,0 +1,39 @@
+"""Begin a run with what an earlier checkpoint knows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def borrow(model: Any, words: Any, folder: Path) -> list[str]:
+    """Copy tower, embeddings and head of an earlier checkpoint that is not wider.
+
+    Args:
+        model: the new model.
+        words: its tokenizer; rows of the embedding and of the head are taken token by token, by their text.
+        folder: the earlier checkpoint.
+
+    Returns:
+        Names of the parameters that were taken.
+    """
+    from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+    old = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+    known = AutoTokenizer.from_pretrained(folder).get_vocab()
+    pairs = [(now, known[text]) for text, now in words.get_vocab().items() if text in known]
+    taken = []
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if name not in old or ("visual" not in name and "embed_tokens" not in name and "lm_head" not in name):
+                continue
+            if "visual" in name:
+                # A wider output keeps the known columns; the rest stays random.
+                value[tuple(slice(n) for n in old[name].shape)] = old[name]
+            else:
+                width = old[name].shape[1]
+                value[[now for now, _ in pairs], :width] = old[name][[before for _, before in pairs]]
+            taken.append(name)
+    return taken

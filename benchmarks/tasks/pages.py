@@ -1,0 +1,4 @@
+def rendered(split):
+    return {}
+def sample(*a, **k):
+    raise NotImplementedError
