@@ -51,7 +51,8 @@ def tokenizer() -> Qwen2TokenizerFast:
 
 
 def _texts(number: int) -> list[str]:
-    found = [generate("train", number) for generate in GENERATORS.values()]
+    # Rendered pages ask what screens ask, and may not be there.
+    found = [generate("train", number) for name, generate in GENERATORS.items() if name != "pages"]
     parts = [part for one in found for turn in one.turns for part in one.parts(turn) if isinstance(part, str)]
     # Codes stay two tokens: a pair that the merges happen to know would be another task.
     words = [turn.answer for one in found for turn in one.turns if turn.kind != "code"]

@@ -12,10 +12,10 @@ from ..tasks.base import Sample
 SHARES = {"screens": 0.12, "history": 0.28, "video": 0.30, "detail": 0.12, "dialogue": 0.14, "pages": 0.16}
 LEVELS = 6
 PASSED = 0.8
-TOKENS = 2400
-"""Tokens of a batch, about: what two cores work through in a second. A chat has some 80 besides its cells."""
+TOKENS = 1700
+"""Tokens of a batch, about: what two cores work through in well under a second. A chat has some 80 besides its cells."""
 TEXT = 80
-MOST, FEWEST = 20, 3
+MOST, FEWEST = 16, 3
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Curriculum:
 
     def draw(self, rng: random.Random) -> tuple[str, list[Sample]]:
         """A task and samples that share a grid and a number of media."""
-        names = [name for name in SHARES if name != "pages" or pages.rendered("train")]
+        names = [name for name in SHARES if name != "pages" or pages.grids("train")]
         weights = []
         for name in names:
             one = self.courses[name]
@@ -113,10 +113,13 @@ def _detail(rng: random.Random, level: int) -> list[Sample]:
 
 def _pages(rng: random.Random, level: int) -> list[Sample]:
     del level
-    grids = pages.rendered("train")
-    numbers = grids[rng.choice(sorted(grids))]
-    some = rng.sample(numbers, min(len(numbers), 12))
-    return [pages.sample("train", number, turns=rng.randint(1, 5), seed=rng.random()) for number in some]
+    grids = pages.grids("train")
+    rows, cols = rng.choice(sorted(grids))
+    numbers = grids[rows, cols]
+    return [
+        pages.sample("train", rng.choice(numbers), turns=rng.randint(1, 5), seed=rng.random())
+        for _ in range(_count(rows * cols))
+    ]
 
 
 _SAMPLES = {
