@@ -108,7 +108,9 @@ def cell_classes(medium: Media) -> np.ndarray:
     return classes.reshape(-1, 4)
 
 
-def chat_of(sample: Sample, words: Any, media_first: bool = True, broken: bool = False) -> tuple[list[int], list[Asked]]:
+def chat_of(
+    sample: Sample, words: Any, media_first: bool = True, broken: bool = False
+) -> tuple[list[int], list[Asked]]:
     """Token ids of the whole chat, one placeholder per cell, and where its answers stand.
 
     Args:
@@ -165,7 +167,7 @@ def positions_of(tokens: Sequence[int], media: Sequence[Media], pads: Sequence[i
 
 
 def kept_cells(sample: Sample) -> np.ndarray:
-    """bool [M]: every cell that an answer needs; where steps are compared, every element."""
+    """Bool [M]: every cell that an answer needs; where steps are compared, every element."""
     grids = [np.zeros(medium.grid, dtype=bool) for medium in sample.media]
     for turn in sample.turns:
         for medium, step, row, col in turn.targets:
@@ -177,12 +179,19 @@ def kept_cells(sample: Sample) -> np.ndarray:
     return np.concatenate([grid.ravel() for grid in grids])
 
 
-def collate(samples: Sequence[Sample], words: Any, rng: random.Random) -> Batch:
-    """Inputs for samples whose media agree in number and grid."""
+def collate(samples: Sequence[Sample], words: Any, rng: random.Random | None = None) -> Batch:
+    """Inputs for samples whose media agree in number and grid.
+
+    Args:
+        samples: chats.
+        words: tokenizer.
+        rng: varies the chats (a question before its medium, a line break before an answer); None leaves them as sent.
+    """
     pads = [words.convert_tokens_to_ids(name) for name in PADS]
     rows = []
     for one in samples:
-        whole, asked = chat_of(one, words, media_first=rng.random() < 0.8, broken=rng.random() < 0.1)
+        first = rng is None or rng.random() < 0.8
+        whole, asked = chat_of(one, words, first, broken=rng is not None and rng.random() < 0.1)
         rows.append((whole, asked, positions_of(whole, one.media, pads)))
     length = max(len(whole) for whole, _, _ in rows)
     tokens = torch.full((len(rows), length), words.pad_token_id)

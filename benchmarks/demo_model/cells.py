@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from ..tasks.base import Sample
@@ -20,7 +22,7 @@ def histories(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     steps = [(m.grid[1], m.grid[2], list(step)) for m in sample.media for step in m.elements]
     places = [np.full(rows * cols, number) for number, (rows, cols, _) in enumerate(steps)]
     states = [np.full(rows * cols, _IGNORE) for rows, cols, _ in steps[:1]]
-    for (_, _, before), (rows, cols, now) in zip(steps, steps[1:], strict=False):
+    for (_, _, before), (rows, cols, now) in itertools.pairwise(steps):
         known = {e.shape or e.label: e for e in before}
         grid = np.zeros((rows, cols), dtype=np.int64)
         for e in now:

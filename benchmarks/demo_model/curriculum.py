@@ -13,7 +13,7 @@ SHARES = {"screens": 0.12, "history": 0.28, "video": 0.30, "detail": 0.12, "dial
 LEVELS = 6
 PASSED = 0.8
 TOKENS = 1700
-"""Tokens of a batch, about: what two cores work through in well under a second. A chat has some 80 besides its cells."""
+"""Tokens of a batch, about: what two cores work through in a second. A chat has some 80 besides its cells."""
 TEXT = 80
 MOST, FEWEST = 16, 3
 
@@ -86,10 +86,7 @@ def _history(rng: random.Random, level: int) -> list[Sample]:
 def _dialogue(rng: random.Random, level: int) -> list[Sample]:
     size, first = _size(rng, min(level, 5)), rng.randrange(1 << 40)
     turns = rng.randint(2, 3)
-    return [
-        dialogue.sample("train", first + i, None, size, turns)
-        for i in range(_count(size[0] * size[1] * turns))
-    ]
+    return [dialogue.sample("train", first + i, None, size, turns) for i in range(_count(size[0] * size[1] * turns))]
 
 
 def _video(rng: random.Random, level: int) -> list[Sample]:

@@ -13,6 +13,7 @@ import math
 import random
 import time
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -140,12 +141,21 @@ def _class_loss(logits: Tensor, classes: Tensor, empty: float) -> Tensor:
     return cross_entropy(logits, classes, weight=weights, ignore_index=IGNORE)
 
 
+@dataclass
 class Found:
-    """What a forward pass gives: logits of the labelled places [N, V], labels [B, L'], tower tokens [B * M, D], and the hidden states
-    [B, L, D] below the auxiliary loss where no cell was left out and the samples have more than one step."""
+    """What a forward pass gives.
 
-    def __init__(self, logits: Tensor, labels: Tensor, features: Tensor, watched: Tensor | None) -> None:
-        self.logits, self.labels, self.features, self.watched = logits, labels, features, watched
+    Attributes:
+        logits: float32 [N, V], of the labelled places.
+        labels: int64 [B, L'], of the places that stayed.
+        features: tower tokens [B * M, D].
+        watched: hidden states [B, L, D] below the auxiliary loss; None where cells were left out or for one step.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    features: Tensor
+    watched: Tensor | None
 
     def right(self) -> Tensor:
         """Whether each labelled place is predicted, bool [B, L']; true elsewhere."""

@@ -62,9 +62,7 @@ def render(rows: int, cols: int, elements: Iterable[Element], background: tuple[
 
 
 @lru_cache(maxsize=8192)
-def _cell(
-    shape: str, colour: str, label: str, mark: str, digit: str, background: tuple[int, int, int]
-) -> np.ndarray:
+def _cell(shape: str, colour: str, label: str, mark: str, digit: str, background: tuple[int, int, int]) -> np.ndarray:
     """One drawn cell, uint8 [28, 28, 3]; drawing text is slow and cells repeat."""
     image = Image.new("RGB", (CELL, CELL), background)
     canvas = ImageDraw.Draw(image)

@@ -23,7 +23,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_sdk_example_runs_as_written(server: Any, tmp_path: Path) -> None:
     one = sample("test", 0, "colour")
-    one.frames[0].save(tmp_path / "screen.png")
+    one.image.save(tmp_path / "screen.png")
     (code,) = blocks("python")
     here = code.replace("http://127.0.0.1:8000", server.url)
     assert here != code
