@@ -130,7 +130,7 @@ def quality() -> str:
         rows = [row for row in whole if row["part"] == part and row["strategy"] != "unpruned"]
         if rows:
             lines += [*_quality_table(f"right answers, {title} kept", rows), ""]
-    for part, keep in (("visual", 0.25), ("kv", 0.2)):
+    for part, keep in (("visual", 0.25), ("kv", 0.2)) if len(result["tasks"]) > 1 else ():
         lines += [*_task_table(found, part, keep), ""]
     unpruned = {row["part"]: row["accuracy"] for row in whole if row["strategy"] == "unpruned"}
     again, tasks = result["repeated"], ", ".join(result["tasks"])
@@ -191,8 +191,8 @@ def demo() -> str:
         f"{name} {row['accuracy']:.1%} ({row['interval'][0]:.1%} to {row['interval'][1]:.1%})"
         for name, row in tasks.items()
     )
-    n = min(row["n"] for row in tasks.values())
-    return f"Unpruned, the demo model's right answers on at least {n} held-out samples of each task (95% interval): {shares}."
+    n, words = min(row["n"] for row in tasks.values()), "of each task (95% interval)"
+    return f"Unpruned, the demo model's right answers on {n} held-out samples {words}: {shares}."
 
 
 def evaluation() -> str:
