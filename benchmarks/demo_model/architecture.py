@@ -31,7 +31,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 VOCABULARY = 640
-HIDDEN = 256
+HIDDEN = 192
 
 
 def tokenizer() -> Qwen2TokenizerFast:
@@ -60,17 +60,17 @@ def _texts(number: int) -> list[str]:
 
 
 def config(words: Qwen2TokenizerFast) -> Qwen2_5_VLConfig:
-    """About 3.5M parameters: a two-block tower and a four-layer decoder.
+    """About 2.7M parameters: a two-block tower and a four-layer decoder.
 
-    The rotary sections give time and rows the two fastest frequencies each and columns the next ones, so that heads
-    can tell neighbouring cells and steps apart; the slow rest stays for content.
+    The rotary sections give time the three fastest frequencies, rows the next two and columns the rest, whose first
+    ones still tell neighbouring columns apart; the slow ones stay for content.
     """
     ids = {name: words.convert_tokens_to_ids(name) for name in SPECIALS}
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 28]}
+    rope = {"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [3, 2, 11]}
     return Qwen2_5_VLConfig(
         text_config={
             "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 512, "num_hidden_layers": 4,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64, "max_position_embeddings": 16384,
+            "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 16384,
             "rope_parameters": rope, "rope_scaling": {**rope, "type": "mrope"}, "tie_word_embeddings": False,
             "bos_token_id": ids["<|endoftext|>"], "eos_token_id": ids["<|im_end|>"],
         },

@@ -9,7 +9,7 @@ from typing import Any
 from ..tasks import detail, dialogue, history, pages, screens, video
 from ..tasks.base import Sample
 
-SHARES = {"screens": 0.12, "history": 0.28, "video": 0.30, "detail": 0.12, "dialogue": 0.14, "pages": 0.16}
+SHARES = {"screens": 0.06, "history": 0.30, "video": 0.30, "detail": 0.12, "dialogue": 0.12, "pages": 0.14}
 LEVELS = 6
 PASSED = 0.8
 TOKENS = 1700

@@ -9,7 +9,7 @@ import torch
 
 
 def borrow(model: Any, words: Any, folder: Path) -> list[str]:
-    """Copy tower, embeddings and head of an earlier checkpoint that is not wider.
+    """Copy the weights of an earlier checkpoint that fit.
 
     Args:
         model: the new model.
@@ -27,13 +27,11 @@ def borrow(model: Any, words: Any, folder: Path) -> list[str]:
     taken = []
     with torch.no_grad():
         for name, value in model.state_dict().items():
-            if name not in old or ("visual" not in name and "embed_tokens" not in name and "lm_head" not in name):
-                continue
-            if "visual" in name:
-                # A wider output keeps the known columns; the rest stays random.
-                value[tuple(slice(n) for n in old[name].shape)] = old[name]
+            if "embed_tokens" in name or "lm_head" in name:
+                value[[now for now, _ in pairs]] = old[name][[before for _, before in pairs]]
+            elif name in old and old[name].shape == value.shape:
+                value.copy_(old[name])
             else:
-                width = old[name].shape[1]
-                value[[now for now, _ in pairs], :width] = old[name][[before for _, before in pairs]]
+                continue
             taken.append(name)
     return taken

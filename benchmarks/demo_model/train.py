@@ -32,12 +32,15 @@ from .fast import speed_up
 from .muon import Muon
 from .start import borrow
 
-PEAK = 2e-3
+PEAK = 1e-3
+START_LEVEL = 4
+"""Level of the screens in a run that starts from a checkpoint that answers them."""
 SAVE_SECONDS = 120
 WATCHED = 2
 """Decoder layers below the auxiliary loss."""
-TOWER_SHARE = 0.3
-"""Share of the batches that train the tower; its backward pass is a third of a step."""
+TOWER_SHARE = {"pages": 0.6, "detail": 0.6}
+TOWER_OTHERS = 0.15
+"""Share of a task's batches that train the tower; its backward pass is a third of a step."""
 
 
 class Trainer:
@@ -45,10 +48,12 @@ class Trainer:
 
     def __init__(self, seed: int, start: Path | None = None) -> None:
         torch.manual_seed(seed)
+        self.curriculum = Curriculum()
         self.words = tokenizer()
         self.model = Qwen2_5_VLForConditionalGeneration(config(self.words))
         if start:
             borrow(self.model, self.words, start)
+            self.curriculum.courses["screens"].level = START_LEVEL
         speed_up(self.model)
         self.heads = nn.ModuleList(nn.Linear(HIDDEN, classes) for classes in CLASSES)
         self.watch = nn.ModuleList([nn.Linear(HIDDEN, PLACES), nn.Linear(HIDDEN, len(STATES))])
@@ -64,7 +69,6 @@ class Trainer:
         self.adam = torch.optim.AdamW(groups, lr=PEAK, weight_decay=0.01, betas=(0.9, 0.95))
         self.muon = Muon(matrices, lr=PEAK)
         self.step, self.seconds, self.seed = 0, 0.0, seed
-        self.curriculum = Curriculum()
         self.scores: dict[str, float] = defaultdict(float)
 
     def parts(self) -> dict[str, Any]:
@@ -252,7 +256,7 @@ def main(
             task, samples = trainer.curriculum.draw(rng)
             level = trainer.curriculum.courses[task].level
             drop = rng.uniform(0.1, 0.8) if level >= 3 and rng.random() < 0.3 else 0.0
-            tower = rng.random() < (0.8 if task in ("pages", "detail") else TOWER_SHARE)
+            tower = rng.random() < TOWER_SHARE.get(task, TOWER_OTHERS)
             found = trainer.update(task, collate(samples, trainer.words, rng), done, drop, tower)
             trainer.seconds += time.monotonic() - started
             if trainer.step % 10 == 0:
