@@ -38,7 +38,7 @@ START_LEVEL = 4
 SAVE_SECONDS = 120
 WATCHED = 2
 """Decoder layers below the auxiliary loss."""
-TOWER_SHARE = {"pages": 0.6, "detail": 0.6}
+TOWER_SHARE = {"pages": 0.9, "detail": 0.9}
 TOWER_OTHERS = 0.15
 """Share of a task's batches that train the tower; its backward pass is a third of a step."""
 
@@ -63,9 +63,8 @@ class Trainer:
         tower = list(self.model.model.visual.parameters())
         known |= {id(p) for p in tower}
         others = [p for p in self.model.parameters() if id(p) not in known]
-        others += [*self.heads.parameters(), *self.watch.parameters()]
-        # The tower knows icons, labels and marks from its start; a smaller rate keeps that.
-        groups = [{"params": others, "factor": 0.5}, {"params": tower, "factor": 0.2 if start else 0.5}]
+        heads = [*self.heads.parameters(), *self.watch.parameters()]
+        groups = [{"params": others, "factor": 0.6}, {"params": tower, "factor": 0.7}, {"params": heads, "factor": 4.0}]
         self.adam = torch.optim.AdamW(groups, lr=PEAK, weight_decay=0.01, betas=(0.9, 0.95))
         self.muon = Muon(matrices, lr=PEAK)
         self.step, self.seconds, self.seed = 0, 0.0, seed
@@ -85,7 +84,8 @@ class Trainer:
         """Go on from a saved state."""
         state = torch.load(path, weights_only=True)
         for name, part in self.parts().items():
-            part.load_state_dict(state[name])
+            if name in state:
+                part.load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
         self.curriculum.restore(state["courses"])
         self.scores.update(state["scores"])
