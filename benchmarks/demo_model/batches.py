@@ -74,6 +74,25 @@ class Batch:
     asked: list[Asked]
 
 
+@dataclass
+class Lesson:
+    """Pictures for the tower alone: patches, grid and cells as in `Batch`."""
+
+    patches: Tensor
+    grid: Tensor
+    cells: Tensor
+
+
+def lesson_of(samples: Sequence[Sample]) -> Lesson:
+    """The samples' media without their chats."""
+    media = [medium for one in samples for medium in one.media]
+    return Lesson(
+        torch.from_numpy(np.concatenate([patches_of(medium) for medium in media])),
+        torch.tensor([[m.grid[0], m.grid[1] * MERGE, m.grid[2] * MERGE] for m in media]),
+        torch.from_numpy(np.concatenate([cell_classes(medium) for medium in media])),
+    )
+
+
 def patches_of(medium: Media) -> np.ndarray:
     """Patches in the processor's order, float32 [T * 4 * rows * cols, 3 * 2 * 14 * 14], values in [-1, 1]."""
     frames = np.stack([np.asarray(frame) for frame in medium.frames])
@@ -190,7 +209,7 @@ def collate(samples: Sequence[Sample], words: Any, rng: random.Random | None = N
     pads = [words.convert_tokens_to_ids(name) for name in PADS]
     rows = []
     for one in samples:
-        first = rng is None or rng.random() < 0.8
+        first = rng is None or rng.random() < 0.95
         whole, asked = chat_of(one, words, first, broken=rng is not None and rng.random() < 0.1)
         rows.append((whole, asked, positions_of(whole, one.media, pads)))
     length = max(len(whole) for whole, _, _ in rows)

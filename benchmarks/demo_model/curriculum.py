@@ -57,6 +57,15 @@ class Curriculum:
         name = rng.choices(names, weights)[0]
         return name, _SAMPLES[name](rng, self.courses[name].level)
 
+    def lesson(self, rng: random.Random) -> list[Sample]:
+        """Dense screens of what the tower finds hard: rendered pages and badges."""
+        rendered = pages.grids("train")
+        if rendered and rng.random() < 0.6:
+            numbers = rendered[min(rendered)]
+            return [pages.sample("train", rng.choice(numbers)) for _ in range(8)]
+        first = rng.randrange(1 << 40)
+        return [detail.sample("train", first + i, None, (5, 6)) for i in range(16)]
+
 
 def _size(rng: random.Random, level: int, rows: int = 3, cols: int = 4) -> tuple[int, int]:
     return rng.randint(rows, rows + level), rng.randint(cols, cols + level * 4 // 3)

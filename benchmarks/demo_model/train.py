@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from .architecture import HIDDEN, config, save, tokenizer
-from .batches import CLASSES, IGNORE, Batch, collate
+from .batches import CLASSES, IGNORE, Batch, Lesson, collate, lesson_of
 from .cells import PLACES, STATES
 from .curriculum import Curriculum
 from .fast import speed_up
@@ -38,9 +38,10 @@ START_LEVEL = 4
 SAVE_SECONDS = 120
 WATCHED = 2
 """Decoder layers below the auxiliary loss."""
-TOWER_SHARE = {"pages": 0.9, "detail": 0.9}
-TOWER_OTHERS = 0.15
-"""Share of a task's batches that train the tower; its backward pass is a third of a step."""
+TOWER_SHARE = 0.15
+"""Share of the batches that train the tower through the answers; its backward pass is a third of a step."""
+LESSON_SHARE = 0.6
+"""Share of the steps with a lesson: cells of dense screens for the tower and its heads alone, which costs little."""
 
 
 class Trainer:
@@ -99,17 +100,22 @@ class Trainer:
             group["lr"] = rate * group.get("factor", 1.0)
         return rate
 
-    def update(self, task: str, batch: Batch, done: float, drop: float, tower: bool) -> dict[str, float]:
+    def update(
+        self, task: str, batch: Batch, done: float, drop: float, tower: bool, lesson: Lesson | None = None
+    ) -> dict[str, float]:
         """One optimiser step; returns losses and accuracies."""
         self.model.train()
         rate = self.rates(done)
         found = forward(self.model, batch, drop, tower)
         answer = cross_entropy(found.logits, found.labels[found.labels != IGNORE])
         loss = answer
-        seen = batch.cells[:, 2] > 0
-        names = [head(found.features) for head in self.heads] if tower else []
-        for i, name in enumerate(names):
-            loss = loss + (0.5 if done < 0.5 else 0.2) * _class_loss(name, batch.cells[:, i], 0.1)
+        if tower:
+            loss = loss + 0.2 * self.tower_loss(found.features, batch.cells)[0]
+        marks = float("nan")
+        if lesson:
+            features = self.model.model.visual(lesson.patches, grid_thw=lesson.grid).pooler_output
+            named, marks = self.tower_loss(features, lesson.cells)
+            loss = loss + 0.5 * named
         state_right = float("nan")
         if found.watched is not None:
             hidden = found.watched[batch.visual]
@@ -125,8 +131,14 @@ class Trainer:
             optimiser.step()
         self.step += 1
         accuracy = self.note(task, found.right(), batch) if not drop else float("nan")
-        marks = (names[2].argmax(-1) == batch.cells[:, 2])[seen].float().mean().item() if names else float("nan")
         return {"loss": answer.item(), "accuracy": accuracy, "marks": marks, "states": state_right, "rate": rate}
+
+    def tower_loss(self, features: Tensor, cells: Tensor) -> tuple[Tensor, float]:
+        """Loss of naming what stands in each cell, and the share of marks that are named."""
+        names = [head(features) for head in self.heads]
+        loss = torch.stack([_class_loss(name, cells[:, i], 0.1) for i, name in enumerate(names)]).sum()
+        seen = cells[:, 2] > 0
+        return loss, (names[2].argmax(-1) == cells[:, 2])[seen].float().mean().item()
 
     def note(self, task: str, right: Tensor, batch: Batch) -> float:
         """Remember the accuracy per kind of first turns, and tell the curriculum."""
@@ -256,8 +268,9 @@ def main(
             task, samples = trainer.curriculum.draw(rng)
             level = trainer.curriculum.courses[task].level
             drop = rng.uniform(0.1, 0.8) if level >= 3 and rng.random() < 0.3 else 0.0
-            tower = rng.random() < TOWER_SHARE.get(task, TOWER_OTHERS)
-            found = trainer.update(task, collate(samples, trainer.words, rng), done, drop, tower)
+            tower = rng.random() < TOWER_SHARE
+            lesson = lesson_of(trainer.curriculum.lesson(rng)) if rng.random() < LESSON_SHARE else None
+            found = trainer.update(task, collate(samples, trainer.words, rng), done, drop, tower, lesson)
             trainer.seconds += time.monotonic() - started
             if trainer.step % 10 == 0:
                 about = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "task": task, **found}
