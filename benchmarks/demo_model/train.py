@@ -35,6 +35,8 @@ from .start import borrow
 PEAK = 1e-3
 START_LEVEL = 4
 """Level of the screens in a run that starts from a checkpoint that answers them."""
+ABLE = 0.65
+"""Recent accuracy of a task from which on its batches lose visual tokens, too."""
 SAVE_SECONDS = 120
 WATCHED = 2
 """Decoder layers below the auxiliary loss."""
@@ -266,8 +268,9 @@ def main(
             started, done = time.monotonic(), trainer.seconds / (minutes * 60)
             rng = random.Random(f"{seed}-{trainer.step}")
             task, samples = trainer.curriculum.draw(rng)
-            level = trainer.curriculum.courses[task].level
-            drop = rng.uniform(0.1, 0.8) if level >= 3 and rng.random() < 0.3 else 0.0
+            course = trainer.curriculum.courses[task]
+            able = course.level >= 3 or course.recent > ABLE
+            drop = rng.uniform(0.1, 0.8) if able and rng.random() < 0.25 else 0.0
             tower = rng.random() < TOWER_SHARE
             lesson = lesson_of(trainer.curriculum.lesson(rng)) if rng.random() < LESSON_SHARE else None
             found = trainer.update(task, collate(samples, trainer.words, rng), done, drop, tower, lesson)
@@ -280,7 +283,7 @@ def main(
             if time.monotonic() - saved > SAVE_SECONDS:
                 write(trainer, out)
                 saved = time.monotonic()
-            text = f"step {trainer.step} {task} level {level} loss {found['loss']:.3f}"
+            text = f"step {trainer.step} {task} level {course.level} loss {found['loss']:.3f}"
             progress.update(bar, completed=trainer.seconds, description=text)
     write(trainer, out)
     plot(log, out / "loss.png")
