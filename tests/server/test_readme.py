@@ -30,7 +30,8 @@ def test_the_sdk_example_runs_as_written(server: Any, tmp_path: Path) -> None:
     found = subprocess.run([sys.executable, "-c", here], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
     answer, tokens, usage = found.stdout.strip().split(" ", 2)
-    cells = one.grid[1] * one.grid[2]
+    _, rows, cols = one.media[0].grid
+    cells = rows * cols
     assert answer
     assert f"'input_tokens': {cells}, 'kept_tokens': {cells // 2}" in usage
     assert int(tokens) > cells // 2
