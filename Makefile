@@ -13,6 +13,13 @@ BIN   := $(VENV)/bin
 SETUP := exec $(PYTHON) scripts/setup_env.py --venv "$(VENV)"
 MAKE_SIGNALS := build/make_signals.so
 
+# Engines in the test's own process use one core each; servers and what times them want the machine for themselves.
+SIDE_BY_SIDE := tests/engine tests/kv tests/visual
+PYTESTS = status=0; \
+	"$(BIN)/python" -m pytest -q -n 2 --dist loadgroup $(SIDE_BY_SIDE) || status=$$?; \
+	"$(BIN)/python" -m pytest -q $(SIDE_BY_SIDE:%=--ignore=%) || status=$$?; \
+	exit $$status
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test bench lint clean
 
@@ -38,7 +45,7 @@ test: ## set up .venv, then lint, check types and run every test that needs no G
 	@$(SETUP) --extra test
 	@"$(BIN)/python" scripts/deploy_tools.py
 	@$(MAKE) --no-print-directory check
-	@"$(BIN)/python" -m pytest -q $(ARGS)
+	@$(if $(strip $(ARGS)),"$(BIN)/python" -m pytest -q $(ARGS),$(PYTESTS))
 
 lint: ## set up .venv, then lint and check types
 	@$(SETUP) --extra test

@@ -150,7 +150,8 @@ def install_cpu_torch(venv: Venv) -> str:
     status, output = venv.try_pip("install", f"torch=={TORCH}+cpu")
     if status == 0:
         return "from the index that pip is set up for"
-    if "No matching distribution" not in output:
+    # The second is how pip says it where a constraints file names the package, too.
+    if not any(said in output for said in ("No matching distribution", "ResolutionImpossible")):
         raise SetupError(f"{output}\npip could not install PyTorch; run the same make target to try again.")
     # Where this index is within reach torchvision comes from it, too, and its compiled part loads.
     wanted = [f"torch=={TORCH}+cpu", f"torchvision=={TORCHVISION}+cpu"]

@@ -17,6 +17,7 @@ from vllm_prune.kv import support
 from .errors import Refusal
 from .gate import KEY as VISIT
 from .gate import Visit
+from .response_inputs import make_readable
 
 Route = Callable[[Any, Request], Awaitable[Response | None]]
 
@@ -43,7 +44,7 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
     except BudgetError as error:
         metrics.count_rejection("invalid_budget")
         return error_response(str(error), error.param)
-    if (unreadable := _unreadable_message(request)) is not None:
+    if (unreadable := make_readable(request)) is not None:
         return error_response(*unreadable)
     if scope.decision.spec is not None and not raw_request.app.state.vllm_prune.verified:
         metrics.count_rejection("not_active")
@@ -74,21 +75,6 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
         response.body_iterator = _annotated(response.body_iterator, scope)
         return response
     return _with_usage(response, scope)
-
-
-def _unreadable_message(request: Any) -> tuple[str, str] | None:
-    """Complaint and field of a message among a response's inputs over which vLLM 0.32 stumbles with a 500."""
-    items = getattr(request, "input", None)
-    for number, item in enumerate(items if isinstance(items, list) else ()):
-        found = item if isinstance(item, dict) else getattr(item, "__dict__", {})
-        if found.get("type") not in (None, "message") or not isinstance(content := found.get("content"), list):
-            continue
-        if not content:
-            return "a message without content; leave it out", f"input.{number}.content"
-        first = content[0] if isinstance(content[0], dict) else getattr(content[0], "__dict__", {})
-        if first.get("type") == "refusal":
-            return "a refusal is not supported as input; send its text as output_text", f"input.{number}.content.0"
-    return None
 
 
 def _take_field(request: Any) -> object:

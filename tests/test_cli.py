@@ -7,13 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
+import pytest
+import torch
 from typer.testing import CliRunner
 
 from vllm_prune.catalogue import entries, markdown
 from vllm_prune.cli import app
 from vllm_prune.kv.strategies import names as kv_names
-from vllm_prune.launch import has_flag, is_demo, preload_list, value_of
+from vllm_prune.launch import CPU_CACHE, DEMO_CACHE, _defaults, has_flag, is_demo, preload_list, value_of
 from vllm_prune.visual.strategies import names
 
 COMMAND = str(Path(sys.executable).parent / "vllm-prune")
@@ -82,6 +86,34 @@ def test_flags_are_found_in_either_spelling() -> None:
 def test_the_demo_is_recognised() -> None:
     assert is_demo("benchmarks/demo_model/checkpoint")
     assert not is_demo("Qwen/Qwen2.5-VL-7B-Instruct")
+
+
+class TestMemory:
+    DEMO = "benchmarks/demo_model/checkpoint"
+
+    @pytest.fixture(autouse=True)
+    def half_free(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv(CPU_CACHE, raising=False)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=24 << 30, available=12 << 30))
+
+    def test_the_demo_starts_beside_anything(self) -> None:
+        assert value_of(_defaults(self.DEMO, []), "--kv-cache-memory-bytes", "") == DEMO_CACHE
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM's own share of a GPU stays")
+    def test_others_reserve_what_is_free(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert value_of(_defaults("some/model", []), "--gpu-memory-utilization", "") == "0.45"
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=24 << 30, available=23 << 30))
+        assert not has_flag(_defaults("some/model", []), "--gpu-memory-utilization")
+
+    @pytest.mark.parametrize("model", [DEMO, "some/model"])
+    def test_what_the_user_says_stays(self, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def reserved(arguments: list[str]) -> list[str]:
+            return [a for a in _defaults(model, arguments) if "memory" in a]
+
+        assert not reserved(["--gpu_memory_utilization=0.3"])
+        assert not reserved(["--kv-cache-memory-bytes", "1G"])
+        monkeypatch.setenv(CPU_CACHE, "2")
+        assert not reserved([])
 
 
 def test_preloading_never_mixes_two_openmp_runtimes() -> None:

@@ -247,8 +247,9 @@ class TestSetupScript:
         assert "index that pip is set up for" in setup_env.install_cpu_torch(pip)
         assert pip.calls == [f"install torch=={setup_env.TORCH}+cpu"]
 
-    def test_then_asks_pytorch_for_torch_and_torchvision(self, setup_env):
-        pip = FakePip(self.ABSENT, (0, ""))
+    @pytest.mark.parametrize("absent", [ABSENT, (1, "ERROR: ResolutionImpossible: for help visit ...")])
+    def test_then_asks_pytorch_for_torch_and_torchvision(self, setup_env, absent):
+        pip = FakePip(absent, (0, ""))
         assert setup_env.PYTORCH_CPU_INDEX in setup_env.install_cpu_torch(pip)
         assert "torchvision==" in pip.calls[1]
 

@@ -10,6 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 from . import compat, telemetry
 from .config import ENV, ConfigError, load
 from .kv.support import SCHEDULER, WORKER
@@ -21,6 +23,9 @@ METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 MEDIA_CONNECTOR = "VLLM_MEDIA_CONNECTOR"
 DEMO_NAME = "vllm-prune-demo"
+DEMO_CACHE = str(1 << 30)
+CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
 
 
 class LaunchError(RuntimeError):
@@ -86,7 +91,23 @@ def _defaults(model: str, arguments: Sequence[str]) -> list[str]:
             "--max-model-len": "8192",
             "--limit-mm-per-prompt": '{"image": 8, "video": 4}',
         }
+    if not any(has_flag(arguments, flag) for flag in MEMORY_FLAGS) and CPU_CACHE not in os.environ:
+        wanted |= {"--kv-cache-memory-bytes": DEMO_CACHE} if is_demo(model) else _memory_share()
     return [text for flag, value in wanted.items() if not has_flag(arguments, flag) for text in (flag, value)]
+
+
+def _memory_share() -> dict[str, str]:
+    """On a CPU that others use, too: reserve what is free, where vLLM would ask for 92% of all memory or not start."""
+    if _cuda():
+        return {}
+    memory = psutil.virtual_memory()
+    if memory.available >= memory.total * 0.95:
+        return {}
+    share = f"{0.9 * memory.available / memory.total:.2f}"
+    print(
+        f"vllm-prune: --gpu-memory-utilization {share}, the share of memory that is free; give it to choose", flush=True
+    )
+    return {"--gpu-memory-utilization": share}
 
 
 def _telemetry(arguments: Sequence[str]) -> list[str]:

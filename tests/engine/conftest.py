@@ -23,6 +23,15 @@ from .engines import EnginePool
 from .oracle import Oracle
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Side by side, each process takes a family or a whole file, as starting an engine takes longer than most tests."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+            item.add_marker(pytest.mark.xdist_group(str(parameters.get("family", item.path.stem))))
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
 def family(request: pytest.FixtureRequest) -> str:
     """Model family; session-wide, so that pytest runs all tests of one family before it turns to the next."""

@@ -172,3 +172,37 @@ def test_messages_over_which_vllm_stumbles(server: Any, model: str, content: lis
     assert answer.json()["error"]["param"] == field
     said["content"] = [{"type": "output_text", "text": "well", "annotations": []}]
     assert httpx.post(f"{server.url}/v1/responses", json=body, timeout=60).status_code == 200
+
+
+def _asked(model: str, output: Any, **more: Any) -> dict[str, Any]:
+    call = {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"}
+    result = {"type": "function_call_output", "call_id": "call_1", "output": output, **more}
+    return {"model": model, "input": [{"role": "user", "content": "look"}, call, result], "max_output_tokens": 2}
+
+
+@pytest.mark.parametrize("more", [{}, {"id": "fc_1", "status": "completed"}], ids=["plain", "with an id"])
+def test_a_tool_may_return_a_screenshot(server: Any, model: str, more: dict[str, Any]) -> None:
+    url = image_part(png(112, 140))["image_url"]["url"]
+    parts = [{"type": "input_text", "text": "the screen"}, {"type": "input_image", "image_url": url, "detail": "auto"}]
+    body = {**_asked(model, parts, **more), "pruning": {"visual": {"keep": 0.5, "strategy": "uniform"}}}
+    answer = httpx.post(f"{server.url}/v1/responses", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["pruning"]["visual"] == {
+        "strategy": "uniform",
+        "input_tokens": 20,
+        "kept_tokens": 10,
+    }
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"type": "input_file", "file_data": "aGVsbG8="}, {"type": "input_image", "file_id": "file-1", "detail": "auto"}],
+    ids=["file", "image by id"],
+)
+@pytest.mark.parametrize("more", [{}, {"id": "fc_1", "status": "completed"}], ids=["plain", "with an id"])
+def test_what_tools_return_and_we_cannot_read(
+    server: Any, model: str, part: dict[str, Any], more: dict[str, Any]
+) -> None:
+    answer = httpx.post(f"{server.url}/v1/responses", json=_asked(model, [part], **more), timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == "input.2.output.0"
