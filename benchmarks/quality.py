@@ -1,14 +1,17 @@
-"""Accuracy of the demo model over strategies and budgets: `python -m benchmarks.quality --save`.
+"""Accuracy of the demo model over tasks, strategies and budgets: `python -m benchmarks.quality --save`.
 
-Visual budgets on the generated screens, KV budgets on the same, and target coverage without a model. Writes JSON, CSV
-and a plot under `benchmarks/results/`. Videos are left out: the model does not answer them unpruned.
+Visual budgets on every image task and on video, KV budgets on the image tasks, and target coverage without a model.
+Writes JSON, CSV and a plot under `benchmarks/results/`. A task that the committed model does not answer unpruned (see
+`demo_model/evaluation.json`) is left out: its answers cannot say what pruning loses.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,45 +28,70 @@ from vllm_prune.sweep.statistics import paired
 
 from .servers import Server
 from .speed import RESULTS, hardware
-from .tasks import sample
+from .tasks import GENERATORS, sample
+from .tasks import Sample as Generated
 from .tasks.draw import CELL
 
-CHECKPOINT = Path(__file__).parent / "demo_model" / "checkpoint"
+DEMO = Path(__file__).parent / "demo_model"
+CHECKPOINT = DEMO / "checkpoint"
 KEEPS = (0.75, 0.5, 0.25, 0.1, 0.05)
 KV_KEEPS = (0.4, 0.2, 0.1, 0.05)
+ANSWERED = 0.5
+"""Unpruned accuracy below which a task says nothing about pruning."""
 MARGIN = 0.1
 """By how much the default strategy has to beat random: the lower 95% bound of the paired difference in accuracy."""
 
-AFTER_EVICTION = {"structured_outputs": {"regex": "\n[A-Za-z]+"}, "max_tokens": 8}
+AFTER_EVICTION = {"structured_outputs": {"regex": "\n[A-Za-z0-9]+"}, "max_tokens": 8}
 """The first token of an answer comes from the full prefill, before anything is evicted. These requests begin with a
 line break, so that the answer itself is decided on the evicted cache."""
 
 
 def screens(n: int, extra: dict[str, Any] | None = None) -> list[Sample]:
-    """The first `n` held-out screens, grouped by task.
+    """The first `n` held-out screens, grouped by what they ask.
 
     Args:
         n: samples.
         extra: further fields of the requests.
     """
-    found = []
-    for i in range(n):
-        one = sample("test", i)
-        request = {"messages": one.to_chat(), "max_tokens": 6, **(extra or {})}
-        found.append(Sample(f"test-{i}", request, Expectation(one.answer, "exact", box_of(one)), one.task))
-    return found
+    found = (sample("test", i) for i in range(n))
+    return [request_of(one, f"test-{i}", one.kind, extra) for i, one in enumerate(found)]
 
 
-def box_of(one: Any) -> tuple[float, float, float, float]:
-    """Pixels of the cell that holds a generated sample's answer."""
-    _, row, col = one.targets[0]
+def held_out(tasks: Sequence[str], n: int, extra: dict[str, Any] | None = None) -> list[Sample]:
+    """The first `n` held-out samples of each task, grouped by task."""
+    return [
+        request_of(GENERATORS[task]("test", i), f"{task}-{i}", task, extra)
+        for task in tasks
+        for i in track(range(n), description=f"drawing {task}", transient=True)
+    ]
+
+
+def request_of(one: Generated, name: str, group: str, extra: dict[str, Any] | None = None) -> Sample:
+    """A generated sample as a request with its answer."""
+    request = {"messages": one.to_chat(), "max_tokens": 6, **(extra or {})}
+    return Sample(name, request, Expectation(one.answer, "exact", box_of(one)), group)
+
+
+def box_of(one: Generated) -> tuple[float, float, float, float]:
+    """Pixels of the first cell that holds a generated sample's answer, in its picture."""
+    _, _, row, col = one.targets[0]
     return float(col * CELL), float(row * CELL), float((col + 1) * CELL), float((row + 1) * CELL)
 
 
-def target_coverage(n: int, keeps: Sequence[float] = KEEPS) -> list[dict[str, Any]]:
-    """Coverage of the first `n` held-out screens by every strategy that pixels are enough for."""
-    drawn = (sample("test", i) for i in track(range(n), description="coverage", transient=True))
-    return coverage((Target(one.frames[0], box_of(one)) for one in drawn), pixel_strategies(), keeps)
+def target_coverage(n: int, keeps: Sequence[float] = KEEPS, task: str = "screens") -> list[dict[str, Any]]:
+    """Coverage of the first `n` held-out samples of an image task, by every strategy that pixels are enough for.
+
+    The picture is the one that holds the answer; strategies that compare pictures see it alone.
+    """
+    drawn = (GENERATORS[task]("test", i) for i in track(range(n), description="coverage", transient=True))
+    targets = (Target(one.media[one.targets[0][0]].frames[0], box_of(one)) for one in drawn)
+    return coverage(targets, pixel_strategies(), keeps)
+
+
+def answered(path: Path = DEMO / "evaluation.json") -> list[str]:
+    """Tasks that the committed model answers unpruned."""
+    found = json.loads(path.read_text())["tasks"]
+    return [task for task in GENERATORS if found.get(task, {"accuracy": 0.0})["accuracy"] >= ANSWERED]
 
 
 def beats_random(chosen: Sequence[bool], random: Sequence[bool], margin: float = MARGIN) -> bool:
@@ -71,10 +99,10 @@ def beats_random(chosen: Sequence[bool], random: Sequence[bool], margin: float =
     return paired(chosen, random)[1] > margin
 
 
-def image_strategies(client: Client) -> list[str]:
-    """What the server has for images."""
+def strategies(client: Client, modality: str) -> list[str]:
+    """What the server has for images or videos."""
     entries = client.get("/v1/pruning/strategies")["data"]
-    return [one["name"] for one in entries if "image" in one["modality"] and one["name"] != "none"]
+    return [one["name"] for one in entries if modality in one["modality"] and one["name"] != "none"]
 
 
 def kv_strategies(client: Client) -> list[str]:
@@ -93,34 +121,67 @@ def repeated(client: Client, model: str, samples: Sequence[Sample], arm: Arm, be
     }
 
 
+@dataclass
+class Table:
+    """Rows of one half of the measurement: images, videos or the cache."""
+
+    title: str
+    part: str
+    samples: list[Sample]
+    cells: list[Cell]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows whose part tells the halves apart, each with its own unpruned arm."""
+        found = rows(self.cells, self.samples)
+        for row in found:
+            row["part"] = "none" if row["part"] == "none" and self.part == "visual" else self.part
+        return found
+
+
+def measure(client: Client, model: str, tasks: Sequence[str], n: int, store: Path | None) -> list[Table]:
+    """Ask everything: images, then videos, then the cache."""
+    images = [task for task in tasks if task != "video"]
+    found = []
+    asked = held_out(images, n)
+    cells = run(client, model, asked, visual_arms(strategies(client, "image"), KEEPS), store)
+    found.append(Table("visual tokens of images", "visual", asked, cells))
+    if "video" in tasks:
+        asked = held_out(["video"], n)
+        cells = run(client, model, asked, visual_arms(strategies(client, "video"), KEEPS), store)
+        found.append(Table("visual tokens of videos", "video", asked, cells))
+    asked = held_out(images, n, AFTER_EVICTION)
+    cells = run(client, model, asked, kv_arms(kv_strategies(client), KV_KEEPS), store)
+    found.append(Table("KV, answers after a line break", "kv", asked, cells))
+    return found
+
+
 def main(
-    n: Annotated[int, typer.Option(help="Held-out screens.")] = 200,
+    n: Annotated[int, typer.Option(help="Held-out samples of each task.")] = 60,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Tasks, repeatable; those the model answers if absent.")
+    ] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of finished cells, to go on from.")] = None,
     save: Annotated[bool, typer.Option(help="Write quality.json, .csv and .png under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print."""
-    console, visual, kv = Console(width=150), screens(n), screens(n, AFTER_EVICTION)
+    console, tasks = Console(width=150), task or answered()
     log = Path(tempfile.mkdtemp(prefix="vllm-prune-quality-")) / "server.log"
     with Server(CHECKPOINT, "prune", ["--max-num-seqs", "16"], log=log) as server:
         client, model = Client(server.url, concurrency=8), server.model_name
-        arms = visual_arms(image_strategies(client), KEEPS)
-        cells = run(client, model, visual, arms, store)
-        kv_cells = run(client, model, kv, kv_arms(kv_strategies(client), KV_KEEPS), store)
-        default = next(cell for cell in cells if (cell.arm.strategy, cell.arm.keep) == ("divprune", 0.5))
-        again = repeated(client, model, visual, default.arm, default)
-    found, kv_found = rows(cells, visual), rows(kv_cells, kv)
-    for row in kv_found:
-        # Both halves have an unpruned arm; this one is of the other requests.
-        row["part"] = "kv" if row["part"] == "none" else row["part"]
+        tables = measure(client, model, tasks, n, store)
+        visual = tables[0]
+        default = next(cell for cell in visual.cells if (cell.arm.strategy, cell.arm.keep) == ("divprune", 0.5))
+        again = repeated(client, model, visual.samples, default.arm, default)
     about = {
         "command": "python -m benchmarks.quality " + " ".join(sys.argv[1:]), "hardware": hardware(), "samples": n,
-        "repeated": again, "coverage": target_coverage(n),
+        "tasks": list(tasks), "repeated": again,
+        "coverage": {name: target_coverage(n, task=name) for name in GENERATORS if name != "video"},
     }  # fmt: skip
-    console.print(table(found, f"visual, {n} screens"))
-    console.print(table(kv_found, f"KV, {n} screens, answers after a line break"))
+    for one in tables:
+        console.print(table(one.rows(), f"{one.title}, {n} samples of each task"))
     console.print(again)
     if save:
-        write(RESULTS, [*found, *kv_found], about, "quality")
+        write(RESULTS, [row for one in tables for row in one.rows()], about, "quality")
 
 
 if __name__ == "__main__":

@@ -120,31 +120,51 @@ def _kv_row(name: str, row: dict[str, Any]) -> str:
 
 
 def quality() -> str:
-    """Two tables and a paragraph of `benchmarks/results/quality.json`."""
+    """Tables and a paragraph of `benchmarks/results/quality.json`."""
     path = RESULTS / "quality.json"
     if not path.exists():
         return "Not measured yet."
     result = json.loads(path.read_text())
-    whole = [row for row in result["rows"] if row["group"] == "all" and row["n"]]
-    visual = [row for row in whole if row["part"] == "visual"]
-    kv = [row for row in whole if row["part"] == "kv" and row["strategy"] != "unpruned"]
-    unpruned = [row["accuracy"] for row in whole if row["strategy"] == "unpruned"]
-    again = result["repeated"]
+    found = [row for row in result["rows"] if row["n"]]
+    whole = [row for row in found if row["group"] == "all"]
+    titles = {"visual": "visual tokens of images", "video": "visual tokens of videos", "kv": "cached rows"}
+    lines: list[str] = []
+    for part, title in titles.items():
+        rows = [row for row in whole if row["part"] == part and row["strategy"] != "unpruned"]
+        if rows:
+            lines += [*_quality_table(f"right answers, {title} kept", rows), ""]
+    for part, keep in (("visual", 0.25), ("kv", 0.2)) if len(result["tasks"]) > 1 else ():
+        lines += [*_task_table(found, part, keep), ""]
+    unpruned = {row["part"]: row["accuracy"] for row in whole if row["strategy"] == "unpruned"}
+    again, tasks = result["repeated"], ", ".join(result["tasks"])
+    video = f", {unpruned['video']:.1%} of the videos" if "video" in unpruned else ""
     return "\n".join(
         [
-            *_quality_table("right answers, visual tokens kept", visual),
-            "",
-            *_quality_table("right answers, cached rows kept", kv),
-            "",
+            *lines,
             "![Accuracy against the share kept](benchmarks/results/quality.png)",
             "",
-            f"Demo model, {result['samples']} generated screens, greedy; unpruned {unpruned[0]:.1%}, and "
-            f"{unpruned[1]:.1%} in the second table, whose answers begin with a line break, so that they are decided "
-            f"after the eviction. In brackets the 95% interval of the paired difference to random at equal ratio, in "
-            f"points. `{again['arm']}` asked twice: {again['texts_that_differ']} texts differ. "
-            f"{result['hardware']['device']}, vLLM {result['hardware']['vllm']}. Command: `{result['command']}`.",
+            f"Demo model, {result['samples']} held-out samples of each task ({tasks}), greedy; unpruned "
+            f"{unpruned['none']:.1%} of the image tasks{video}, and {unpruned['kv']:.1%} in the tables of cached rows, "
+            f"where answers begin with a line break, so that they are decided after the eviction. In brackets the 95% "
+            f"interval of the paired difference to random at equal ratio, in points. `{again['arm']}` asked twice: "
+            f"{again['texts_that_differ']} texts differ. {result['hardware']['device']}, vLLM "
+            f"{result['hardware']['vllm']}. Command: `{result['command']}`.",
         ]
     )
+
+
+def _task_table(rows: list[dict[str, Any]], part: str, keep: float) -> list[str]:
+    """Accuracy per task at one ratio."""
+    inside = [row for row in rows if row["part"] == part and row["keep"] == keep]
+    tasks = sorted({row["group"] for row in inside} - {"all"})
+    cells = {(row["strategy"], row["group"]): f"{row['accuracy']:.0%}" for row in inside}
+    before = {row["group"]: row["accuracy"] for row in rows if row["strategy"] == "unpruned"}
+    what = "visual tokens" if part == "visual" else "cached rows"
+    head = [f"{keep:.0%} of the {what}, by task", *tasks]
+    lines = [["unpruned", *(f"{before[task]:.0%}" for task in tasks)]]
+    names = dict.fromkeys(row["strategy"] for row in inside)
+    lines += [[f"`{name}`", *(cells[name, task] for task in tasks)] for name in names]
+    return ["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines]]
 
 
 def _quality_table(title: str, rows: list[dict[str, Any]]) -> list[str]:
@@ -169,25 +189,29 @@ def demo() -> str:
     path = DEMO / "evaluation.json"
     if not path.exists():
         return "Not evaluated yet."
-    images = json.loads(path.read_text())["tasks"]["images"]
-    low, high = images["interval"]
-    return (
-        f"Unpruned, the demo model answers {images['accuracy']:.1%} of {images['n']} held-out screens "
-        f"(95% interval {low:.1%} to {high:.1%})."
+    tasks = {name: row for name, row in json.loads(path.read_text())["tasks"].items() if "/" not in name}
+    shares = ", ".join(
+        f"{name} {row['accuracy']:.1%} ({row['interval'][0]:.1%} to {row['interval'][1]:.1%})"
+        for name, row in tasks.items()
     )
+    n, words = min(row["n"] for row in tasks.values()), "of each task (95% interval)"
+    return f"Unpruned, the demo model's right answers on {n} held-out samples {words}: {shares}."
 
 
 def evaluation() -> str:
-    """Accuracy per task."""
+    """Accuracy per task and kind."""
     path = DEMO / "evaluation.json"
     if not path.exists():
         return "Not evaluated yet."
     found = json.loads(path.read_text())
-    lines = ["| held-out samples | n | right | accuracy | 95% interval |", "|---|---|---|---|---|"]
+    lines = ["| held-out samples | visual tokens | n | right | accuracy | 95% interval |", "|---|---|---|---|---|---|"]
     for name, row in found["tasks"].items():
         low, high = row["interval"]
-        shares = f"{row['accuracy']:.1%} | {low:.1%} to {high:.1%}"
-        lines.append(f"| {name} | {row['n']} | {row['right']} | {shares} |")
+        title = name if "/" in name else f"**{name}**"
+        tokens = "{} to {}".format(*row["tokens"])
+        lines.append(
+            f"| {title} | {tokens} | {row['n']} | {row['right']} | {row['accuracy']:.1%} | {low:.1%} to {high:.1%} |"
+        )
     lines += ["", f"Unpruned, greedy, transformers {found['transformers']}, {found['hardware']}: `{found['command']}`."]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Accuracy of the demo model on held-out samples: `python -m benchmarks.demo_model.evaluate --n 500`.
+"""Accuracy of the demo model on held-out samples: `python -m benchmarks.demo_model.evaluate`.
 
 Greedy answers of transformers over the whole unpruned prompt, on the test split; Wilson intervals.
 """
@@ -9,9 +9,9 @@ import json
 import math
 import os
 import platform
-import random
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ..tasks import Sample, sample
-from ..tasks.screens import VIDEO_TASKS
+from ..tasks import GENERATORS, Sample
 from .batches import collate
 
 FOLDER = Path(__file__).parent
@@ -37,14 +36,9 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def held_out(n: int, videos: int) -> list[Sample]:
-    """The first `n` image samples and `videos` video samples of the test split."""
-    found = [sample("test", i) for i in range(n)]
-    sizes = random.Random(1)
-    for i in range(videos):
-        size = sizes.randint(3, 5), sizes.randint(4, 6)
-        found.append(sample("test", n + i, VIDEO_TASKS[i % len(VIDEO_TASKS)], size, sizes.randint(2, 4)))
-    return found
+def held_out(n: int, tasks: Sequence[str] = tuple(GENERATORS)) -> list[Sample]:
+    """The first `n` samples of the test split, task by task."""
+    return [GENERATORS[task]("test", i) for task in tasks for i in range(n)]
 
 
 class Judge:
@@ -61,39 +55,44 @@ class Judge:
         """Whether every greedy token of the answer, its end included, is right."""
         from .train import forward
 
-        batch = collate([one], self.words, random.Random(0))
-        logits, labels, _ = forward(self.model, batch)
-        asked = labels >= 0
-        return bool((logits.argmax(-1) == labels)[asked].all())
+        batch = collate([one], self.words)
+        last = batch.asked[-1]
+        return bool(forward(self.model, batch).right()[0, last.start : last.end].all())
 
 
 def accuracy(judge: Judge, samples: list[Sample]) -> dict[str, dict[str, Any]]:
-    """Right answers, n and interval per task, over all images, and over all videos."""
+    """Right answers, n and interval per task, and per task and kind; visual tokens of the smallest and largest."""
     counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    sizes: dict[str, list[int]] = defaultdict(list)
     for one in track(samples, description="asking", transient=True):
         right = judge.right(one)
-        for name in (one.task, "videos" if one.task in VIDEO_TASKS else "images"):
+        for name in (one.task, f"{one.task}/{one.kind}"):
             counts[name][0] += right
             counts[name][1] += 1
+            sizes[name].append(sum(math.prod(medium.grid) for medium in one.media))
     return {
-        name: {"right": right, "n": n, "accuracy": right / n, "interval": wilson(right, n)}
+        name: {"right": right, "n": n, "accuracy": right / n, "interval": wilson(right, n),
+               "tokens": [min(sizes[name]), max(sizes[name])]}
         for name, (right, n) in sorted(counts.items())
-    }
+    }  # fmt: skip
 
 
 def main(
-    n: Annotated[int, typer.Option(help="Image samples.")] = 500,
-    videos: Annotated[int, typer.Option(help="Video samples.")] = 200,
+    n: Annotated[int, typer.Option(help="Held-out samples of each task.")] = 200,
+    task: Annotated[list[str] | None, typer.Option(help="Tasks, repeatable; all if absent.")] = None,
     checkpoint: Annotated[Path, typer.Option(help="Folder of the model.")] = CHECKPOINT,
     save: Annotated[bool, typer.Option(help="Write evaluation.json beside the checkpoint.")] = False,
 ) -> None:
     """Evaluate and print."""
     torch.set_num_threads(1)
-    found = accuracy(Judge(checkpoint), held_out(n, videos))
-    table = Table("task", "n", "right", "accuracy", "95% interval")
+    found = accuracy(Judge(checkpoint), held_out(n, task or tuple(GENERATORS)))
+    table = Table("task", "visual tokens", "n", "right", "accuracy", "95% interval")
     for name, row in found.items():
         low, high = row["interval"]
-        table.add_row(name, str(row["n"]), str(row["right"]), f"{row['accuracy']:.3f}", f"{low:.3f} - {high:.3f}")
+        tokens = "{} to {}".format(*row["tokens"])
+        table.add_row(
+            name, tokens, str(row["n"]), str(row["right"]), f"{row['accuracy']:.3f}", f"{low:.3f} - {high:.3f}"
+        )
     Console().print(table)
     if save:
         import transformers

@@ -1,9 +1,9 @@
-"""Train the demo model: `python -m benchmarks.demo_model.train --minutes 30 --out FOLDER`.
+"""Train the demo model: `python -m benchmarks.demo_model.train --minutes 60 --out FOLDER`.
 
-The run is resumable: the folder holds the state, a log and, at the end, the checkpoint. Small screens come
-first, larger ones once those are answered. An auxiliary loss names what stands in each cell, which makes the
-tower right within minutes. Later batches lose a part of their visual tokens, so that the model has seen pruned
-prompts.
+The run is resumable: the folder holds the state, a log and the checkpoint, all written every two minutes. Small
+screens come first, larger ones once those are answered, task by task. Auxiliary losses name what stands in each
+cell (at the tower's output), and which picture or step a cell belongs to and what became of its element (inside
+the decoder). Later batches lose a part of their visual tokens, so that the model has seen pruned prompts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import json
 import math
 import random
 import time
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,111 +24,174 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from ..tasks import sample
-from ..tasks.draw import COLOURS, LABELS, MARKS, SHAPES
-from ..tasks.screens import IMAGE_TASKS, VIDEO_TASKS
 from .architecture import HIDDEN, config, save, tokenizer
-from .batches import IGNORE, Batch, collate
+from .batches import CLASSES, IGNORE, Batch, Lesson, collate, lesson_of
+from .cells import PLACES, STATES
+from .curriculum import Curriculum
 from .fast import speed_up
+from .muon import Muon
+from .start import borrow
 
-CLASSES = (1 + len(SHAPES) * len(COLOURS), 1 + len(LABELS), 1 + len(MARKS))
 PEAK = 1e-3
-LEVELS = 6
-PASSED = 0.8
-SIZE = 64
+START_LEVEL = 4
+"""Level of the screens in a run that starts from a checkpoint that answers them."""
+ABLE = 0.65
+"""Recent accuracy of a task from which on its batches lose visual tokens, too."""
+SAVE_SECONDS = 120
+WATCHED = 2
+"""Decoder layers below the auxiliary loss."""
+TOWER_SHARE = 0.15
+"""Share of the batches that train the tower through the answers; its backward pass is a third of a step."""
+LESSON_SHARE = 0.6
+"""Share of the steps with a lesson: cells of dense screens for the tower and its heads alone, which costs little."""
 
 
 class Trainer:
-    """Model, auxiliary heads and optimiser, with the time already spent."""
+    """Model, auxiliary heads and optimisers, with the time already spent."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, start: Path | None = None) -> None:
         torch.manual_seed(seed)
+        self.curriculum = Curriculum()
         self.words = tokenizer()
         self.model = Qwen2_5_VLForConditionalGeneration(config(self.words))
+        if start:
+            borrow(self.model, self.words, start)
+            self.curriculum.courses["screens"].level = START_LEVEL
         speed_up(self.model)
         self.heads = nn.ModuleList(nn.Linear(HIDDEN, classes) for classes in CLASSES)
-        parameters = [*self.model.parameters(), *self.heads.parameters()]
-        self.optimiser = torch.optim.AdamW(parameters, lr=PEAK, weight_decay=0.01, betas=(0.9, 0.95))
+        self.watch = nn.ModuleList([nn.Linear(HIDDEN, PLACES), nn.Linear(HIDDEN, len(STATES))])
+        layers = self.model.model.language_model.layers
+        matrices = [p for p in layers.parameters() if p.ndim == 2]
+        known = {id(p) for p in matrices}
+        tower = list(self.model.model.visual.parameters())
+        known |= {id(p) for p in tower}
+        others = [p for p in self.model.parameters() if id(p) not in known]
+        heads = [*self.heads.parameters(), *self.watch.parameters()]
+        groups = [{"params": others, "factor": 0.6}, {"params": tower, "factor": 0.7}, {"params": heads, "factor": 4.0}]
+        self.adam = torch.optim.AdamW(groups, lr=PEAK, weight_decay=0.01, betas=(0.9, 0.95))
+        self.muon = Muon(matrices, lr=PEAK)
         self.step, self.seconds, self.seed = 0, 0.0, seed
-        self.level, self.recent = 0, 0.0
+        self.scores: dict[str, float] = defaultdict(float)
+
+    def parts(self) -> dict[str, Any]:
+        """Modules and optimisers by their name in the state."""
+        return {"model": self.model, "heads": self.heads, "watch": self.watch, "adam": self.adam, "muon": self.muon}
 
     def state(self) -> dict[str, Any]:
         """Everything needed to go on."""
-        return {"model": self.model.state_dict(), "heads": self.heads.state_dict(),
-                "optimiser": self.optimiser.state_dict(), "step": self.step, "seconds": self.seconds,
-                "level": self.level, "recent": self.recent}  # fmt: skip
+        found = {name: part.state_dict() for name, part in self.parts().items()}
+        return {**found, "step": self.step, "seconds": self.seconds, "courses": self.curriculum.state(),
+                "scores": dict(self.scores)}  # fmt: skip
 
     def restore(self, path: Path) -> None:
         """Go on from a saved state."""
         state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.heads.load_state_dict(state["heads"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for name, part in self.parts().items():
+            if name in state:
+                part.load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
-        self.level, self.recent = state["level"], state["recent"]
+        self.curriculum.restore(state["courses"])
+        self.scores.update(state["scores"])
 
-    def promote(self, accuracy: float) -> None:
-        """Go on to larger screens once the present ones are answered."""
-        self.recent = 0.95 * self.recent + 0.05 * accuracy
-        if self.recent > PASSED and self.level < LEVELS:
-            self.level, self.recent = self.level + 1, 0.5
+    def rates(self, done: float) -> float:
+        """Set the learning rates: warm-up, half of the time at the peak, then a cosine."""
+        warm = min(1.0, (self.step + 1) / 60)
+        rest = max(0.0, (min(done, 1.0) - 0.4) / 0.6)
+        rate = PEAK * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * rest)))
+        for group in [*self.adam.param_groups, *self.muon.param_groups]:
+            group["lr"] = rate * group.get("factor", 1.0)
+        return rate
 
-    def draw(self, rng: random.Random) -> Batch:
-        """A batch of the present level: screens from 3 x 3 up to 9 x 12 cells, videos from level 2."""
-        video = self.level >= 2 and rng.random() < 0.25
-        rows, cols = rng.randint(3, 3 + self.level), rng.randint(3, 4 + self.level * 4 // 3)
-        steps = 1
-        if video:
-            rows, cols, steps = min(rows, 5), min(cols, 6), rng.randint(2, 4)
-        size = max(16, min(SIZE, 3200 // (rows * cols * steps)))
-        first = rng.randrange(1 << 40)
-        tasks = VIDEO_TASKS if video else IMAGE_TASKS
-        samples = [sample("train", first + i, rng.choice(tasks), (rows, cols), steps) for i in range(size)]
-        return collate(samples, self.words, rng)
-
-    def update(self, batch: Batch, done: float, drop: float) -> dict[str, float]:
+    def update(
+        self, task: str, batch: Batch, done: float, drop: float, tower: bool, lesson: Lesson | None = None
+    ) -> dict[str, float]:
         """One optimiser step; returns losses and accuracies."""
         self.model.train()
-        rate = PEAK * min(1.0, (self.step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(done, 1))))
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits, labels, cells = forward(self.model, batch, drop)
-            names = [head(cells) for head in self.heads]
-        answer = cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
-        auxiliary = torch.stack([_cell_loss(name.float(), batch.cells[:, i]) for i, name in enumerate(names)]).sum()
-        loss = answer + (1.0 if done < 0.5 else 0.3) * auxiliary
-        self.optimiser.zero_grad()
+        rate = self.rates(done)
+        found = forward(self.model, batch, drop, tower)
+        answer = cross_entropy(found.logits, found.labels[found.labels != IGNORE])
+        loss = answer
+        if tower:
+            loss = loss + 0.2 * self.tower_loss(found.features, batch.cells)[0]
+        marks = float("nan")
+        if lesson:
+            features = self.model.model.visual(lesson.patches, grid_thw=lesson.grid).pooler_output
+            named, marks = self.tower_loss(features, lesson.cells)
+            loss = loss + 0.5 * named
+        state_right = float("nan")
+        if found.watched is not None:
+            hidden = found.watched[batch.visual]
+            place, state = (head(hidden) for head in self.watch)
+            loss = loss + 0.3 * cross_entropy(place, batch.places) + 0.5 * _class_loss(state, batch.states, 0.05)
+            known = batch.states > 0
+            state_right = (state.argmax(-1) == batch.states)[known].float().mean().item()
+        for optimiser in (self.adam, self.muon):
+            optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimiser.step()
+        for optimiser in (self.adam, self.muon):
+            optimiser.step()
         self.step += 1
-        right = ((logits.argmax(-1) == labels) | (labels == IGNORE)).all(1).float().mean()
-        seen = batch.cells[:, 2] > 0
-        marks = (names[2].argmax(-1) == batch.cells[:, 2])[seen].float().mean()
-        icons = (names[0].argmax(-1) == batch.cells[:, 0])[seen].float().mean()
-        return {"loss": answer.item(), "auxiliary": auxiliary.item(), "accuracy": right.item(), "marks": marks.item(),
-                "icons": icons.item(), "rate": rate}  # fmt: skip
+        accuracy = self.note(task, found.right(), batch) if not drop else float("nan")
+        return {"loss": answer.item(), "accuracy": accuracy, "marks": marks, "states": state_right, "rate": rate}
+
+    def tower_loss(self, features: Tensor, cells: Tensor) -> tuple[Tensor, float]:
+        """Loss of naming what stands in each cell, and the share of marks that are named."""
+        names = [head(features) for head in self.heads]
+        loss = torch.stack([_class_loss(name, cells[:, i], 0.1) for i, name in enumerate(names)]).sum()
+        seen = cells[:, 2] > 0
+        return loss, (names[2].argmax(-1) == cells[:, 2])[seen].float().mean().item()
+
+    def note(self, task: str, right: Tensor, batch: Batch) -> float:
+        """Remember the accuracy per kind of first turns, and tell the curriculum."""
+        answers = [bool(right[one.row, one.start : one.end].all()) for one in batch.asked]
+        for one, correct in zip(batch.asked, answers, strict=True):
+            if one.turn == 0 or task == "dialogue":
+                self.scores[one.name] = 0.98 * self.scores[one.name] + 0.02 * correct
+        accuracy = sum(answers) / len(answers)
+        self.curriculum.courses[task].hear(accuracy)
+        return accuracy
 
 
-def _cell_loss(logits: Tensor, classes: Tensor) -> Tensor:
+def _class_loss(logits: Tensor, classes: Tensor, empty: float) -> Tensor:
     weights = torch.ones(logits.shape[1])
-    weights[0] = 0.1
-    return cross_entropy(logits, classes, weight=weights)
+    weights[0] = empty
+    return cross_entropy(logits, classes, weight=weights, ignore_index=IGNORE)
 
 
-def forward(model: Any, batch: Batch, drop: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, labels and merged tower tokens.
+@dataclass
+class Found:
+    """What a forward pass gives.
+
+    Attributes:
+        logits: float32 [N, V], of the labelled places.
+        labels: int64 [B, L'], of the places that stayed.
+        features: tower tokens [B * M, D].
+        watched: hidden states [B, L, D] below the auxiliary loss; None where cells were left out or for one step.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    features: Tensor
+    watched: Tensor | None
+
+    def right(self) -> Tensor:
+        """Whether each labelled place is predicted, bool [B, L']; true elsewhere."""
+        asked = self.labels != IGNORE
+        return torch.ones_like(asked).masked_scatter(asked, self.logits.argmax(-1) == self.labels[asked])
+
+
+def forward(model: Any, batch: Batch, drop: float = 0.0, tower: bool = False) -> Found:
+    """Run the model.
 
     Args:
         model: Qwen2.5-VL of transformers.
         batch: inputs.
         drop: share of the cells without the answer that is taken out of the prompt, positions unchanged.
-
-    Returns:
-        logits [B, L', V], labels int64 [B, L'], tower tokens [B * M, D].
+        tower: whether gradients reach the tower.
     """
-    features = model.model.visual(batch.patches, grid_thw=batch.grid).pooler_output
+    with torch.set_grad_enabled(tower and torch.is_grad_enabled()):
+        features = model.model.visual(batch.patches, grid_thw=batch.grid).pooler_output
     embedded = model.get_input_embeddings()(batch.tokens)
     embedded = embedded.masked_scatter(batch.visual[..., None], features.to(embedded.dtype))
     positions, labels = batch.positions, batch.labels
@@ -137,77 +202,90 @@ def forward(model: Any, batch: Batch, drop: float = 0.0) -> tuple[Tensor, Tensor
         labels = labels.gather(1, kept)
     # Without a mask transformers takes the constant time of an image's positions for a border of packed sequences.
     seen = torch.ones(embedded.shape[:2], dtype=torch.int64)
-    hidden = model.model.language_model(
-        inputs_embeds=embedded, position_ids=positions, attention_mask=seen, use_cache=False
+    steps = bool((batch.places >= 0).any())
+    out = model.model.language_model(
+        inputs_embeds=embedded, position_ids=positions, attention_mask=seen, use_cache=False, output_hidden_states=True
     )
-    return model.lm_head(hidden.last_hidden_state), labels, features
+    watched = out.hidden_states[WATCHED] if steps and not drop else None
+    return Found(model.lm_head(out.last_hidden_state[labels != IGNORE]), labels, features, watched)
 
 
 def _kept_places(batch: Batch, drop: float) -> Tensor:
     """Places that stay, int64 [B, L']; the same count in every sample, answer cells always among them."""
-    chance = torch.rand(batch.targets.shape).masked_fill(batch.targets, -1.0)
-    gone = min(int(chance.shape[1] * drop), int((~batch.targets).sum(1).min()))
+    chance = torch.rand(batch.kept.shape).masked_fill(batch.kept, -1.0)
+    gone = min(int(chance.shape[1] * drop), int((~batch.kept).sum(1).min()))
     order = chance.argsort(1, descending=True)[:, :gone]
-    lost = torch.zeros_like(batch.targets).scatter(1, order, True)
+    lost = torch.zeros_like(batch.kept).scatter(1, order, True)
     keep = torch.ones_like(batch.visual)
     keep[batch.visual] = ~lost.flatten()
     return keep.nonzero()[:, 1].view(len(keep), -1)
 
 
 def plot(log: Path, target: Path) -> None:
-    """Loss and accuracy over steps."""
+    """Accuracy per task, smoothed, and loss over steps."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = [json.loads(line) for line in log.read_text().splitlines()]
-    figure, axes = plt.subplots(figsize=(8, 4))
-    for key in ("loss", "accuracy", "marks", "icons"):
-        axes.plot([row["step"] for row in rows], [row[key] for row in rows], label=key)
-    axes.set(xlabel="step", ylim=(0, 3), title="demo model, training batches")
-    axes.legend()
-    figure.savefig(target, dpi=110, bbox_inches="tight")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4))
+    for name in sorted({key for row in rows for key in row["scores"]}):
+        points = [(row["step"], row["scores"][name]) for row in rows if name in row["scores"]]
+        left.plot(*zip(*points, strict=True), label=name)
+    left.set(xlabel="step", ylim=(0, 1), title="accuracy on training batches, first turns")
+    left.legend(fontsize=6, ncols=2)
+    right.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=0.6)
+    right.set(xlabel="step", yscale="log", title="answer loss")
+    figure.savefig(target, dpi=100, bbox_inches="tight")
+
+
+def write(trainer: Trainer, out: Path) -> None:
+    """State and checkpoint; a run that is ended meanwhile keeps the ones before."""
+    torch.save(trainer.state(), out / "state.new")
+    (out / "state.new").replace(out / "state.pt")
+    save(trainer.model, trainer.words, out / "checkpoint")
 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("benchmarks/demo_model/runs/latest"),
-    minutes: Annotated[float, typer.Option(help="Training time, counted over all resumed parts.")] = 30,
+    minutes: Annotated[float, typer.Option(help="Training time, counted over all resumed parts.")] = 60,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
+    start: Annotated[Path | None, typer.Option(help="Checkpoint whose fitting weights a new run begins with.")] = None,
 ) -> None:
     """Train, log and save; an interrupted run goes on where it stopped."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    trainer, state, log = Trainer(seed), out / "state.pt", out / "log.jsonl"
-    if state.exists():
-        trainer.restore(state)
+    trainer, log = Trainer(seed, start), out / "log.jsonl"
+    if (out / "state.pt").exists():
+        trainer.restore(out / "state.pt")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    saved = time.monotonic()
     with Progress(*columns) as progress, log.open("a") as sink:
         bar = progress.add_task("training", total=minutes * 60, completed=trainer.seconds)
         while trainer.seconds < minutes * 60:
             started, done = time.monotonic(), trainer.seconds / (minutes * 60)
             rng = random.Random(f"{seed}-{trainer.step}")
-            drop = rng.uniform(0.1, 0.8) if trainer.level >= 3 and rng.random() < 0.35 else 0.0
-            found = trainer.update(trainer.draw(rng), done, drop)
-            trainer.promote(found["accuracy"])
+            task, samples = trainer.curriculum.draw(rng)
+            course = trainer.curriculum.courses[task]
+            able = course.level >= 3 or course.recent > ABLE
+            drop = rng.uniform(0.1, 0.8) if able and rng.random() < 0.25 else 0.0
+            tower = rng.random() < TOWER_SHARE
+            lesson = lesson_of(trainer.curriculum.lesson(rng)) if rng.random() < LESSON_SHARE else None
+            found = trainer.update(task, collate(samples, trainer.words, rng), done, drop, tower, lesson)
             trainer.seconds += time.monotonic() - started
             if trainer.step % 10 == 0:
-                sink.write(
-                    json.dumps(
-                        {"step": trainer.step, "seconds": round(trainer.seconds, 1), "level": trainer.level, **found}
-                    )
-                    + "\n"
-                )
+                about = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "task": task, **found}
+                scores = {name: round(score, 3) for name, score in trainer.scores.items()}
+                sink.write(json.dumps({**about, "courses": trainer.curriculum.state(), "scores": scores}) + "\n")
                 sink.flush()
-            if trainer.step % 200 == 0:
-                torch.save(trainer.state(), state)
-            text = (
-                f"step {trainer.step} level {trainer.level} loss {found['loss']:.3f} accuracy {found['accuracy']:.2f}"
-            )
+            if time.monotonic() - saved > SAVE_SECONDS:
+                write(trainer, out)
+                saved = time.monotonic()
+            text = f"step {trainer.step} {task} level {course.level} loss {found['loss']:.3f}"
             progress.update(bar, completed=trainer.seconds, description=text)
-    torch.save(trainer.state(), state)
-    save(trainer.model, trainer.words, out / "checkpoint")
+    write(trainer, out)
     plot(log, out / "loss.png")
 
 

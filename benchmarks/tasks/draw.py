@@ -1,4 +1,4 @@
-"""Icons and buttons, one 28-pixel cell each: one cell is one merged visual token of the Qwen-VL family."""
+"""Icons, buttons and badges, one 28-pixel cell each: one cell is one merged visual token of the Qwen-VL family."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ COLOURS = {
 }
 LABELS = ("save", "open", "copy", "undo", "edit", "find", "quit", "help")
 MARKS = "ABCDEFGHJKLMNPRSTUVWXYZ"
+DIGITS = "0123456789"
 PAGES = ((245, 245, 245), (232, 236, 242), (250, 244, 230), (225, 232, 225))
 
 
 @dataclass(frozen=True)
 class Element:
-    """What stands in one cell: an icon (shape and colour) or a button (label), with its mark.
+    """What stands in one cell: an icon (shape and colour), a button (label) or a badge (colour and code).
 
     Attributes:
         row, col: cell.
-        shape, colour: of an icon, empty for a button.
-        label: of a button, empty for an icon.
-        mark: letter printed at the element.
+        mark: letter printed at the element; a badge's first character.
+        shape: of an icon, otherwise empty.
+        colour: of an icon or a badge, empty for a button.
+        label: of a button, otherwise empty.
+        digit: of a badge, its second character, otherwise empty.
     """
 
     row: int
@@ -43,6 +46,7 @@ class Element:
     shape: str = ""
     colour: str = ""
     label: str = ""
+    digit: str = ""
 
 
 def render(rows: int, cols: int, elements: Iterable[Element], background: tuple[int, int, int]) -> Image.Image:
@@ -52,13 +56,13 @@ def render(rows: int, cols: int, elements: Iterable[Element], background: tuple[
     for element in elements:
         top, left = element.row * CELL, element.col * CELL
         pixels[top : top + CELL, left : left + CELL] = _cell(
-            element.shape, element.colour, element.label, element.mark, background
+            element.shape, element.colour, element.label, element.mark, element.digit, background
         )
     return Image.fromarray(pixels)
 
 
 @lru_cache(maxsize=8192)
-def _cell(shape: str, colour: str, label: str, mark: str, background: tuple[int, int, int]) -> np.ndarray:
+def _cell(shape: str, colour: str, label: str, mark: str, digit: str, background: tuple[int, int, int]) -> np.ndarray:
     """One drawn cell, uint8 [28, 28, 3]; drawing text is slow and cells repeat."""
     image = Image.new("RGB", (CELL, CELL), background)
     canvas = ImageDraw.Draw(image)
@@ -67,6 +71,11 @@ def _cell(shape: str, colour: str, label: str, mark: str, background: tuple[int,
         _text(canvas, 2, 2, label)
         # Marks stand inside one of the tower's 14-pixel patches.
         _text(canvas, 17, 14, mark)
+    elif digit:
+        canvas.rectangle([1, 1, CELL - 2, CELL - 2], fill=(255, 255, 255), outline=COLOURS[colour])
+        canvas.rectangle([1, 15, CELL - 2, CELL - 2], fill=COLOURS[colour])
+        _text(canvas, 5, 2, mark)
+        _text(canvas, 17, 2, digit)
     else:
         _icon(canvas, 2, 2, shape, COLOURS[colour])
         _text(canvas, 19, 16, mark)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from benchmarks.quality import AFTER_EVICTION, MARGIN, beats_random, screens
+from benchmarks.demo_model.evaluate import FOLDER
+from benchmarks.quality import AFTER_EVICTION, MARGIN, answered, beats_random, held_out, screens
 from benchmarks.servers import Server
 from vllm_prune.budget import DEFAULT_STRATEGY
 from vllm_prune.sweep import Arm, kv_arms, run, visual_arms
@@ -14,6 +17,7 @@ from .conftest import BUNDLED, DEMO
 
 SAMPLES = 200
 KV_SAMPLES = 60
+EACH = 24
 
 pytestmark = pytest.mark.skipif(DEMO != BUNDLED, reason="another checkpoint does not know these screens")
 
@@ -54,3 +58,14 @@ def test_the_answer_is_decided_on_the_evicted_cache(server: Server, model: str) 
     assert share(answers["unpruned"]) >= 0.95
     assert share(answers["random"]) <= share(answers["unpruned"]) - 0.2
     assert share(answers["snapkv"]) > share(answers["random"])
+
+
+def test_every_task_is_answered_as_its_evaluation_says(server: Server, model: str) -> None:
+    stated = json.loads((FOLDER / "evaluation.json").read_text())["tasks"]
+    samples = held_out(answered(), EACH)
+    (cell,) = run(Client(server.url), model, samples, [])
+    for task in answered():
+        right = [answer.right for answer, one in zip(cell.answers, samples, strict=True) if one.group == task]
+        # Four standard errors of 24 samples; a server that sees another picture or position is at chance.
+        share_stated = stated[task]["accuracy"]
+        assert share(right) >= share_stated - 4 * (max(0.04, share_stated * (1 - share_stated)) / EACH) ** 0.5, task

@@ -23,14 +23,15 @@ def blocks(language: str) -> list[str]:
 
 def test_the_sdk_example_runs_as_written(server: Any, tmp_path: Path) -> None:
     one = sample("test", 0, "colour")
-    one.frames[0].save(tmp_path / "screen.png")
+    one.image.save(tmp_path / "screen.png")
     (code,) = blocks("python")
     here = code.replace("http://127.0.0.1:8000", server.url)
     assert here != code
     found = subprocess.run([sys.executable, "-c", here], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
     answer, tokens, usage = found.stdout.strip().split(" ", 2)
-    cells = one.grid[1] * one.grid[2]
+    _, rows, cols = one.media[0].grid
+    cells = rows * cols
     assert answer
     assert f"'input_tokens': {cells}, 'kept_tokens': {cells // 2}" in usage
     assert int(tokens) > cells // 2

@@ -31,10 +31,10 @@ def data(tmp_path: Path) -> Path:
     for i in range(SAMPLES):
         one = sample("test", i)
         (tmp_path / "shots").mkdir(exist_ok=True)
-        one.frames[0].save(tmp_path / "shots" / f"{i}.png")
+        one.image.save(tmp_path / "shots" / f"{i}.png")
         content = [{"type": "image_url", "image_url": {"url": f"shots/{i}.png"}}, one.to_chat()[0]["content"][1]]
         lines.append({"messages": [{"role": "user", "content": content}], "max_tokens": 6, "expected": one.answer,
-                      "group": one.task, "id": f"screen-{i}"})  # fmt: skip
+                      "group": one.kind, "id": f"screen-{i}"})  # fmt: skip
     path = tmp_path / "screens.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
     return path

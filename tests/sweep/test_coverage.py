@@ -38,9 +38,9 @@ def test_a_box_touches_the_cells_under_it() -> None:
 def test_a_generated_answer_stands_in_one_cell() -> None:
     for i in range(20):
         one = sample("test", i)
-        _, grid = cells(one.frames[0])
-        _, row, col = one.targets[0]
-        assert targets_of(Target(one.frames[0], box_of(one)), grid) == [row * grid.cols + col]
+        _, grid = cells(one.image)
+        _, _, row, col = one.targets[0]
+        assert targets_of(Target(one.image, box_of(one)), grid) == [row * grid.cols + col]
 
 
 def by_name(rows: list[dict[str, float]]) -> dict[object, float]:
@@ -61,7 +61,7 @@ def test_upside_down_they_fall_below_random() -> None:
         kept = keep(strategy, pixels, grid, 1 - ratio)
         return torch.tensor(sorted(set(range(len(pixels))) - set(kept.tolist())))
 
-    targets = [Target(one.frames[0], box_of(one)) for one in (sample("test", i) for i in range(SCREENS))]
+    targets = [Target(one.image, box_of(one)) for one in (sample("test", i) for i in range(SCREENS))]
     upright = by_name(coverage(targets, ["divprune", "gui_dedup", "random"], [0.5]))
     with patch.object(module, "keep", inverted):
         found = by_name(coverage(targets, ["divprune", "gui_dedup"], [0.5]))

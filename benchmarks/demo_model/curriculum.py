@@ -1,0 +1,144 @@
+"""Which samples come next: tasks that are not answered yet more often, and small screens before large ones."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..tasks import detail, dialogue, history, pages, screens, video
+from ..tasks.base import Sample
+
+SHARES = {"screens": 0.2, "history": 0.3, "video": 0.0, "detail": 0.1, "dialogue": 0.2, "pages": 0.2}
+LEVELS = 6
+PASSED = 0.8
+AHEAD, STARTED = 0.4, 0.4
+"""Share of the batches that go ahead of a task's level, once it is answered so often."""
+TOKENS = 1700
+"""Tokens of a batch, about: what two cores work through in a second. A chat has some 80 besides its cells."""
+TEXT = 80
+MOST, FEWEST = 16, 3
+
+
+@dataclass
+class Course:
+    """Level and recent accuracy of one task."""
+
+    level: int = 0
+    recent: float = 0.0
+
+    def hear(self, accuracy: float) -> None:
+        """Go on to larger screens once the present ones are answered."""
+        self.recent = 0.95 * self.recent + 0.05 * accuracy
+        if self.recent > PASSED and self.level < LEVELS:
+            self.level, self.recent = self.level + 1, 0.6
+
+
+@dataclass
+class Curriculum:
+    """Courses of all tasks."""
+
+    courses: dict[str, Course] = field(default_factory=lambda: {name: Course() for name in SHARES})
+
+    def state(self) -> dict[str, Any]:
+        """Levels and accuracies, to go on from."""
+        return {name: [one.level, one.recent] for name, one in self.courses.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        for name, (level, recent) in state.items():
+            self.courses[name] = Course(level, recent)
+
+    def draw(self, rng: random.Random) -> tuple[str, list[Sample]]:
+        """A task and samples that share a grid and a number of media."""
+        names = [name for name in SHARES if name != "pages" or pages.grids("train")]
+        weights = []
+        for name in names:
+            one = self.courses[name]
+            weights.append(SHARES[name] * (1.2 - one.recent * (0.4 + 0.6 * one.level / LEVELS)))
+        name = rng.choices(names, weights)[0]
+        level = self.courses[name].level
+        if rng.random() < AHEAD and self.courses[name].recent > STARTED:
+            # Sizes, numbers of pictures and of steps that held-out samples have, long before the course gets there.
+            level = rng.randint(level, LEVELS)
+        return name, _SAMPLES[name](rng, level)
+
+    def lesson(self, rng: random.Random) -> list[Sample]:
+        """Dense screens of what the tower finds hard: rendered pages and badges."""
+        rendered = pages.grids("train")
+        if rendered and rng.random() < 0.6:
+            numbers = rendered[min(rendered)]
+            return [pages.sample("train", rng.choice(numbers)) for _ in range(8)]
+        first = rng.randrange(1 << 40)
+        return [detail.sample("train", first + i, None, (5, 6)) for i in range(16)]
+
+
+def _size(rng: random.Random, level: int, rows: int = 3, cols: int = 4) -> tuple[int, int]:
+    return rng.randint(rows, rows + level), rng.randint(cols, cols + level * 4 // 3)
+
+
+def _count(cells: int) -> int:
+    return max(FEWEST, min(MOST, TOKENS // (cells + TEXT)))
+
+
+def _screens(rng: random.Random, level: int) -> list[Sample]:
+    size, first = _size(rng, level), rng.randrange(1 << 40)
+    return [
+        screens.sample("train", first + i, rng.choice(screens.KINDS), size, rng.randint(1, 5))
+        for i in range(_count(size[0] * size[1]))
+    ]
+
+
+def _history(rng: random.Random, level: int) -> list[Sample]:
+    size, first = _size(rng, min(level, 5)), rng.randrange(1 << 40)
+    pictures = rng.randint(2, min(5, 3 + level))
+    return [
+        history.sample("train", first + i, rng.choice(history.KINDS), size, rng.randint(1, 6), pictures)
+        for i in range(_count(size[0] * size[1] * pictures))
+    ]
+
+
+def _dialogue(rng: random.Random, level: int) -> list[Sample]:
+    size, first = _size(rng, min(level, 5)), rng.randrange(1 << 40)
+    turns = rng.randint(2, 3)
+    return [dialogue.sample("train", first + i, None, size, turns) for i in range(_count(size[0] * size[1] * turns))]
+
+
+def _video(rng: random.Random, level: int) -> list[Sample]:
+    size, first = _size(rng, min(level, 3), 4, 5), rng.randrange(1 << 40)
+    steps = rng.randint(3, min(5, 3 + level))
+    return [
+        video.sample("train", first + i, rng.choice(video.KINDS), size, rng.randint(1, 6), steps)
+        for i in range(_count(size[0] * size[1] * steps))
+    ]
+
+
+def _detail(rng: random.Random, level: int) -> list[Sample]:
+    rows, cols = rng.randint(4, 4 + 3 * level), rng.randint(5, 5 + 4 * level)
+    if level >= 4 and rng.random() < 0.2:
+        rows, cols = rng.randint(20, 36), rng.randint(28, 50)
+    first = rng.randrange(1 << 40)
+    return [
+        detail.sample("train", first + i, None, (rows, cols), rng.randint(1, 4)) for i in range(_count(rows * cols))
+    ]
+
+
+def _pages(rng: random.Random, level: int) -> list[Sample]:
+    del level
+    grids = pages.grids("train")
+    rows, cols = rng.choice(sorted(grids))
+    numbers = grids[rows, cols]
+    return [
+        pages.sample("train", rng.choice(numbers), turns=rng.randint(1, 5), seed=rng.random())
+        for _ in range(_count(rows * cols))
+    ]
+
+
+_SAMPLES = {
+    "screens": _screens,
+    "history": _history,
+    "video": _video,
+    "detail": _detail,
+    "dialogue": _dialogue,
+    "pages": _pages,
+}
