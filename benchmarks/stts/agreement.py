@@ -27,11 +27,10 @@ from vllm_prune.stts import files
 from vllm_prune.stts.training import PrunedTower, pruned_logits
 
 from ..demo_model.batches import collate
-from ..demo_model.evaluate import held_out
 from ..speed import RESULTS, hardware
 from ..tasks import Sample
-from .arms import MEDIA_FIRST, load_model
-from .train import CHECKPOINT
+from .arms import load_model
+from .train import CHECKPOINT, held_out
 
 KEEPS = (0.5, 0.3, 0.2)
 RATE = 2.0
@@ -58,10 +57,13 @@ def model_of(llm: Any) -> Any:
 
 def prompt_of(one: Sample, words: Any, visual: dict[str, Any] | None) -> dict[str, Any]:
     """Prompt dict of `LLM.generate`; videos go in as frames, without a codec in between."""
-    kind = "image" if len(one.elements) == 1 else "video"
+    shown = one.media[0]
+    kind = "video" if shown.video else "image"
     content = [{"type": kind}, {"type": "text", "text": one.question}]
     text = words.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
-    medium: Any = one.frames[0] if kind == "image" else video_of(np.stack([np.asarray(frame) for frame in one.frames]))
+    medium: Any = (
+        shown.frames[0] if kind == "image" else video_of(np.stack([np.asarray(frame) for frame in shown.frames]))
+    )
     budget = {} if visual is None else {"mm_processor_kwargs": {"vllm_prune": visual}}
     return {"prompt": text, "multi_modal_data": {kind: [medium]}, **budget}
 
@@ -108,8 +110,8 @@ def served(llm: Any, words: Any, one: Sample, keep: float) -> tuple[Tensor, Tens
 @torch.no_grad()
 def trained(model: Any, tower: PrunedTower, words: Any, one: Sample, keep: float) -> tuple[Tensor, Tensor]:
     """The same from the training code."""
-    batch = collate([one], words, MEDIA_FIRST())
-    count = max(1, int(keep * int(np.prod(one.grid))))
+    batch = collate([one], words)
+    count = max(1, int(keep * int(np.prod(one.media[0].grid))))
     found = tower(batch.patches, batch.grid, [count])
     logits, labels = pruned_logits(model, found, batch.tokens, batch.positions, batch.visual, batch.labels)
     first = int((labels[0] >= 0).nonzero()[0])

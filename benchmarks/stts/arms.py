@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,9 +19,6 @@ from vllm_prune.visual.strategies import Context, Grid, PixelStrategy, create, n
 from ..demo_model.batches import Batch, collate
 from ..tasks import Sample
 
-MEDIA_FIRST = partial(random.Random, 1)
-"""Makes `collate` put the medium in front of the question, as requests do."""
-
 NOTHING = torch.empty(0), torch.empty(0)
 TRAINED = ("stts", "vision_selector")
 
@@ -32,8 +27,8 @@ class Case:
     """One sample: inputs, unpruned features, and the signals that strategies look at."""
 
     def __init__(self, model: Any, words: Any, one: Sample, number: int) -> None:
-        self.batch: Batch = collate([one], words, MEDIA_FIRST())
-        self.grid, self.seed = Grid(*one.grid), number
+        self.batch: Batch = collate([one], words)
+        self.grid, self.seed = Grid(*one.media[0].grid), number
         self._model = model
         block = model.model.visual.blocks[max(model.model.visual.fullatt_block_indexes)].attn
         seen: list[Any] = []

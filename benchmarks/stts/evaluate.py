@@ -28,10 +28,9 @@ from vllm_prune.sweep.statistics import paired, wilson
 from vllm_prune.visual.frames import frame_counts
 from vllm_prune.visual.strategies import Context, Grid, create
 
-from ..demo_model.evaluate import held_out
 from ..speed import RESULTS, hardware
 from .arms import NOTHING, Case, load_model, untrained
-from .train import CHECKPOINT
+from .train import CHECKPOINT, held_out
 
 KEEPS = (0.7, 0.5, 0.3, 0.2)
 ANSWERS = dict[tuple[str, float], dict[int, bool]]
@@ -80,8 +79,8 @@ def rows_of(samples: Sequence[Any], answers: ANSWERS) -> list[dict[str, Any]]:
     """One row per arm, ratio and kind of item: accuracy, its interval, and paired differences in points."""
     kinds = {
         "all": set(range(len(samples))),
-        "screens": {i for i, one in enumerate(samples) if one.grid[0] == 1},
-        "videos": {i for i, one in enumerate(samples) if one.grid[0] > 1},
+        "screens": {i for i, one in enumerate(samples) if not one.media[0].video},
+        "videos": {i for i, one in enumerate(samples) if one.media[0].video},
     }
     rows = []
     for (name, keep), found in answers.items():

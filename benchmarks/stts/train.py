@@ -38,8 +38,7 @@ from vllm_prune.stts.training import (
 from vllm_prune.visual.strategies import Grid
 
 from ..demo_model.batches import IGNORE, Batch, collate
-from ..tasks import sample
-from ..tasks.screens import IMAGE_TASKS, VIDEO_TASKS
+from ..tasks import Sample, clips, screens
 
 CHECKPOINT = Path(__file__).parents[1] / "demo_model" / "checkpoint"
 CELLS = 1000
@@ -134,13 +133,16 @@ class Trainer:
 
     def draw(self, rng: random.Random) -> Batch:
         """Screens of 3 x 4 to 9 x 12 cells, or short videos."""
-        video = rng.random() < VIDEOS
-        rows, cols, steps = rng.randint(3, 9), rng.randint(4, 12), 1
-        if video:
-            rows, cols, steps = rng.randint(3, 5), rng.randint(4, 6), rng.randint(2, 4)
-        first, tasks = rng.randrange(1 << 40), VIDEO_TASKS if video else IMAGE_TASKS
-        size = max(SIZES[0], min(SIZES[1], CELLS // (rows * cols * steps)))
-        samples = [sample("train", first + i, rng.choice(tasks), (rows, cols), steps) for i in range(size)]
+        first = rng.randrange(1 << 40)
+        if rng.random() < VIDEOS:
+            (rows, cols), steps = _size(rng, clips.SIZES), rng.randint(*clips.STEPS)
+            samples = [
+                clips.sample("train", first + i, None, (rows, cols), steps)
+                for i in range(_fitting(rows * cols * steps))
+            ]
+        else:
+            rows, cols = _size(rng, screens.SIZES)
+            samples = [screens.sample("train", first + i, None, (rows, cols)) for i in range(_fitting(rows * cols))]
         return collate(samples, self.words, rng)
 
     def update(self, batch: Batch, keep: float, done: float) -> dict[str, float]:
@@ -181,8 +183,8 @@ class Trainer:
 @torch.no_grad()
 def validate(trainer: Trainer) -> dict[str, float]:
     """Share of validation screens and videos that are answered right, at each checked ratio."""
-    _, keeps, screens, videos = CHECKED
-    batches = [*_held_back(trainer, IMAGE_TASKS, screens), *_held_back(trainer, VIDEO_TASKS, videos)]
+    _, keeps, stills, films = CHECKED
+    batches = [*_held_back(trainer, stills, False), *_held_back(trainer, films, True)]
     found = {}
     for keep in keeps:
         right = 0
@@ -192,18 +194,39 @@ def validate(trainer: Trainer) -> dict[str, float]:
             inputs = batch.tokens, batch.positions, batch.visual, batch.labels
             logits, labels = pruned_logits(trainer.model, pruned, *inputs)
             right += int(((logits.argmax(-1) == labels) | (labels == IGNORE)).all(1).sum())
-        found[f"validation {keep:g}"] = right / (screens + videos)
+        found[f"validation {keep:g}"] = right / (stills + films)
     return found
 
 
-def _held_back(trainer: Trainer, tasks: Sequence[Any], n: int) -> Iterator[Batch]:
+def _held_back(trainer: Trainer, n: int, video: bool) -> Iterator[Batch]:
     for first in range(0, n, 12):
         rng = random.Random(first)
-        large = tasks is IMAGE_TASKS
-        size = (rng.randint(4, 9), rng.randint(5, 12)) if large else (rng.randint(3, 5), rng.randint(4, 6))
-        steps = rng.randint(2, 4)
-        samples = [sample("validation", first + i, tasks[i % len(tasks)], size, steps) for i in range(12)]
+        if video:
+            size, steps = _size(rng, clips.SIZES), rng.randint(*clips.STEPS)
+            samples = [clips.sample("validation", first + i, clips.KINDS[i % 2], size, steps) for i in range(12)]
+        else:
+            size = rng.randint(4, 9), rng.randint(5, 12)
+            samples = [screens.sample("validation", first + i, screens.KINDS[i % 4], size) for i in range(12)]
         yield collate(samples, trainer.words, rng)
+
+
+def _size(rng: random.Random, sizes: tuple[tuple[int, int], tuple[int, int]]) -> tuple[int, int]:
+    (least_rows, least_cols), (most_rows, most_cols) = sizes
+    return rng.randint(least_rows, most_rows), rng.randint(least_cols, most_cols)
+
+
+def _fitting(cells: int) -> int:
+    return max(SIZES[0], min(SIZES[1], CELLS // cells))
+
+
+def held_out(n: int, videos: int) -> list[Sample]:
+    """The first `n` screens of the test split, and `videos` clips that follow them."""
+    found = [screens.sample("test", i) for i in range(n)]
+    rng = random.Random(1)
+    for i in range(videos):
+        size = _size(rng, clips.SIZES)
+        found.append(clips.sample("test", n + i, clips.KINDS[i % 2], size, rng.randint(*clips.STEPS)))
+    return found
 
 
 def _noisily(noise: float, scores: Tensor, grids: Sequence[Grid], counts: Sequence[int]) -> Tensor:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import detail, dialogue, history, pages, screens, video
+from . import clips, detail, dialogue, history, pages, screens, video
 from .base import Media, Sample, Split, Turn
 from .draw import COLOURS, LABELS, SHAPES
 from .screens import sample
 
 GENERATORS: dict[str, Callable[[Split, int], Sample]] = {
     "screens": screens.sample,
+    "clips": clips.sample,
     "pages": pages.sample,
     "history": history.sample,
     "video": video.sample,

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from benchmarks.stts.evaluate import rows_of
 from benchmarks.stts.speed import summarise
 
-
-@dataclass
-class Made:
-    grid: tuple[int, int, int]
-
-
-SAMPLES = [Made((1, 2, 2)), Made((1, 2, 2)), Made((3, 2, 2)), Made((2, 2, 2))]
+SAMPLES = [SimpleNamespace(media=[SimpleNamespace(video=video)]) for video in (False, False, True, True)]
 
 
 def test_rows_pair_answers_sample_by_sample() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.demo_model.evaluate import held_out
 from benchmarks.stts.agreement import served, trained
 from benchmarks.stts.arms import load_model
+from benchmarks.stts.train import held_out
 from vllm_prune.stts import files
 from vllm_prune.stts.training import PrunedTower
 
