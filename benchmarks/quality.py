@@ -36,7 +36,7 @@ DEMO = Path(__file__).parent / "demo_model"
 CHECKPOINT = DEMO / "checkpoint"
 KEEPS = (0.75, 0.5, 0.25, 0.1, 0.05)
 KV_KEEPS = (0.4, 0.2, 0.1, 0.05)
-ANSWERED = 0.5
+ANSWERED = 0.7
 """Unpruned accuracy below which a task says nothing about pruning."""
 MARGIN = 0.1
 """By how much the default strategy has to beat random: the lower 95% bound of the paired difference in accuracy."""

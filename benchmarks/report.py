@@ -125,6 +125,8 @@ def quality() -> str:
     if not path.exists():
         return "Not measured yet."
     result = json.loads(path.read_text())
+    # Earlier results measured screens alone and did not say so.
+    measured = result.get("tasks", ["screens"])
     found = [row for row in result["rows"] if row["n"]]
     whole = [row for row in found if row["group"] == "all"]
     titles = {"visual": "visual tokens of images", "video": "visual tokens of videos", "kv": "cached rows"}
@@ -133,10 +135,10 @@ def quality() -> str:
         rows = [row for row in whole if row["part"] == part and row["strategy"] != "unpruned"]
         if rows:
             lines += [*_quality_table(f"right answers, {title} kept", rows), ""]
-    for part, keep in (("visual", 0.25), ("kv", 0.2)) if len(result["tasks"]) > 1 else ():
+    for part, keep in (("visual", 0.25), ("kv", 0.2)) if len(measured) > 1 else ():
         lines += [*_task_table(found, part, keep), ""]
     unpruned = {row["part"]: row["accuracy"] for row in whole if row["strategy"] == "unpruned"}
-    again, tasks = result["repeated"], ", ".join(result["tasks"])
+    again, tasks = result["repeated"], ", ".join(measured)
     video = f", {unpruned['video']:.1%} of the videos" if "video" in unpruned else ""
     return "\n".join(
         [

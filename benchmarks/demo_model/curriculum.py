@@ -9,7 +9,7 @@ from typing import Any
 from ..tasks import detail, dialogue, history, pages, screens, video
 from ..tasks.base import Sample
 
-SHARES = {"screens": 0.2, "history": 0.3, "video": 0.0, "detail": 0.1, "dialogue": 0.2, "pages": 0.2}
+SHARES = {"screens": 0.12, "history": 0.26, "video": 0.24, "detail": 0.14, "dialogue": 0.10, "pages": 0.14}
 LEVELS = 6
 PASSED = 0.8
 AHEAD, STARTED = 0.4, 0.4

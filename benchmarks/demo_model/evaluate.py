@@ -36,9 +36,10 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def held_out(n: int, tasks: Sequence[str] = tuple(GENERATORS)) -> list[Sample]:
-    """The first `n` samples of the test split, task by task."""
-    return [GENERATORS[task]("test", i) for task in tasks for i in range(n)]
+def held_out(n: int, tasks: Sequence[str] = tuple(GENERATORS), screens: int | None = None) -> list[Sample]:
+    """The first `n` samples of the test split, task by task; of the screens the first `screens`."""
+    counts = {task: screens if task == "screens" and screens else n for task in tasks}
+    return [GENERATORS[task]("test", i) for task, count in counts.items() for i in range(count)]
 
 
 class Judge:
@@ -78,14 +79,15 @@ def accuracy(judge: Judge, samples: list[Sample]) -> dict[str, dict[str, Any]]:
 
 
 def main(
-    n: Annotated[int, typer.Option(help="Held-out samples of each task.")] = 200,
+    n: Annotated[int, typer.Option(help="Held-out samples of each task.")] = 120,
+    screens: Annotated[int, typer.Option(help="Held-out screens, which take the least time.")] = 500,
     task: Annotated[list[str] | None, typer.Option(help="Tasks, repeatable; all if absent.")] = None,
     checkpoint: Annotated[Path, typer.Option(help="Folder of the model.")] = CHECKPOINT,
     save: Annotated[bool, typer.Option(help="Write evaluation.json beside the checkpoint.")] = False,
 ) -> None:
     """Evaluate and print."""
     torch.set_num_threads(1)
-    found = accuracy(Judge(checkpoint), held_out(n, task or tuple(GENERATORS)))
+    found = accuracy(Judge(checkpoint), held_out(n, task or tuple(GENERATORS), screens))
     table = Table("task", "visual tokens", "n", "right", "accuracy", "95% interval")
     for name, row in found.items():
         low, high = row["interval"]

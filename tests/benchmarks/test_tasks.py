@@ -115,11 +115,11 @@ def test_a_session_changes_little() -> None:
 def test_answers_are_balanced(task: str) -> None:
     answers: dict[str, Counter[str]] = {}
     for i in range(400):
-        one = GENERATORS[task]("test", i)
+        one, films = GENERATORS[task]("test", i), task in ("video", "clips")
         # What a blind guesser has is the text; steps and shapes of a question are replaced by one word.
-        words = " ".join(one.question.split()[: 5 if task == "video" else 4]) if one.kind != "code" else one.kind
+        words = " ".join(one.question.split()[: 5 if films else 4]) if one.kind != "code" else one.kind
         form = (
-            words if task == "video" else one.kind if task in ("screens", "pages", "detail") else one.turns[-1].answer
+            words if films else one.kind if task in ("screens", "pages", "detail") else one.turns[-1].answer
         )
         if task in ("history", "dialogue"):
             form = "colour" if "colour" in one.question else "shape" if "shape" in one.question else "click"
@@ -141,7 +141,7 @@ def test_chats_are_valid_and_carry_the_media() -> None:
         parts = [part for m in messages if m["role"] == "user" for part in m["content"]]
         urls = [part[part["type"]]["url"] for part in parts if part["type"] != "text"]
         assert len(urls) == len(one.media)
-        kind = "data:video/mp4;base64," if task == "video" else "data:image/png;base64,"
+        kind = "data:video/mp4;base64," if task in ("video", "clips") else "data:image/png;base64,"
         assert all(url.startswith(kind) for url in urls)
         assert parts[-1] == {"type": "text", "text": one.question}
 
