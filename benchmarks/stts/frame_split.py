@@ -137,8 +137,9 @@ def main(
     for measure in MEASURES:
         show(rows, measure, n, unpruned)
     if save:
-        found = {"command": "python -m benchmarks.stts.frame_split " + " ".join(sys.argv[1:]), "hardware": hardware(),
-                 "shape": vars(files.read_shape(own)), "n": n, "unpruned": unpruned, "keeps": KEEPS,
+        # Of another scorer the file's name says enough.
+        words = [Path(word).name for word in sys.argv[1:]]
+        found = {"command": " ".join(["python -m benchmarks.stts.frame_split", *words]), "hardware": hardware(), "shape": vars(files.read_shape(own)), "n": n, "unpruned": unpruned, "keeps": KEEPS,
                  "strategies": STRATEGIES, "splits": SPLITS, "rows": rows}  # fmt: skip
         (RESULTS / "frame_split.json").write_text(json.dumps(found, indent=1) + "\n")
 

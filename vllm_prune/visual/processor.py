@@ -35,7 +35,7 @@ class PrunedProcessor:
     """Mixin placed before a vLLM multimodal processor of the Qwen-VL kind.
 
     Attributes:
-        counts_per_frame: whether text stands between frames, so that each frame's count is fixed here.
+        counts_per_frame: whether text stands between frames, so that each frame's count is fixed here; `frames` says why.
     """
 
     vllm_prune_adapter: ClassVar[bool] = True
