@@ -61,7 +61,7 @@ def ask(checkpoint: Path, scorer: Path, n: int) -> tuple[list[bool], FOUND]:
             for keep in KEEPS:
                 cuts = _cuts(case, tower, max(1, int(keep * case.grid.tokens)))
                 for (arm, cut), right in zip(cuts.items(), case.right(list(cuts.values())), strict=True):
-                    found[*arm, keep].append((right, shown(one, cut.kept.tolist())))
+                    found[(*arm, keep)].append((right, shown(one, cut.kept.tolist())))
     return whole, found
 
 
@@ -96,7 +96,8 @@ def rows_of(whole: list[bool], found: FOUND) -> list[dict[str, Any]]:
     for (name, split, keep), own in found.items():
         row: dict[str, Any] = {"strategy": name, "split": split, "keep": keep,
                                "default": strategy_class(name).frame_split == split}  # fmt: skip
-        for measure, values, free in zip(MEASURES, zip(*own), zip(*found[name, FREE, keep]), strict=True):
+        columns = (zip(*pairs, strict=True) for pairs in (own, found[name, FREE, keep]))
+        for measure, values, free in zip(MEASURES, *columns, strict=True):
             row[measure] = {"share": sum(values) / len(values)}
             if split != FREE:
                 row[measure]["over_free"] = paired(values, free)
@@ -139,7 +140,8 @@ def main(
     if save:
         # Of another scorer the file's name says enough.
         words = [Path(word).name for word in sys.argv[1:]]
-        found = {"command": " ".join(["python -m benchmarks.stts.frame_split", *words]), "hardware": hardware(), "shape": vars(files.read_shape(own)), "n": n, "unpruned": unpruned, "keeps": KEEPS,
+        found = {"command": " ".join(["python -m benchmarks.stts.frame_split", *words]), "hardware": hardware(),
+                 "shape": vars(files.read_shape(own)), "n": n, "unpruned": unpruned, "keeps": KEEPS,
                  "strategies": STRATEGIES, "splits": SPLITS, "rows": rows}  # fmt: skip
         (RESULTS / "frame_split.json").write_text(json.dumps(found, indent=1) + "\n")
 

@@ -40,9 +40,9 @@ def frame_split(results: Path) -> str:
             lines.append(f"| `{name}`, {split}{own} | " + " | ".join(map(_difference, cells)) + " |")
     return "\n".join(lines) + (
         f"\n\nShares of {found['n']} held-out videos, same K in every row; in brackets the 95% interval of the paired "
-        f"difference to the free choice over the whole video, in points. Right: greedy answers of the demo model, which "
-        f"unpruned gives {found['unpruned']:.1%}. Shown: every place of the object that is asked for is kept in some "
-        f"frame, whatever the model answers. The demo model has no text between frames: this is the cost of the "
+        f"difference to the free choice over the whole video, in points. Right: greedy answers of the demo model, "
+        f"which unpruned gives {found['unpruned']:.1%}. Shown: every place of the object that is asked for is kept in "
+        f"some frame, whatever the model answers. The demo model has no text between frames: this is the cost of the "
         f"choice alone. {found['hardware']['device']}. Command: `{found['command']}`."
     )
 
