@@ -48,7 +48,7 @@ class Oracle:
         counts = torch.bincount(kept // CELLS, minlength=grid.frames).tolist()
         ids = self.prompt(request.prompt, [i / about["fps"] for i in about["frames_indices"]], counts)
         rows = self._embedding(torch.tensor(ids))
-        rows[torch.tensor(ids) == self._id("<im_patch>")] = features
+        rows[torch.tensor(ids) == self.token("<im_patch>")] = features
         return self._decode(ids, rows, steps), counts
 
     def prompt(self, text: str, times: list[float], counts: list[int]) -> list[int]:
@@ -91,7 +91,8 @@ class Oracle:
         kept = strategy.select(features, grid, count, Context(**signals), split)
         return features[kept], kept
 
-    def _id(self, token: str) -> int:
+    def token(self, token: str) -> int:
+        """Id of a special token."""
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def _w(self, name: str) -> tuple[Tensor, Tensor | None]:
