@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm_prune.catalogue import markdown
 
+from .stts.report import frame_split
 from .stts.report import section as stts
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ def fill(text: str) -> str:
         "kv_speed": kv_speed(),
         "demo": demo(),
         "stts": stts(RESULTS),
+        "frame_split": frame_split(RESULTS),
         "quality": quality(),
         "evaluation": evaluation(),
     }

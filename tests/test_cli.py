@@ -47,7 +47,9 @@ def test_doctor_passes_here() -> None:
         "Qwen2_5_VLForConditionalGeneration",
         "Qwen3VLForConditionalGeneration",
         "0.32",
+        "Molmo2ForConditionalGeneration",
         "prefix attention",
+        "experimental",
         "stts/scorer.safetensors",
     ):
         assert word in found.stdout

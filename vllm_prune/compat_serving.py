@@ -57,15 +57,8 @@ def image_sizer(engine_client: Any) -> Callable[[int, int], int] | None:
     processor = getattr(engine_client.renderer, "mm_processor", None)
     if processor is None or not getattr(processor, "vllm_prune_adapter", False):
         return None
-    info = processor.info
-    images = info.get_image_processor()
-
-    def tokens(width: int, height: int) -> int:
-        return int(
-            info.get_num_image_tokens(image_width=width, image_height=height, image_processor=images, mm_kwargs={})
-        )
-
-    return tokens
+    sizer: Callable[[int, int], int] = processor.image_tokens
+    return sizer
 
 
 def on_shutdown(engine_client: Any, drained: Callable[[Callable[[float | None], None], float | None], None]) -> None:

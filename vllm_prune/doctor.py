@@ -97,7 +97,10 @@ def _adapters() -> list[Check]:
 def _molmo2() -> Check:
     from vllm.platforms import current_platform
 
-    detail = "served unpruned, budgets are refused with 400: its text between frames has no fixed place yet"
+    detail = (
+        "experimental: budgets for videos, with counts per frame and positions of the shortened prompt; image budgets "
+        "are refused with 400. Tested with a tiny random model and a causal mask in place of prefix attention only"
+    )
     if current_platform.is_cpu():
         detail = (
             "not on the CPU: its visual tokens attend in both directions (prefix attention), which vLLM has in its "

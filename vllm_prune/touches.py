@@ -111,6 +111,7 @@ METRICS_TOUCHES: tuple[Touch, ...] = (
 
 _BLOCK = ("cu_seqlens", "rotary_pos_emb_cos", "rotary_pos_emb_sin", "max_seqlen", "sequence_lengths")
 _PROCESSOR = "vllm.multimodal.processing.processor"
+_MOLMO2 = "vllm.model_executor.models.molmo2"
 TOUCHES: tuple[Touch, ...] = (
     Touch(_RENDERER, "OnlineRenderer.preprocess_chat", ("request", "messages")),
     Touch(_RENDERER, "OnlineRenderer.preprocess_cmpl", ("request", "prompts")),
@@ -155,6 +156,16 @@ TOUCHES: tuple[Touch, ...] = (
     Touch("vllm.model_executor.models.qwen3_vl", "Qwen3_VisionBlock.forward", _BLOCK),
     Touch("vllm.model_executor.layers.attention", "MMEncoderAttention", ("num_heads", "head_size", "scale")),
     Touch("vllm.model_executor.models.qwen2_5_vl", "Qwen2_5_VisionAttention.forward", ("x", *_BLOCK)),
+    Touch(_MOLMO2, "ViTMultiHeadDotProductAttention.forward", ("inputs",)),
+    Touch(_MOLMO2, "Molmo2VisionBlock.forward", ("x",)),
+    Touch(_MOLMO2, "Molmo2VisionTransformer.add_pos_emb", ("x", "patch_num")),
+    Touch(_MOLMO2, "ImagePoolingAttention.forward", ("inputs_q", "inputs_kv")),
+    Touch(_MOLMO2, "Molmo2VisionBackbone.encode_image", ("images",)),
+    Touch(_MOLMO2, "Molmo2ForConditionalGeneration.embed_multimodal", ("kwargs",)),
+    Touch(_MOLMO2, "Molmo2ProcessingInfo.get_base_grid_size", ("image_processor",)),
+    Touch(_MOLMO2, "Molmo2ProcessingInfo.get_num_image_tokens", ("image_height", "image_width", "processor")),
+    Touch(_MOLMO2, "Molmo2ProcessingInfo._get_video_second_idx", ("metadata", "do_sample_frames")),
+    Touch(_MOLMO2, "build_flat_video_bool_length", ("video_grids", "hf_config")),
 )
 
 _BENCH = "vllm.benchmarks"

@@ -76,21 +76,23 @@ def video_of(frames: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
 
 
 @contextmanager
-def listening(llm: Any) -> Iterator[list[Tensor]]:
-    """Kept cells of every choice that the engine's model makes."""
-    model, found = model_of(llm), []
-    original = model._choose
+def listening() -> Iterator[list[Tensor]]:
+    """Kept cells of every choice inside the tower of the engine in this process."""
+    from vllm_prune.visual.models import choosing
+
+    found: list[Tensor] = []
+    original = choosing.choose_cells
 
     def choose(*args: Any, **kwargs: Any) -> Tensor:
         kept = original(*args, **kwargs)
         found.append(kept.cpu())
         return kept
 
-    model._choose = choose
+    choosing.choose_cells = choose
     try:
         yield found
     finally:
-        del model._choose
+        choosing.choose_cells = original
 
 
 def served(llm: Any, words: Any, one: Sample, keep: float) -> tuple[Tensor, Tensor]:
@@ -98,7 +100,7 @@ def served(llm: Any, words: Any, one: Sample, keep: float) -> tuple[Tensor, Tens
     from vllm import SamplingParams
 
     sampling = SamplingParams(temperature=0, max_tokens=1, logprobs=-1)
-    with listening(llm) as kept:
+    with listening() as kept:
         [output] = llm.generate([prompt_of(one, words, {"strategy": "stts", "keep": keep})], sampling, use_tqdm=False)
     table = output.outputs[0].logprobs[0]
     found = torch.full((max(table) + 1,), -torch.inf)

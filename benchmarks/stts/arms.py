@@ -54,8 +54,14 @@ class Case:
         order = raster_order(self._model.model.visual, self.batch.grid)
         return received.view(self.grid.tokens, -1).mean(1)[order]
 
-    def choose(self, name: str, count: int) -> Pruned | None:
-        """What an untrained strategy keeps behind the tower; None where it does not handle such an item."""
+    def choose(self, name: str, count: int, per_frame: Sequence[int] | None = None) -> Pruned | None:
+        """What an untrained strategy keeps behind the tower; None where it does not handle such an item.
+
+        Args:
+            name: of the catalogue.
+            count: K.
+            per_frame: counts that are fixed beforehand, as for models with text between frames.
+        """
         modality = "video" if self.grid.frames > 1 else "image"
         if modality not in strategy_class(name).modalities:
             return None
@@ -63,10 +69,10 @@ class Case:
         if isinstance(strategy, PixelStrategy):
             per_cell = len(self.batch.patches) // self.grid.tokens
             cells = cells_of(self.batch.patches.reshape(self.grid.tokens, -1), per_cell, CHANNELS)
-            kept = strategy.select_cells(cells, self.grid, count, [])
+            kept = strategy.select_cells(cells, self.grid, count, [], per_frame)
         else:
             signals = {"tower_attention": self.attention} if "tower_attention" in strategy.needs else {}
-            kept = strategy.select(self.features, self.grid, count, Context(self.seed, **signals))
+            kept = strategy.select(self.features, self.grid, count, Context(self.seed, **signals), per_frame)
         return Pruned(self.features[kept], kept, *NOTHING)
 
     def right(self, found: Sequence[Pruned]) -> list[bool]:

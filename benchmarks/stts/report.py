@@ -24,6 +24,37 @@ def section(results: Path) -> str:
     return "\n\n".join(parts) or "Not measured yet."
 
 
+def frame_split(results: Path) -> str:
+    """What fixing each frame's count beforehand costs."""
+    path = results / "frame_split.json"
+    if not path.exists():
+        return "Not measured yet."
+    found = json.loads(path.read_text())
+    keeps, rows = found["keeps"], {(row["strategy"], row["split"], row["keep"]): row for row in found["rows"]}
+    heads = [f"{name} at {keep:.0%}" for name in ("right", "shown") for keep in keeps]
+    lines = ["| strategy, split | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for name in found["strategies"]:
+        for split in ("free", *found["splits"]):
+            cells = [rows[name, split, keep][measure] for measure in ("right", "shown") for keep in keeps]
+            own = " (default)" if rows[name, split, keeps[0]]["default"] else ""
+            lines.append(f"| `{name}`, {split}{own} | " + " | ".join(map(_difference, cells)) + " |")
+    return "\n".join(lines) + (
+        f"\n\nShares of {found['n']} held-out videos, same K in every row; in brackets the 95% interval of the paired "
+        f"difference to the free choice over the whole video, in points. Right: greedy answers of the demo model, "
+        f"which unpruned gives {found['unpruned']:.1%}. Shown: every place of the object that is asked for is kept in "
+        f"some frame, whatever the model answers. The demo model has no text between frames: this is the cost of the "
+        f"choice alone. {found['hardware']['device']}. Command: `{found['command']}`."
+    )
+
+
+def _difference(cell: dict[str, Any]) -> str:
+    share = f"{cell['share']:.1%}"
+    if "over_free" not in cell:
+        return share
+    _, low, high = cell["over_free"]
+    return f"{share} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
 def _accuracy(found: dict[str, Any]) -> str:
     tables = [table for kind in KINDS if (table := _table(found, kind))]
     shape = found["shape"]

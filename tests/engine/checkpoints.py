@@ -7,6 +7,7 @@ transformers running the same weights.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ _VISION: dict[str, Any] = {
 def build(family: str, folder: Path) -> Path:
     """Write the checkpoint of a family into a new folder."""
     folder.mkdir(parents=True)
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer(_SPECIAL)
     model = {"qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}[family](tokenizer, folder)
     tokenizer.save_pretrained(folder)
     with torch.no_grad():
@@ -88,8 +89,8 @@ def random_scorer(family: str, after: int, folder: Path | None = None) -> Any:
     return scorer.eval().requires_grad_(False)
 
 
-def _tokenizer() -> Any:
-    """One token per byte, so that no vocabulary has to be downloaded."""
+def byte_tokenizer(special: Sequence[str]) -> Any:
+    """One token per byte, so that no vocabulary has to be downloaded, and special ones that no text gives."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import Qwen2TokenizerFast
 
@@ -102,7 +103,7 @@ def _tokenizer() -> Any:
         unk_token=None,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=list(_SPECIAL),
+        additional_special_tokens=list(special),
     )
     tokenizer.chat_template = _TEMPLATE
     return tokenizer

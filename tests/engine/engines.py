@@ -70,10 +70,15 @@ def reset(llm: Any) -> None:
     llm.llm_engine.reset_encoder_cache()
 
 
+def runner_of(llm: Any) -> Any:
+    """The model runner inside an engine."""
+    worker = llm.llm_engine.model_executor.driver_worker
+    return getattr(worker, "worker", worker).model_runner
+
+
 def model_of(llm: Any) -> Any:
     """The model object inside an engine."""
-    worker = llm.llm_engine.model_executor.driver_worker
-    return getattr(worker, "worker", worker).model_runner.model
+    return runner_of(llm).model
 
 
 def generate(llm: Any, requests: Sequence[Request], steps: int, logprobs: int = 0) -> list[Any]:

@@ -89,6 +89,7 @@ def test_a_configuration_is_refused(changes: dict[str, Any], cause: str) -> None
         ({"sliding_window": (128, 0)}, "sliding_window"),
         ({"sliding_window": 128}, "sliding_window"),
         ({"alibi_slopes": [0.5]}, "alibi"),
+        ({"use_mm_prefix": True}, "prefix"),
         ({"kv_sharing_target_layer_name": "layers.0"}, "shared_cache"),
         ({"head_size_v": 32}, "head_sizes"),
     ],

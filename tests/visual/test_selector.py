@@ -58,7 +58,11 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         config = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
         config.write_text(text)
         monkeypatch.setenv("VLLM_PRUNE_CONFIG", str(config))
-        served: Any = SimpleNamespace(hf_config=SimpleNamespace(vision_config=SimpleNamespace(out_hidden_size=width)))
+        served: Any = SimpleNamespace(
+            hf_config=SimpleNamespace(
+                vision_config=SimpleNamespace(hidden_size=8, spatial_merge_size=2, out_hidden_size=width)
+            )
+        )
         return selector.refusal(served)
 
     file = tmp_path / "own.safetensors"

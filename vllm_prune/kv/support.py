@@ -27,6 +27,7 @@ REFUSED: dict[str, str] = {
     "mla": "latent attention (MLA)",
     "sliding_window": "sliding windows",
     "alibi": "ALiBi",
+    "prefix": "prefix attention (visual tokens that see each other both ways)",
     "hybrid": "layers whose state is not a row per token",
     "cross_attention": "encoder-decoder models",
     "cache_groups": "several cache groups",
@@ -167,6 +168,8 @@ def layer_refusals(layers: Sequence[Any]) -> list[str]:
             reasons.append(because("sliding_window", layer.layer_name))
         if getattr(impl, "alibi_slopes", None) is not None:
             reasons.append(because("alibi", f"{layer.layer_name} takes distances from row numbers"))
+        if getattr(layer, "use_mm_prefix", False):
+            reasons.append(because("prefix", f"{layer.layer_name} takes its ranges from row numbers"))
         if getattr(layer, "kv_sharing_target_layer_name", None) is not None:
             reasons.append(because("shared_cache", layer.layer_name))
         if layer.head_size != getattr(layer, "head_size_v", layer.head_size):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ENV, load
+from ..visual.shapes import tower_shape
 from .files import PLACE, ScorerError, locate, read_shape, unfit
 from .scorer import Shape
 
@@ -29,8 +30,10 @@ def refusal(model_config: Any) -> str | None:
         shape = _shape(path, path.stat().st_mtime_ns)
     except (ScorerError, OSError) as error:
         return f"strategy 'stts' has no scorer: {error}"
-    vision = model_config.hf_config.vision_config
-    problem = unfit(shape, vision.hidden_size, vision.spatial_merge_size, vision.depth)
+    tower = tower_shape(model_config.hf_config)
+    if tower is None or tower.depth is None:
+        return "strategy 'stts' cannot run: the model's configuration does not say what its vision tower is like"
+    problem = unfit(shape, tower.width, tower.merge, tower.depth)
     return None if problem is None else f"the scorer {path} does not fit this model: {problem}"
 
 

@@ -1,4 +1,12 @@
-"""How many tokens each frame keeps, where that has to be known before the tower has run."""
+"""How many tokens each frame keeps, where that has to be known before the tower has run.
+
+Qwen3-VL and Molmo2 write text between frames. A free choice over the video could be had there by one run of embeddings
+that carries the rows of that text along, in places that only the tower's output decides. Counts per frame are taken
+instead: token ids, cache keys, usage and the bidirectional ranges of Molmo2 all come from the prompt, which is final
+before the tower runs, and every frame keeps its timestamp in front. `benchmarks.stts.frame_split` has what it costs:
+much for a strategy that spends K where something happens (`mc_evs`), nothing or less than nothing for one that looks at
+each cell on its own and may forget a frame (`gui_dedup`). Neither split was better than the other.
+"""
 
 from __future__ import annotations
 

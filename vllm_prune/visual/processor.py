@@ -13,13 +13,13 @@ from functools import partial
 from typing import Any, ClassVar
 
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.parse import VideoProcessorItems
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from ..allocation import ItemBudget, allocate, plan
 from ..budget import KEY, MODALITIES, BudgetError, VisualSpec
 from .frames import frame_counts
 from .grants import Grant, Grants, ItemMemory
+from .items import GridItems
 from .rows import ItemPlan, decode, field_name, unpruned
 from .strategies import Cells, Grid, PixelStrategy, create, strategy_class
 from .strategies.base import Modality
@@ -31,11 +31,11 @@ ROOM = "vllm_prune_room"
 """Key under which `apply` leaves how many tokens may still follow before the model runs out of positions."""
 
 
-class PrunedProcessor:
+class PrunedProcessor(GridItems):
     """Mixin placed before a vLLM multimodal processor of the Qwen-VL kind.
 
     Attributes:
-        counts_per_frame: whether text stands between frames, so that each frame's count is fixed here.
+        counts_per_frame: whether text stands between frames, so that each frame's count is fixed here; see `frames`.
     """
 
     vllm_prune_adapter: ClassVar[bool] = True
@@ -44,8 +44,7 @@ class PrunedProcessor:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._memory = ItemMemory()
-        config = self.info.get_hf_config()  # type: ignore[attr-defined]
-        self._merge = int(config.vision_config.spatial_merge_size)
+        self._merge = self.cell_side()
         deviations = self.info.get_hf_processor().image_processor.image_std  # type: ignore[attr-defined]
         self._spread = sum(deviations) / len(deviations)
 
@@ -77,7 +76,7 @@ class PrunedProcessor:
         for modality, items in grants.items():
             for grant, placed in zip(items, result["mm_placeholders"][modality], strict=True):
                 if grid := self._memory.grid(grant.base):
-                    following += self.extent(modality, grid) - int(placed.get_num_embeds())
+                    following += self.extent(modality, grid) - self.tokens_of(modality, placed)
         room = self.positions() - following
         if room < 1:
             raise BudgetError(
@@ -113,28 +112,8 @@ class PrunedProcessor:
                     f"{modality} {i} was sent by uuid only and its size is not known here; use keep, or send it",
                     "pruning.visual.max_tokens",
                 )
-            sizes.append(grid.tokens if grid else self._size_of(items, modality, i, inputs.hf_processor_mm_kwargs))
+            sizes.append(grid.tokens if grid else self.size_of(items, modality, i, inputs.hf_processor_mm_kwargs))
         return sizes
-
-    def _size_of(self, items: Any, modality: Modality, index: int, kwargs: Mapping[str, object]) -> int:
-        info: Any = self.info  # type: ignore[attr-defined]
-        if not hasattr(items, "get_image_size" if modality == "image" else "get_frame_size"):
-            return int(items.get_feature_size(index))
-        processor = info.get_hf_processor(**kwargs)
-        if modality == "image":
-            size, frames, own = items.get_image_size(index), 1, processor.image_processor
-        else:
-            size, frames = _video_size(items.get(index))
-            own = processor.video_processor
-        _, tokens = info._get_vision_info(
-            image_width=size.width,
-            image_height=size.height,
-            num_frames=frames,
-            image_processor=own,
-            mm_kwargs=kwargs,
-            modality=modality,
-        )
-        return int(tokens)
 
     def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
         grants = inputs.hf_processor_mm_kwargs.get(KEY)
@@ -158,14 +137,14 @@ class PrunedProcessor:
         grants: Any = hf_kwargs.get(KEY) or {}
         data = super()._apply_hf_processor_main(mm_items=mm_items, hf_kwargs=_without(hf_kwargs))  # type: ignore[misc]
         for modality in MODALITIES:
-            thw = data.get(f"{modality}_grid_thw")
-            if thw is None or not len(thw):
+            grids = self.grids_of(modality, data)
+            if not grids:
                 continue
-            own = grants.get(modality) or [None] * len(thw)
+            own = grants.get(modality) or [None] * len(grids)
             if any(grant and grant.earlier for grant in own):
                 for i, grant in enumerate(own):
-                    self._keep_cells(grant.base, _patches(modality, data, thw, i))
-            data[field_name(modality)] = [self._row(modality, data, i, grant) for i, grant in enumerate(own)]
+                    self._keep_cells(grant.base, self.patches_of(modality, data, i))
+            data[field_name(modality)] = [self._row(modality, data, i, grids[i], grant) for i, grant in enumerate(own)]
         return data
 
     def _process_alone(self, inputs: ProcessorInputs, modality: Modality, index: int) -> Any:
@@ -176,15 +155,12 @@ class PrunedProcessor:
             raise ValueError(f"{modality} {index} was sent by uuid only; its pixels are needed to compare with it")
         alone = info.parse_mm_data({modality: [item]}, validate=False)
         data = super()._apply_hf_processor_main(mm_items=alone, hf_kwargs=_without(inputs.hf_processor_mm_kwargs))  # type: ignore[misc]
-        return _patches(modality, data, data[f"{modality}_grid_thw"], 0)
+        return self.patches_of(modality, data, 0)
 
     def _keep_cells(self, base: str, patches: Any) -> Cells:
         return self._memory.keep_cells(base, patches, self._merge**2, self._spread)
 
-    def _row(self, modality: Modality, data: Any, index: int, grant: Grant | None) -> Any:
-        thw = data[f"{modality}_grid_thw"]
-        frames, height, width = (int(n) for n in thw[index])
-        grid = Grid(frames, height // self._merge, width // self._merge)
+    def _row(self, modality: Modality, data: Any, index: int, grid: Grid, grant: Grant | None) -> Any:
         if grant is not None:
             self._memory.keep_grid(grant.base, grid)
         if grant is None or grant.budget is None:
@@ -192,7 +168,7 @@ class PrunedProcessor:
         budget, count = grant.budget, plan(grid, grant.budget)
         if count == grid.tokens:
             return unpruned()
-        patches = _patches(modality, data, thw, index)
+        patches = self.patches_of(modality, data, index)
         if patches is None and strategy_class(budget.strategy).needs & {"scorer", "tower_attention"}:
             raise ValueError(f"strategy {budget.strategy!r} looks into the tower, but this item came as embeddings")
         per_frame = None
@@ -259,7 +235,7 @@ class PrunedProcessor:
         report = []
         for modality, ranges in result["mm_placeholders"].items():
             for i, placed in enumerate(ranges):
-                kept = int(placed.get_num_embeds())
+                kept = self.tokens_of(modality, placed)
                 grant = grants[modality][i] if modality in grants else None
                 pruned = grant is not None and grant.budget is not None
                 strategy = grant.budget.strategy if pruned else "none"  # type: ignore[union-attr]
@@ -272,13 +248,7 @@ class PrunedProcessor:
         grid = self._memory.grid(grant.base)
         if grid is not None:
             return grid.tokens
-        return self._size_of(inputs.mm_data_items[modality], modality, index, _without(inputs.hf_processor_mm_kwargs))
-
-
-def _video_size(item: Any) -> tuple[Any, int]:
-    """Frame size and frame count of a video, which may come with its metadata."""
-    frames = item[0] if isinstance(item, tuple) else item
-    return VideoProcessorItems([frames]).get_frame_size(0), len(frames)
+        return self.size_of(inputs.mm_data_items[modality], modality, index, _without(inputs.hf_processor_mm_kwargs))
 
 
 def _without(kwargs: Mapping[str, object]) -> dict[str, object]:
@@ -288,13 +258,3 @@ def _without(kwargs: Mapping[str, object]) -> dict[str, object]:
 def _compares(budget: ItemBudget) -> bool:
     strategy = strategy_class(budget.strategy)
     return issubclass(strategy, PixelStrategy) and strategy.across_items
-
-
-def _patches(modality: Modality, data: Any, thw: Any, index: int) -> Any:
-    """Processor output of one item, [patches, values], or None for precomputed embeddings."""
-    pixels = data.get("pixel_values" if modality == "image" else "pixel_values_videos")
-    if pixels is None:
-        return None
-    counts = [int(n) for n in thw.prod(-1)]
-    start = sum(counts[:index])
-    return pixels[start : start + counts[index]]

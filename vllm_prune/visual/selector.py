@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from ..config import ENV, load
+from .shapes import tower_shape
 
 WEIGHTS = tuple(f"{name}_proj.{kind}" for name in ("q", "k") for kind in ("weight", "bias"))
 PREFIX = "visual.importance_scorer."
@@ -97,7 +98,8 @@ def refusal(model_config: Any) -> str | None:
             "strategy 'vision_selector' needs trained weights: name a file or folder in the configuration "
             "(vision_selector: {weights: PATH}) and restart; or name another strategy"
         )
-    width = model_config.hf_config.vision_config.out_hidden_size
+    tower = tower_shape(model_config.hf_config)
+    width = None if tower is None else tower.out
     if selector.width != width:
         return f"the weights of 'vision_selector' are for hidden size {selector.width}, and this model has {width}"
     return None

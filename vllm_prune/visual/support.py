@@ -9,6 +9,7 @@ from typing import Any
 from ..budget import Part, VisualSpec
 from ..stts.serving import refusal
 from . import selector
+from .shapes import tower_shape
 from .strategies import strategy_class
 
 
@@ -36,7 +37,8 @@ def _problems(vllm_config: Any, part: Part) -> Iterator[tuple[str, str]]:
     model = vllm_config.model_config
     if cuts and "FLASHINFER" in str(model.multimodal_config.mm_encoder_attn_backend):
         yield "the tower's FlashInfer backend takes no cut; use where: embed", "pruning.visual.options.where"
-    depth = getattr(getattr(model.hf_config, "vision_config", None), "depth", None)
+    tower = tower_shape(model.hf_config)
+    depth = None if tower is None else tower.depth
     if cuts and depth is not None and options["after"] >= depth:
         text = f"the tower has {depth} blocks, of which `after` must leave one; give at most {depth - 1}"
         yield text, "pruning.visual.options.after"

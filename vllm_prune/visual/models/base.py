@@ -6,7 +6,6 @@ same encoder batch, same embeddings, same positions.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import accumulate
@@ -16,16 +15,15 @@ import torch
 from torch import Tensor
 from vllm.multimodal.utils import copy_mm_embedding_modality
 
-from ... import engine_spans, metrics
+from ... import metrics
 from ..positions import COLUMNS, StepOffsets, attach, detach, grid_positions, lay_out
 from ..positions import Run as Run
 from ..rows import ItemPlan, decode, field_name, plan_of
-from ..selector import configured
-from ..strategies import Context, Grid, create, strategy_class
+from ..strategies import Grid, strategy_class
 from .capture import TowerAttention
+from .choosing import Place, choose_cells, cut_of, place_of
 from .cutting import TowerCut, biased_attention
-from .scored import ScoredCut, TowerScorer
-from .tower import Cut
+from .scored import TowerScorer
 
 MODALITIES = ("image", "video")
 
@@ -53,7 +51,8 @@ class PrunedModel(TowerCut):
         # Graph capture may pad a step up to the largest captured size.
         padded = scheduler.max_num_batched_tokens + 1024
         self._offsets = StepOffsets(padded)
-        self._scorer = TowerScorer.of(vllm_config.model_config, self.visual)
+        blocks = getattr(self.visual, "blocks", ())
+        self._scorer = TowerScorer.of(vllm_config.model_config, [block.attn for block in blocks])
 
     @property
     def output_width(self) -> int:
@@ -93,7 +92,7 @@ class PrunedModel(TowerCut):
         """Outputs of a micro-batch: one call of the tower for every place to cut, and one without a cut."""
         pixels = kwargs.get("pixel_values" if modality == "image" else "pixel_values_videos")
         # Precomputed embeddings have the tower behind them.
-        cuts = [self._cut_of(plan) if plan is not None and pixels is not None else None for plan in plans]
+        cuts = [place_of(plan, self._scorer) if plan and pixels is not None else None for plan in plans]
         if not any(cut is not None for cut in cuts):
             return self._encode_whole(kwargs, modality, plans)
         outputs: dict[int, Tensor] = {}
@@ -109,33 +108,12 @@ class PrunedModel(TowerCut):
             outputs |= zip(members, encoded, strict=True)
         return [outputs[i] for i in range(len(plans))]
 
-    def _cut_of(self, plan: ItemPlan) -> tuple[int, bool] | None:
-        """Blocks in front of the choice inside the tower, and whether the scorer makes it; None for a choice behind."""
-        if "scorer" not in strategy_class(plan.strategy).needs:
-            return None if plan.cut is None else (plan.cut, False)
-        if self._scorer is None:
-            raise RuntimeError(f"strategy {plan.strategy!r} without a scorer; the front end should have refused it")
-        return self._scorer.scorer.shape.after, True
-
     def _encode_cut(
-        self, kwargs: dict[str, Any], modality: str, place: tuple[int, bool], plans: Sequence[ItemPlan]
+        self, kwargs: dict[str, Any], modality: str, place: Place, plans: Sequence[ItemPlan]
     ) -> list[Tensor]:
-        thw, (after, scored) = kwargs[f"{modality}_grid_thw"], place
+        thw = kwargs[f"{modality}_grid_thw"]
         grids, counts = [self._grid(thw[i]) for i in range(len(plans))], [plan.count for plan in plans]
-        kept: list[Tensor] = []
-
-        def choose(rows: Tensor) -> Tensor:
-            parts = rows.split([grid.tokens for grid in grids])
-            for part, plan, grid in zip(parts, plans, grids, strict=True):
-                features, scores = (part[:, None], part) if scored else (part, None)
-                kept.append(self._choose(features, plan, grid, scores=scores))
-            starts = [0, *accumulate(grid.tokens for grid in grids)]
-            return torch.cat([own + start for own, start in zip(kept, starts, strict=False)])
-
-        cut = Cut(after, sum(counts), choose)
-        if scored:
-            assert self._scorer is not None
-            cut = ScoredCut(self._scorer.scorer.to(self.visual.device), grids, counts, choose)
+        cut, kept = cut_of(place, plans, grids, self._scorer, self.visual.device)
         pixels = kwargs["pixel_values" if modality == "image" else "pixel_values_videos"]
         rows = self.encode_cut(pixels, thw, cut).split(counts)
         return [self._place(rows[i], kept[i], grids[i], kwargs, modality, i) for i in range(len(plans))]
@@ -159,28 +137,13 @@ class PrunedModel(TowerCut):
         self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, received: Any
     ) -> Tensor:
         grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
-        kept = self._choose(embedding[:, : self.feature_width], plan, grid, tower_attention=received)
+        kept = choose_cells(embedding[:, : self.feature_width], plan, grid, tower_attention=received)
         return self._place(embedding[kept], kept, grid, kwargs, modality, index)
 
     def _grid(self, thw: Any) -> Grid:
         # A tensor from the runner, a list from vLLM's encoder-graph manager; on the CPU either way.
         frames, height, width = (int(n) for n in thw)
         return Grid(frames, height // self._merge, width // self._merge)
-
-    def _choose(self, features: Tensor, plan: ItemPlan, grid: Grid, **signals: Any) -> Tensor:
-        """Kept cells of one item, int64 [K]."""
-        started = time.perf_counter()
-        if plan.indices is not None:
-            kept = torch.tensor(plan.indices, device=features.device)
-        else:
-            strategy = create(plan.strategy, plan.option_values)
-            if "selector" in strategy.needs and (selector := configured()) is not None:
-                signals["scores"] = selector.score(features)
-            kept = strategy.select(features, grid, plan.count, Context(plan.seed, **signals), plan.per_frame)
-        seconds = time.perf_counter() - started
-        metrics.observe_score("visual", plan.strategy, seconds)
-        engine_spans.scored(plan.strategy, seconds)
-        return kept
 
     def _place(
         self, rows: Tensor, kept: Tensor, grid: Grid, kwargs: dict[str, Any], modality: str, index: int

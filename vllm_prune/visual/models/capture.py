@@ -78,7 +78,7 @@ def received_attention(module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, cu
     received = []
     bounds = cu_seqlens.tolist()
     for start, end in pairwise(bounds):
-        sample = _sample(end - start, hidden.device) + start
+        sample = sample_queries(end - start, hidden.device) + start
         logits = torch.einsum("qhd,khd->hqk", query[sample], key[start:end]) / width**0.5
         received.append(logits.softmax(-1).mean((0, 1)))
     return torch.cat(received)
@@ -91,7 +91,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def _sample(length: int, device: torch.device) -> Tensor:
+def sample_queries(length: int, device: torch.device) -> Tensor:
+    """Up to `QUERIES` places spread over `length`, int64, ascending."""
     count = min(QUERIES, length)
     return ((2 * torch.arange(count, device=device) + 1) * length) // (2 * count)
 

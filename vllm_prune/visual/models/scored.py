@@ -14,6 +14,7 @@ from torch import Tensor
 from ...stts.files import ScorerError, load, unfit
 from ...stts.scorer import Scorer, key_bias, lone_frames
 from ...stts.serving import scorer_of
+from ..shapes import tower_shape
 from ..strategies import Grid
 from .cutting import KeyBiasAttention
 from .tower import Choose, Cut
@@ -37,25 +38,28 @@ class TowerScorer:
         self.wide = MMEncoderAttention(plain.num_heads, plain.head_size + KeyBiasAttention.EXTRA, plain.scale)
 
     @classmethod
-    def of(cls, model_config: Any, visual: Any) -> TowerScorer | None:
-        """The scorer of a served model, None without one or with one that does not fit; the front end refuses then."""
-        if not hasattr(visual, "blocks"):
-            # A language model alone.
-            return None
+    def of(cls, model_config: Any, attentions: Sequence[Any]) -> TowerScorer | None:
+        """The scorer of a served model, None without one or with one that does not fit; the front end refuses then.
+
+        Args:
+            model_config: vLLM's.
+            attentions: attention modules of the tower's blocks; none for a language model alone.
+        """
         try:
-            path = scorer_of(model_config)
-            return None if path is None else cls._fitting(path, model_config, visual)
+            path = scorer_of(model_config) if attentions else None
+            return None if path is None else cls._fitting(path, model_config, attentions)
         except ScorerError as error:
             _LOG.warning("strategy 'stts' is off: %s", error)
             return None
 
     @classmethod
-    def _fitting(cls, path: Path, model_config: Any, visual: Any) -> TowerScorer | None:
-        scorer, vision = load(path), model_config.hf_config.vision_config
-        if problem := unfit(scorer.shape, vision.hidden_size, vision.spatial_merge_size, len(visual.blocks)):
+    def _fitting(cls, path: Path, model_config: Any, attentions: Sequence[Any]) -> TowerScorer | None:
+        scorer, tower = load(path), tower_shape(model_config.hf_config)
+        assert tower is not None
+        if problem := unfit(scorer.shape, tower.width, tower.merge, len(attentions)):
             _LOG.warning("strategy 'stts' is off: the scorer %s does not fit: %s", path, problem)
             return None
-        return cls(scorer, visual.blocks[scorer.shape.after].attn)
+        return cls(scorer, attentions[scorer.shape.after])
 
 
 class ScoredCut(Cut):
