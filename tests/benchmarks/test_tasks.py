@@ -118,9 +118,7 @@ def test_answers_are_balanced(task: str) -> None:
         one, films = GENERATORS[task]("test", i), task in ("video", "clips")
         # What a blind guesser has is the text; steps and shapes of a question are replaced by one word.
         words = " ".join(one.question.split()[: 5 if films else 4]) if one.kind != "code" else one.kind
-        form = (
-            words if films else one.kind if task in ("screens", "pages", "detail") else one.turns[-1].answer
-        )
+        form = words if films else one.kind if task in ("screens", "pages", "detail") else one.turns[-1].answer
         if task in ("history", "dialogue"):
             form = "colour" if "colour" in one.question else "shape" if "shape" in one.question else "click"
         answers.setdefault(form, Counter())[one.answer] += 1
