@@ -30,11 +30,10 @@ from vllm_prune.sweep.statistics import paired
 from vllm_prune.visual.frames import FrameSplit, frame_counts
 from vllm_prune.visual.strategies import Context, Grid, create, strategy_class
 
-from ..demo_model.evaluate import held_out
 from ..speed import RESULTS, hardware
 from ..tasks import Sample
 from .arms import Case, load_model
-from .train import CHECKPOINT
+from .train import CHECKPOINT, held_out
 
 KEEPS = (0.5, 0.25, 0.1)
 STRATEGIES = ("stts", "vidcom2", "gui_dedup", "mc_evs")
@@ -67,9 +66,9 @@ def ask(checkpoint: Path, scorer: Path, n: int) -> tuple[list[bool], FOUND]:
 
 def shown(one: Sample, kept: Collection[int]) -> bool:
     """Whether every place of the answer is among the kept cells in some frame."""
-    _, rows, cols = one.grid
-    places = {(row, col) for _, row, col in one.targets}
-    seen = {(row, col) for step, row, col in one.targets if (step * rows + row) * cols + col in kept}
+    _, rows, cols = one.media[0].grid
+    places = {(row, col) for _, _, row, col in one.targets}
+    seen = {(row, col) for _, step, row, col in one.targets if (step * rows + row) * cols + col in kept}
     return places == seen
 
 
