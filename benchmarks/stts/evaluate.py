@@ -138,7 +138,7 @@ def plot(rows: list[dict[str, Any]], keeps: Sequence[float], target: Path) -> No
         axis.axhline(whole, color="black", linewidth=0.8, label="unpruned")
         axis.set(xlabel="share of cells kept", title=f"{kind}, n = {own[0]['n']}", xticks=sorted(keeps))
     axes[0].set_ylabel("right answers")
-    axes[1].legend(fontsize=7, loc="lower right")
+    axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
     figure.savefig(target, dpi=110, bbox_inches="tight")
 
 

@@ -47,7 +47,7 @@ def one(index: int, frames: int, side: int) -> None:
 
     from .agreement import engine, model_of, video_of
 
-    llm = engine(build(), "auto", max_model_len=16384, max_num_batched_tokens=16384, max_num_seqs=2)
+    llm = engine(build(), "float32", max_model_len=16384, max_num_batched_tokens=16384, max_num_seqs=2)
     model, marks = model_of(llm), []
     original = model.embed_multimodal
 

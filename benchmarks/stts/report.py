@@ -112,7 +112,8 @@ def _speed(found: dict[str, Any]) -> str:
     model = found["model"]
     return "\n".join(lines) + (
         f"\n\nRequests per second relative to the same engine without a budget, one video per request, medians of "
-        f"{found['rounds']} interleaved rounds (lowest to highest); {model['parameters'] / 1e6:.0f}M random weights, "
+        f"{found['rounds']} interleaved rounds (lowest to highest), {found['dtype']}; "
+        f"{model['parameters'] / 1e6:.0f}M random weights, "
         f"{model['tower'] / 1e6:.0f}M of them in a tower with the depth and proportions of Qwen2.5-VL-3B's, scores "
         f"after {found['after']} of 32 blocks. {found['hardware']['device']}. Command: `{found['command']}`."
     )

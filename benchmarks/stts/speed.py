@@ -80,13 +80,14 @@ def summarise(found: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 def main(
     frames: Annotated[list[int] | None, typer.Option(help="Frames of a video; may be given several times.")] = None,
-    side: Annotated[int, typer.Option(help="Pixels per side of a frame.")] = 168,
+    side: Annotated[int, typer.Option(help="Pixels per side of a frame.")] = 112,
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 5,
+    dtype: Annotated[str, typer.Option(help="float32 where the processor has no bfloat16 arithmetic.")] = "float32",
     save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print; `--save` keeps the result."""
     folder = build()
-    llm = engine(folder, "auto", max_model_len=16384, max_num_batched_tokens=16384, max_num_seqs=2)
+    llm = engine(folder, dtype, max_model_len=16384, max_num_batched_tokens=16384, max_num_seqs=2)
     results = []
     for count in frames or (128, 256):
         found = measure(llm, count, side, rounds)
@@ -100,7 +101,7 @@ def main(
     if save:
         command = "python -m benchmarks.stts.speed " + " ".join(sys.argv[1:])
         whole = {"command": command, "hardware": hardware(), "model": sizes(folder), "side": side, "rounds": rounds,
-                 "after": AFTER, "results": results}  # fmt: skip
+                 "dtype": dtype, "after": AFTER, "results": results}  # fmt: skip
         (RESULTS / "stts_speed.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from . import register
 from .base import Context, Grid, NoOptions, Strategy, best
 
+_STEPS = 4096.0
+
 
 class SttsOptions(NoOptions):
     """Options of `stts`.
@@ -44,7 +46,9 @@ class Stts(Strategy):
     options: SttsOptions
 
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
-        """Trained scores; see `Strategy.score`.
+        """Trained scores in whole steps of 2^-12; see `Strategy.score`.
+
+        Plain cells of a frame score the same but for rounding, which batches and kernels decide. In steps they tie.
 
         Raises:
             ValueError: the model adapter did not run a scorer.
@@ -53,7 +57,7 @@ class Stts(Strategy):
             raise ValueError("strategy 'stts' needs the signal 'scorer', which was not given")
         if len(context.scores) != grid.tokens:
             raise ValueError(f"scorer gave {len(context.scores)} values for {grid.tokens} cells")
-        return context.scores.to(tokens.device)
+        return (context.scores.to(tokens.device) * _STEPS).round() / _STEPS
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
         """See `Strategy.select_span`."""
