@@ -31,24 +31,31 @@ def build(folder: Path | None = None, layers: int = 12, hidden: int = 768) -> Pa
 
     The tokenizer and processor are the demo model's, with room for 2,048 visual tokens per image.
     """
-    import torch
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig
 
     folder = folder or Path(tempfile.gettempdir()) / f"vllm-prune-random-{layers}x{hidden}"
     if (folder / "done").exists():
         return folder
+    config = AutoConfig.from_pretrained(DEMO)
+    _enlarge(config, layers, hidden)
+    parameters = sum(p.numel() for p in draw(folder, config).parameters())
+    (folder / "done").write_text(json.dumps({"parameters": parameters}))
+    return folder
+
+
+def draw(folder: Path, config: Any) -> Any:
+    """Write random bfloat16 weights of a configuration beside the demo model's tokenizer and processor; the model."""
+    import torch
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
     folder.mkdir(parents=True, exist_ok=True)
     for file in DEMO.iterdir():
         if file.name.startswith(FILES):
             shutil.copy(file, folder / file.name)
-    config = AutoConfig.from_pretrained(DEMO)
-    _enlarge(config, layers, hidden)
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16)
     model.save_pretrained(folder)
-    parameters = sum(p.numel() for p in model.parameters())
-    (folder / "done").write_text(json.dumps({"parameters": parameters}))
-    return folder
+    return model
 
 
 def _enlarge(config: Any, layers: int, hidden: int) -> None:

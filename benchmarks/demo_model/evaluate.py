@@ -21,19 +21,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from vllm_prune.sweep.statistics import wilson
+
 from ..tasks import GENERATORS, Sample
 from .batches import collate
 
 FOLDER = Path(__file__).parent
 CHECKPOINT = FOLDER / "checkpoint"
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927)."""
-    share, spread = right / n, z * z / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / n + spread / (4 * n)) / (1 + spread)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def held_out(n: int, tasks: Sequence[str] = tuple(GENERATORS), screens: int | None = None) -> list[Sample]:

@@ -87,6 +87,13 @@ class Case:
         return [bool(one) for one in ((logits.argmax(-1) == labels) | (labels < 0)).all(1)]
 
 
+def choose_per_frame(
+    per_frame: Sequence[int] | None, scores: Tensor, grids: Sequence[Grid], counts: Sequence[int]
+) -> Tensor:
+    """The choice of `stts` in one item whose counts per frame are fixed beforehand, as for Qwen3-VL, or free."""
+    return create("stts").select(scores[:, None], grids[0], counts[0], Context(scores=scores), per_frame)
+
+
 def raster_order(visual: Any, thw: Tensor) -> Tensor:
     """Places of cells in the tower's window order, int64 [M]."""
     from transformers.vision_utils import get_vision_window_index

@@ -13,23 +13,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import torch
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 from vllm_prune.stts import files
 from vllm_prune.stts.training import Pruned, PrunedTower
 from vllm_prune.sweep.statistics import paired, wilson
-from vllm_prune.visual.frames import frame_counts
-from vllm_prune.visual.strategies import Context, Grid, create
+from vllm_prune.visual.frames import FrameSplit, frame_counts
 
 from ..speed import RESULTS, hardware
-from .arms import NOTHING, Case, load_model, untrained
+from .arms import NOTHING, Case, choose_per_frame, load_model, untrained
 from .train import CHECKPOINT, held_out
 
 KEEPS = (0.7, 0.5, 0.3, 0.2)
@@ -63,16 +61,10 @@ def _cuts(case: Case, towers: dict[str, PrunedTower], count: int) -> dict[str, P
     for name, tower in towers.items():
         cuts[name] = tower(batch.patches, batch.grid, [count])
     if case.grid.frames > 1:
-        for split in ("even", "energy"):
-            pick = partial(_per_frame, split, batch.patches)
+        for split in get_args(FrameSplit):
+            pick = partial(choose_per_frame, frame_counts(count, case.grid, batch.patches, split))
             cuts[f"stts, counts per frame ({split})"] = towers["stts"](batch.patches, batch.grid, [count], pick)
     return cuts
-
-
-def _per_frame(split: Any, patches: Tensor, scores: Tensor, grids: Sequence[Grid], counts: Sequence[int]) -> Tensor:
-    """The choice where a model fixes each frame's count beforehand, as Qwen3-VL does."""
-    per_frame = frame_counts(counts[0], grids[0], patches, split)
-    return create("stts").select(scores[:, None], grids[0], counts[0], Context(scores=scores), per_frame)
 
 
 def rows_of(samples: Sequence[Any], answers: ANSWERS) -> list[dict[str, Any]]:

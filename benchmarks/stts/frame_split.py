@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -22,17 +22,16 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
 from vllm_prune.stts import files
 from vllm_prune.stts.training import Pruned, PrunedTower
 from vllm_prune.sweep.statistics import paired
 from vllm_prune.visual.frames import FrameSplit, frame_counts
-from vllm_prune.visual.strategies import Context, Grid, create, strategy_class
+from vllm_prune.visual.strategies import strategy_class
 
 from ..speed import RESULTS, hardware
 from ..tasks import Sample
-from .arms import Case, load_model
+from .arms import Case, choose_per_frame, load_model
 from .train import CHECKPOINT, held_out
 
 KEEPS = (0.5, 0.25, 0.1)
@@ -79,14 +78,10 @@ def _cuts(case: Case, tower: PrunedTower, count: int) -> dict[tuple[str, str], P
     for split, per_frame in splits.items():
         for name in STRATEGIES:
             if "scorer" in strategy_class(name).needs:
-                cuts[name, split] = tower(batch.patches, batch.grid, [count], partial(_scored, per_frame))
+                cuts[name, split] = tower(batch.patches, batch.grid, [count], partial(choose_per_frame, per_frame))
             elif (cut := case.choose(name, count, per_frame)) is not None:
                 cuts[name, split] = cut
     return cuts
-
-
-def _scored(per_frame: Any, scores: Tensor, grids: Sequence[Grid], counts: Sequence[int]) -> Tensor:
-    return create("stts").select(scores[:, None], grids[0], counts[0], Context(scores=scores), per_frame)
 
 
 def rows_of(whole: list[bool], found: FOUND) -> list[dict[str, Any]]:

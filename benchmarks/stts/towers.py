@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from vllm_prune.stts import files
 from vllm_prune.stts.scorer import Scorer, Shape
 
-from ..random_model import DEMO, FILES
+from ..random_model import DEMO, draw
 
 WIDTH, DEPTH, HEADS, INNER = 512, 32, 8, 1368
 """Qwen2.5-VL-3B's tower is 1280 wide with 3420 inside the MLP, 32 blocks of which 4 attend to everything."""
@@ -24,19 +23,12 @@ AFTER = 4
 
 def build(folder: Path | None = None) -> Path:
     """Write the checkpoint once and return its folder."""
-    import torch
-    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoConfig
 
     folder = folder or Path(tempfile.gettempdir()) / f"vllm-prune-tower-{WIDTH}x{DEPTH}"
     if (folder / "done").exists():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in DEMO.iterdir():
-        if file.name.startswith(FILES):
-            shutil.copy(file, folder / file.name)
-    torch.manual_seed(0)
-    model = Qwen2_5_VLForConditionalGeneration(_config(AutoConfig.from_pretrained(DEMO))).to(torch.bfloat16)
-    model.save_pretrained(folder)
+    model = draw(folder, _config(AutoConfig.from_pretrained(DEMO)))
     files.save(Scorer(Shape(WIDTH, HEADS, 4 * WIDTH, 2, AFTER)), folder / files.PLACE)
     tower = sum(p.numel() for p in model.model.visual.parameters())
     about = {"parameters": sum(p.numel() for p in model.parameters()), "tower": tower}
