@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,7 +56,7 @@ CHECKED = 25, (0.5, 0.3, 0.2), 96, 48
 """Steps between two validations, at what ratios, on how many screens and videos. The best scorer is kept."""
 
 
-class Mode(StrEnum):
+class Mode(str, Enum):
     """What is trained."""
 
     SCORER = "scorer"

@@ -12,23 +12,26 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 QUERIES = 64
 
 
-class TowerAttention:
-    """Context manager that listens to one attention module while the tower runs."""
+class Listener:
+    """Context manager that hears what goes into one module of the tower.
 
-    def __init__(self, model: Any, enabled: bool) -> None:
-        self._model = model
-        self._enabled = enabled
+    Args:
+        module: the module, or None where nothing is captured.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
         self._handle: Any = None
         self._received: list[Tensor] = []
 
-    def __enter__(self) -> TowerAttention:
-        if self._enabled:
-            module = self._model.tower_attention_blocks()[0]
-            self._handle = module.register_forward_pre_hook(self._listen, with_kwargs=True)
+    def __enter__(self) -> Self:
+        if self._module is not None:
+            self._handle = self._module.register_forward_pre_hook(self._listen, with_kwargs=True)
         return self
 
     def __exit__(
@@ -36,6 +39,17 @@ class TowerAttention:
     ) -> None:
         if self._handle is not None:
             self._handle.remove()
+
+    def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class TowerAttention(Listener):
+    """Listens to one attention module while the tower runs."""
+
+    def __init__(self, model: Any, enabled: bool) -> None:
+        super().__init__(model.tower_attention_blocks()[0] if enabled else None)
+        self._model = model
 
     def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["x"]

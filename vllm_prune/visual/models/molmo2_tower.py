@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .capture import sample_queries
+from .capture import Listener, sample_queries
 from .cutting import TowerCut, biased_attention
 from .scored import TowerScorer
 
@@ -99,8 +98,8 @@ def _sequences(attention: Any, lengths: dict[str, Tensor]) -> Iterator[None]:
         attention.attn = plain
 
 
-class FrameAttention:
-    """Context manager that listens to the last block while the stock tower runs.
+class FrameAttention(Listener):
+    """Listens to the last block while the stock tower runs.
 
     Args:
         backbone: vLLM's `Molmo2VisionBackbone`.
@@ -108,22 +107,9 @@ class FrameAttention:
     """
 
     def __init__(self, backbone: Any, enabled: bool) -> None:
-        self._module = backbone.image_vit.transformer.resblocks[-1].attention if enabled else None
-        self._handle: Any = None
-        self._received: list[Tensor] = []
+        super().__init__(backbone.image_vit.transformer.resblocks[-1].attention if enabled else None)
 
-    def __enter__(self) -> FrameAttention:
-        if self._module is not None:
-            self._handle = self._module.register_forward_pre_hook(self._listen)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-
-    def _listen(self, module: Any, args: tuple[Any, ...]) -> None:
+    def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._received.append(received(module, args[0]))
 
     def of_cells(self, pooling: Tensor, cells: list[int]) -> list[Tensor | None]:
