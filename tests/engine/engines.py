@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .media import Request
-from .oracle import Answer
+from .oracle import Answer, Mismatch, compare
 
 DEFAULTS: dict[str, Any] = {
     "enforce_eager": True,
@@ -98,3 +98,16 @@ def answer_of(output: Any) -> Answer:
         tuple(completion.token_ids),
         tuple(entry[token].logprob for token, entry in chosen),
     )
+
+
+def compare_all(
+    asked: Mapping[str, Request], outputs: Sequence[Any], again: Sequence[Any], expected: Callable[[Request], Answer]
+) -> None:
+    """Compare what an engine answered, with cold and with warm caches; the `Mismatch` names the request."""
+    for (name, request), output, cached in zip(asked.items(), outputs, again, strict=True):
+        wanted = expected(request)
+        for answer in (answer_of(output), answer_of(cached)):
+            try:
+                compare(answer, wanted)
+            except Mismatch as error:
+                raise Mismatch(f"{name}: {error}") from None

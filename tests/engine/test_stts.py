@@ -13,9 +13,9 @@ import torch
 
 from . import media
 from .checkpoints import CELL, random_scorer
-from .engines import EnginePool, answer_of, generate, model_of
+from .engines import EnginePool, answer_of, compare_all, generate, model_of
 from .media import Request, Visual
-from .oracle import Mismatch, compare
+from .oracle import compare
 from .scoring import SttsOracle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -65,13 +65,7 @@ def test_scores_bias_and_cut(
     oracle, asked = SttsOracle(checkpoints[family], scorer), requests(family)
     with served(llm, scorer):
         outputs, again = (generate(llm, list(asked.values()), STEPS) for _ in range(2))
-    for (name, request), output, cached in zip(asked.items(), outputs, again, strict=True):
-        expected = oracle.answer(request, STEPS)
-        for answer in (answer_of(output), answer_of(cached)):
-            try:
-                compare(answer, expected)
-            except Mismatch as error:
-                raise Mismatch(f"{name}: {error}") from None
+    compare_all(asked, outputs, again, lambda request: oracle.answer(request, STEPS))
 
 
 def test_the_bias_matters(family: str, engines: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:

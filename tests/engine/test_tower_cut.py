@@ -14,10 +14,10 @@ from vllm_prune.visual.models.tower import Cut
 from . import media
 from .checkpoints import CELL
 from .cutting import CutOracle
-from .engines import EnginePool, answer_of, generate, model_of
+from .engines import EnginePool, answer_of, compare_all, generate, model_of
 from .matrix import STEPS
 from .media import Request, Visual
-from .oracle import Mismatch, Oracle, compare
+from .oracle import Oracle, compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 MOST_AFTER = {"qwen2_5_vl": 2, "qwen3_vl": 3}
@@ -65,13 +65,7 @@ def test_the_rest_of_the_tower_sees_survivors_only(
     asked = requests(family)
     outputs = generate(llm, list(asked.values()), STEPS)
     again = generate(llm, list(asked.values()), STEPS)
-    for (name, request), output, cached in zip(asked.items(), outputs, again, strict=True):
-        expected = oracle.answer(request, STEPS)
-        for answer in (answer_of(output), answer_of(cached)):
-            try:
-                compare(answer, expected)
-            except Mismatch as error:
-                raise Mismatch(f"{name}: {error}") from None
+    compare_all(asked, outputs, again, lambda request: oracle.answer(request, STEPS))
 
 
 def test_cuts_and_whole_items_share_a_batch(
