@@ -13,11 +13,12 @@ BIN   := $(VENV)/bin
 SETUP := exec $(PYTHON) scripts/setup_env.py --venv "$(VENV)"
 MAKE_SIGNALS := build/make_signals.so
 
-# Engines in the test's own process use one core each; servers and what times them want the machine for themselves.
-SIDE_BY_SIDE := tests/engine tests/kv tests/visual
+# Engines in the test's own process set variables that a server would inherit, so the two do not meet in a process.
+ENGINES := tests/engine tests/kv tests/visual
+PYTEST := "$(BIN)/python" -m pytest -q -n 2 --dist loadgroup
 PYTESTS = status=0; \
-	"$(BIN)/python" -m pytest -q -n 2 --dist loadgroup $(SIDE_BY_SIDE) || status=$$?; \
-	"$(BIN)/python" -m pytest -q $(SIDE_BY_SIDE:%=--ignore=%) || status=$$?; \
+	$(PYTEST) $(ENGINES) || status=$$?; \
+	$(PYTEST) $(ENGINES:%=--ignore=%) || status=$$?; \
 	exit $$status
 
 .DEFAULT_GOAL := help

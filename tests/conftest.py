@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -10,8 +12,25 @@ settings.register_profile("default", deadline=None, suppress_health_check=[Healt
 settings.load_profile("default")
 
 
+SPREAD = ("engine", "kv", "visual")
+"""Folders with a rule of their own, or whose tests share nothing that is slow to start."""
+SHARED = ("guarded", "server")
+"""Fixtures that start a server for several files."""
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip `gpu` tests where there is no CUDA device."""
+    """Give tests that share a server, or a file, to one process; skip `gpu` tests where there is no CUDA device."""
+    for item in items:
+        place = item.path.relative_to(Path(__file__).parent)
+        if place.parts[0] not in SPREAD:
+            used = getattr(item, "fixturenames", ())
+            group = next((name for name in SHARED if name in used), str(place))
+            item.add_marker(pytest.mark.xdist_group(group))
+    _skip_gpu(items)
+
+
+def _skip_gpu(items: list[pytest.Item]) -> None:
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

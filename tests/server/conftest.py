@@ -47,14 +47,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="package")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[guards.Guarded]:
-    """A server with tenants, two of them in the file and one in the environment, and with caps."""
+    """A server with tenants, two of them in the file and one in the environment, with caps, and without a scorer."""
     folder = tmp_path_factory.mktemp("guarded")
+    model = folder / "model"
+    model.mkdir()
+    for path in DEMO.iterdir():
+        if path.is_file():
+            (model / path.name).symlink_to(path)
     config = folder / "prune.yaml"
     config.write_text(guards.CONFIG)
     arguments = ["--max-num-seqs", "16", "--block-size", "32", "--enable-prompt-tokens-details"]
     environment = {"VLLM_PRUNE_TENANTS": guards.TENANTS}
     log = folder / "server.log"
-    with Server(DEMO, "prune", arguments, config=config, log=log, environment=environment) as running:
+    with Server(model, "prune", arguments, config=config, log=log, environment=environment) as running:
         yield guards.Guarded(running)
 
 

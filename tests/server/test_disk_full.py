@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,15 +27,16 @@ BUDGETS = (
 
 
 @pytest.fixture
-def small(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MiB."""
-    folder = tmp_path / "small"
-    folder.mkdir()
+def small() -> Iterator[Path]:
+    """A file system of 64 MiB; its path is short, as vLLM puts sockets there, whose names may have 107 characters."""
+    folder = Path(tempfile.mkdtemp(prefix="small-"))
     command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
+        folder.rmdir()
         pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    folder.rmdir()
 
 
 def fill(folder: Path) -> None:

@@ -224,9 +224,10 @@ def test_a_process_killed_while_it_decodes(pool: DecodePool) -> None:
 
 def test_processes_killed_while_idle_are_passed_over(pool: DecodePool) -> None:
     pool.decode(RGB, png(20, 20))
-    for pid in decoders(pool):
-        os.kill(pid, signal.SIGKILL)
-    time.sleep(0.1)
+    victims = [psutil.Process(pid) for pid in decoders(pool)]
+    for victim in victims:
+        victim.kill()
+    psutil.wait_procs(victims, timeout=30)
     assert pool.decode(RGB, png(20, 20)).media.size == (20, 20)
 
 

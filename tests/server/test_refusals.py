@@ -48,6 +48,11 @@ def _server_lives(server: Any, client: openai.OpenAI, model: str) -> Iterator[No
         ({"visual": {"max_tokens": 1.0}}, "pruning.visual.max_tokens"),
         ({"visual": {"keep": 0.5, "options": {"x": 1}}}, "pruning.visual.options.x"),
         ({"visual": {"keep": 0.5, "strategy": "evs"}}, "pruning.visual.strategy"),
+        ({"visual": {"keep": 0.5, "strategy": "vision_selector"}}, "pruning.visual.strategy"),
+        (
+            {"visual": {"keep": 0.5, "strategy": "divprune", "options": {"where": "tower", "after": 2}}},
+            "pruning.visual.options.after",
+        ),
         ({"kv": {}}, "pruning.kv.keep"),
         ({"kv": {"keep": 0.5, "strategy": "magic"}}, "pruning.kv.strategy"),
         ({"kv": {"keep": 0.5, "window": 0}}, "pruning.kv.window"),
