@@ -36,6 +36,8 @@ DEMO = Path(__file__).parent / "demo_model"
 CHECKPOINT = DEMO / "checkpoint"
 KEEPS = (0.75, 0.5, 0.25, 0.1, 0.05)
 KV_KEEPS = (0.4, 0.2, 0.1, 0.05)
+FILMS = ("clips", "video")
+"""Tasks whose samples are videos."""
 ANSWERED = 0.7
 """Unpruned accuracy below which a task says nothing about pruning."""
 MARGIN = 0.1
@@ -140,13 +142,13 @@ class Table:
 
 def measure(client: Client, model: str, tasks: Sequence[str], n: int, store: Path | None) -> list[Table]:
     """Ask everything: images, then videos, then the cache."""
-    images = [task for task in tasks if task != "video"]
+    images, films = ([task for task in tasks if (task in FILMS) is moving] for moving in (False, True))
     found = []
     asked = held_out(images, n)
     cells = run(client, model, asked, visual_arms(strategies(client, "image"), KEEPS), store)
     found.append(Table("visual tokens of images", "visual", asked, cells))
-    if "video" in tasks:
-        asked = held_out(["video"], n)
+    if films:
+        asked = held_out(films, n)
         cells = run(client, model, asked, visual_arms(strategies(client, "video"), KEEPS), store)
         found.append(Table("visual tokens of videos", "video", asked, cells))
     asked = held_out(images, n, AFTER_EVICTION)
@@ -175,7 +177,7 @@ def main(
     about = {
         "command": "python -m benchmarks.quality " + " ".join(sys.argv[1:]), "hardware": hardware(), "samples": n,
         "tasks": list(tasks), "repeated": again,
-        "coverage": {name: target_coverage(n, task=name) for name in GENERATORS if name != "video"},
+        "coverage": {name: target_coverage(n, task=name) for name in GENERATORS if name not in FILMS},
     }  # fmt: skip
     for one in tables:
         console.print(table(one.rows(), f"{one.title}, {n} samples of each task"))

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
-    Qwen2TokenizerFast,
     Qwen2VLImageProcessor,
 )
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
@@ -34,8 +34,12 @@ VOCABULARY = 640
 HIDDEN = 192
 
 
-def tokenizer() -> Qwen2TokenizerFast:
-    """Byte-level BPE whose merges come from the tasks' own text, so that their words are single tokens."""
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE whose merges come from the tasks' own text, so that their words are single tokens.
+
+    The class is the plain one: Qwen2's own splits text by rules of its own when it is loaded, whatever the file says,
+    and the model would be asked with other tokens ("picture", " ", "1") than it was trained with ("picture", " 1").
+    """
     corpus = [text for i in range(400) for text in _texts(i)]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -44,7 +48,7 @@ def tokenizer() -> Qwen2TokenizerFast:
     size = VOCABULARY - len(SPECIALS)
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
     bpe.train_from_iterator(corpus, trainer)
-    return Qwen2TokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=bpe, unk_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>",
         additional_special_tokens=list(SPECIALS), chat_template=TEMPLATE,
     )  # fmt: skip
@@ -59,7 +63,7 @@ def _texts(number: int) -> list[str]:
     return [*parts, *words, "system\nuser\n", "assistant\n"]
 
 
-def config(words: Qwen2TokenizerFast) -> Qwen2_5_VLConfig:
+def config(words: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
     """About 2.7M parameters: a two-block tower and a four-layer decoder.
 
     The rotary sections give time the three fastest frequencies, rows the next two and columns the rest, whose first
@@ -84,7 +88,7 @@ def config(words: Qwen2TokenizerFast) -> Qwen2_5_VLConfig:
     )  # fmt: skip
 
 
-def save(model: Qwen2_5_VLForConditionalGeneration, words: Qwen2TokenizerFast, folder: Path) -> None:
+def save(model: Qwen2_5_VLForConditionalGeneration, words: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write weights in bfloat16, tokenizer and processor."""
     import copy
 

@@ -1,4 +1,7 @@
-"""Labels of the decoder's auxiliary loss: which picture or step a cell belongs to, and what became of its element."""
+"""Labels of the decoder's auxiliary loss: which picture or step a cell belongs to, and what became of its element.
+
+Elements are compared with the step that first shows them: a walk of several cells is easier to see than one of one.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,9 @@ def histories(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     steps = [(m.grid[1], m.grid[2], list(step)) for m in sample.media for step in m.elements]
     places = [np.full(rows * cols, number) for number, (rows, cols, _) in enumerate(steps)]
     states = [np.full(rows * cols, _IGNORE) for rows, cols, _ in steps[:1]]
+    known: dict[str, Element] = {}
     for (_, _, before), (rows, cols, now) in itertools.pairwise(steps):
-        known = {e.shape or e.label: e for e in before}
+        known = {e.shape or e.label: e for e in before} | known
         grid = np.zeros((rows, cols), dtype=np.int64)
         for e in now:
             grid[e.row, e.col] = STATES.index(_state(known.get(e.shape or e.label), e))

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from ..tasks import detail, dialogue, history, pages, screens, video
+from ..tasks import clips, detail, dialogue, history, pages, screens, video
 from ..tasks.base import Sample
 
-SHARES = {"screens": 0.12, "history": 0.26, "video": 0.24, "detail": 0.14, "dialogue": 0.10, "pages": 0.14}
+SHARES = {
+    "screens": 0.10, "history": 0.26, "video": 0.50, "clips": 0.20, "detail": 0.14, "dialogue": 0.10, "pages": 0.10,
+}  # fmt: skip
 LEVELS = 6
 PASSED = 0.8
 AHEAD, STARTED = 0.4, 0.4
@@ -18,6 +22,10 @@ TOKENS = 1700
 """Tokens of a batch, about: what two cores work through in a second. A chat has some 80 besides its cells."""
 TEXT = 80
 MOST, FEWEST = 16, 3
+
+
+Draw = Callable[[Sequence[str]], str]
+"""Picks one of a task's kinds of questions."""
 
 
 @dataclass
@@ -39,6 +47,8 @@ class Curriculum:
     """Courses of all tasks."""
 
     courses: dict[str, Course] = field(default_factory=lambda: {name: Course() for name in SHARES})
+    scores: dict[str, float] = field(default_factory=dict)
+    """Recent accuracy by task and kind of question; kinds that are not answered yet are asked more often."""
 
     def state(self) -> dict[str, Any]:
         """Levels and accuracies, to go on from."""
@@ -61,7 +71,7 @@ class Curriculum:
         if rng.random() < AHEAD and self.courses[name].recent > STARTED:
             # Sizes, numbers of pictures and of steps that held-out samples have, long before the course gets there.
             level = rng.randint(level, LEVELS)
-        return name, _SAMPLES[name](rng, level)
+        return name, samples_of(name, rng, level, self.scores)
 
     def lesson(self, rng: random.Random) -> list[Sample]:
         """Dense screens of what the tower finds hard: rendered pages and badges."""
@@ -73,6 +83,15 @@ class Curriculum:
         return [detail.sample("train", first + i, None, (5, 6)) for i in range(16)]
 
 
+def samples_of(task: str, rng: random.Random, level: int, scores: Mapping[str, float] | None = None) -> list[Sample]:
+    """A batch of a task, from `level` 0 (small screens) to `LEVELS`; all of one grid and number of media."""
+    return _SAMPLES[task](rng, level, partial(_kind, rng, task, scores or {}))
+
+
+def _kind(rng: random.Random, task: str, scores: Mapping[str, float], kinds: Sequence[str]) -> str:
+    return rng.choices(kinds, [(1.05 - scores.get(f"{task}/{kind}", 0.0)) ** 2 for kind in kinds])[0]
+
+
 def _size(rng: random.Random, level: int, rows: int = 3, cols: int = 4) -> tuple[int, int]:
     return rng.randint(rows, rows + level), rng.randint(cols, cols + level * 4 // 3)
 
@@ -81,39 +100,48 @@ def _count(cells: int) -> int:
     return max(FEWEST, min(MOST, TOKENS // (cells + TEXT)))
 
 
-def _screens(rng: random.Random, level: int) -> list[Sample]:
+def _screens(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
     size, first = _size(rng, level), rng.randrange(1 << 40)
     return [
-        screens.sample("train", first + i, rng.choice(screens.KINDS), size, rng.randint(1, 5))
+        screens.sample("train", first + i, draw(screens.KINDS), size, rng.randint(1, 5))
         for i in range(_count(size[0] * size[1]))
     ]
 
 
-def _history(rng: random.Random, level: int) -> list[Sample]:
+def _history(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
     size, first = _size(rng, min(level, 5)), rng.randrange(1 << 40)
     pictures = rng.randint(2, min(5, 3 + level))
     return [
-        history.sample("train", first + i, rng.choice(history.KINDS), size, rng.randint(1, 6), pictures)
+        history.sample("train", first + i, draw(history.KINDS), size, rng.randint(1, 6), pictures)
         for i in range(_count(size[0] * size[1] * pictures))
     ]
 
 
-def _dialogue(rng: random.Random, level: int) -> list[Sample]:
+def _dialogue(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
     size, first = _size(rng, min(level, 5)), rng.randrange(1 << 40)
     turns = rng.randint(2, 3)
     return [dialogue.sample("train", first + i, None, size, turns) for i in range(_count(size[0] * size[1] * turns))]
 
 
-def _video(rng: random.Random, level: int) -> list[Sample]:
+def _video(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
     size, first = _size(rng, min(level, 3), 4, 5), rng.randrange(1 << 40)
-    steps = rng.randint(3, min(5, 3 + level))
+    steps = rng.randint(3, 5)
     return [
-        video.sample("train", first + i, rng.choice(video.KINDS), size, rng.randint(1, 6), steps)
+        video.sample("train", first + i, draw(video.KINDS), size, rng.randint(1, 6), steps)
         for i in range(_count(size[0] * size[1] * steps))
     ]
 
 
-def _detail(rng: random.Random, level: int) -> list[Sample]:
+def _clips(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
+    size, first = _size(rng, min(level, 2)), rng.randrange(1 << 40)
+    steps = rng.randint(*clips.STEPS)
+    return [
+        clips.sample("train", first + i, draw(clips.KINDS), size, steps)
+        for i in range(_count(size[0] * size[1] * steps))
+    ]
+
+
+def _detail(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
     rows, cols = rng.randint(4, 4 + 3 * level), rng.randint(5, 5 + 4 * level)
     if level >= 4 and rng.random() < 0.2:
         rows, cols = rng.randint(20, 36), rng.randint(28, 50)
@@ -123,8 +151,8 @@ def _detail(rng: random.Random, level: int) -> list[Sample]:
     ]
 
 
-def _pages(rng: random.Random, level: int) -> list[Sample]:
-    del level
+def _pages(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
+    del level, draw
     grids = pages.grids("train")
     rows, cols = rng.choice(sorted(grids))
     numbers = grids[rows, cols]
@@ -138,6 +166,7 @@ _SAMPLES = {
     "screens": _screens,
     "history": _history,
     "video": _video,
+    "clips": _clips,
     "detail": _detail,
     "dialogue": _dialogue,
     "pages": _pages,

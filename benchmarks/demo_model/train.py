@@ -46,6 +46,10 @@ LESSON_SHARE = 0.6
 """Share of the steps with a lesson: cells of dense screens for the tower and its heads alone, which costs little."""
 
 
+STATE_WEIGHTS = (0.05, 0.3, 1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0)
+"""Of the states in `cells.STATES`: most elements stay as they are, and few move."""
+
+
 class Trainer:
     """Model, auxiliary heads and optimisers, with the time already spent."""
 
@@ -71,7 +75,9 @@ class Trainer:
         self.adam = torch.optim.AdamW(groups, lr=PEAK, weight_decay=0.01, betas=(0.9, 0.95))
         self.muon = Muon(matrices, lr=PEAK)
         self.step, self.seconds, self.seed = 0, 0.0, seed
+        self.peak, self.resumed = PEAK, 0
         self.scores: dict[str, float] = defaultdict(float)
+        self.curriculum.scores = self.scores
 
     def parts(self) -> dict[str, Any]:
         """Modules and optimisers by their name in the state."""
@@ -81,23 +87,30 @@ class Trainer:
         """Everything needed to go on."""
         found = {name: part.state_dict() for name, part in self.parts().items()}
         return {**found, "step": self.step, "seconds": self.seconds, "courses": self.curriculum.state(),
-                "scores": dict(self.scores)}  # fmt: skip
+                "scores": dict(self.scores), "words": self.words.get_vocab()}  # fmt: skip
 
     def restore(self, path: Path) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            ValueError: its tokens are not today's, as the tasks' texts have changed.
+        """
         state = torch.load(path, weights_only=True)
+        if state.get("words", self.words.get_vocab()) != self.words.get_vocab():
+            raise ValueError(f"the tokens of {path} are not those of today's tasks; begin anew with --start CHECKPOINT")
         for name, part in self.parts().items():
             if name in state:
                 part.load_state_dict(state[name])
         self.step, self.seconds = state["step"], state["seconds"]
+        self.resumed = self.step
         self.curriculum.restore(state["courses"])
         self.scores.update(state["scores"])
 
     def rates(self, done: float) -> float:
         """Set the learning rates: warm-up, half of the time at the peak, then a cosine."""
-        warm = min(1.0, (self.step + 1) / 60)
+        warm = min(1.0, (self.step - self.resumed + 1) / 60)
         rest = max(0.0, (min(done, 1.0) - 0.4) / 0.6)
-        rate = PEAK * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * rest)))
+        rate = self.peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * rest)))
         for group in [*self.adam.param_groups, *self.muon.param_groups]:
             group["lr"] = rate * group.get("factor", 1.0)
         return rate
@@ -122,7 +135,7 @@ class Trainer:
         if found.watched is not None:
             hidden = found.watched[batch.visual]
             place, state = (head(hidden) for head in self.watch)
-            loss = loss + 0.3 * cross_entropy(place, batch.places) + 0.5 * _class_loss(state, batch.states, 0.05)
+            loss = loss + 0.3 * cross_entropy(place, batch.places) + 2.0 * _state_loss(state, batch.states)
             known = batch.states > 0
             state_right = (state.argmax(-1) == batch.states)[known].float().mean().item()
         for optimiser in (self.adam, self.muon):
@@ -157,6 +170,10 @@ def _class_loss(logits: Tensor, classes: Tensor, empty: float) -> Tensor:
     weights = torch.ones(logits.shape[1])
     weights[0] = empty
     return cross_entropy(logits, classes, weight=weights, ignore_index=IGNORE)
+
+
+def _state_loss(logits: Tensor, states: Tensor) -> Tensor:
+    return cross_entropy(logits, states, weight=torch.tensor(STATE_WEIGHTS), ignore_index=IGNORE)
 
 
 @dataclass
@@ -252,12 +269,14 @@ def main(
     minutes: Annotated[float, typer.Option(help="Training time, counted over all resumed parts.")] = 60,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
+    peak: Annotated[float, typer.Option(help="Highest learning rate; less where a trained model goes on.")] = PEAK,
     start: Annotated[Path | None, typer.Option(help="Checkpoint whose fitting weights a new run begins with.")] = None,
 ) -> None:
     """Train, log and save; an interrupted run goes on where it stopped."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
     trainer, log = Trainer(seed, start), out / "log.jsonl"
+    trainer.peak = peak
     if (out / "state.pt").exists():
         trainer.restore(out / "state.pt")
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())

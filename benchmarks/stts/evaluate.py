@@ -1,6 +1,6 @@
 """Accuracy of the trained scorer: `python -m benchmarks.stts.evaluate --n 500 --videos 200 --save`.
 
-Held-out screens and videos at several budgets, by `stts`, by every untrained strategy, and by scorers of other runs
+Held-out pictures and videos at several budgets, by `stts`, by every untrained strategy, and by scorers of other runs
 (ablations, `--run NAME=FOLDER`). One transformers model answers for all of them; that the engine keeps and answers
 the same is shown by `benchmarks.stts.agreement`. Ratios are of the item's cells; intervals are of paired differences.
 """
@@ -68,12 +68,14 @@ def _cuts(case: Case, towers: dict[str, PrunedTower], count: int) -> dict[str, P
 
 
 def rows_of(samples: Sequence[Any], answers: ANSWERS) -> list[dict[str, Any]]:
-    """One row per arm, ratio and kind of item: accuracy, its interval, and paired differences in points."""
+    """One row per arm, ratio and kind of item or task: accuracy, its interval, and paired differences in points."""
     kinds = {
         "all": set(range(len(samples))),
-        "screens": {i for i, one in enumerate(samples) if not one.media[0].video},
+        "pictures": {i for i, one in enumerate(samples) if not one.media[0].video},
         "videos": {i for i, one in enumerate(samples) if one.media[0].video},
     }
+    for i, one in enumerate(samples):
+        kinds.setdefault(one.task, set()).add(i)
     rows = []
     for (name, keep), found in answers.items():
         for kind, members in kinds.items():
@@ -111,14 +113,14 @@ def show(rows: list[dict[str, Any]], kind: str, keeps: Sequence[float]) -> None:
 
 
 def plot(rows: list[dict[str, Any]], keeps: Sequence[float], target: Path) -> None:
-    """Accuracy against the share kept, screens and videos beside each other."""
+    """Accuracy against the share kept, pictures and videos beside each other."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True)
-    for axis, kind in zip(axes, ("screens", "videos"), strict=True):
+    for axis, kind in zip(axes, ("pictures", "videos"), strict=True):
         own = [row for row in rows if row["kind"] == kind]
         for name in dict.fromkeys(row["arm"] for row in own if row["arm"] != "unpruned"):
             line = sorted((row["keep"], row["accuracy"]) for row in own if row["arm"] == name)
@@ -149,9 +151,8 @@ def main(
         scorers[f"stts, {name}"] = Path(folder) / files.PLACE
     samples, answers = ask(checkpoint, scorers, n, videos, KEEPS)
     rows = rows_of(samples, answers)
-    for kind in ("all", "screens", "videos"):
-        if any(row["kind"] == kind for row in rows):
-            show(rows, kind, KEEPS)
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        show(rows, kind, KEEPS)
     if save:
         shape = files.read_shape(checkpoint / files.PLACE)
         found = {"command": "python -m benchmarks.stts.evaluate " + " ".join(sys.argv[1:]), "hardware": hardware(),

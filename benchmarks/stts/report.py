@@ -59,17 +59,23 @@ def _accuracy(found: dict[str, Any]) -> str:
         f"Demo model, held-out samples, greedy; in brackets the 95% interval of the paired difference to the unpruned "
         f"model, in points. The scorer ({shape['hidden']} wide, {shape['after']} blocks in front of it) was trained "
         f"with the model frozen. `stts, ...` are other scorers (ablations), or this one where each frame's count is "
-        f"fixed before the tower, evenly or by pixel change. `benchmarks/results/stts.json` has screens and videos "
-        f"apart. "
+        f"fixed before the tower, evenly or by pixel change. Pictures are screens, rendered pages and dense screens, "
+        f"videos are clips and films; `benchmarks/results/stts.json` has every task apart. "
         f"{found['hardware']['device']}. Command: `{found['command']}`."
     )
-    return "\n\n".join([_table(found), "![Accuracy against the share kept](benchmarks/results/stts.png)", text])
+    return "\n\n".join(
+        [
+            *(_table(found, kind) for kind in ("pictures", "videos")),
+            "![Accuracy against the share kept](benchmarks/results/stts.png)",
+            text,
+        ]
+    )
 
 
-def _table(found: dict[str, Any]) -> str:
-    rows = [row for row in found["rows"] if row["kind"] == "all"]
+def _table(found: dict[str, Any], kind: str) -> str:
+    rows = [row for row in found["rows"] if row["kind"] == kind]
     whole = next(row for row in rows if row["arm"] == "unpruned")
-    title = f"screens and videos, n = {whole['n']}, unpruned {whole['accuracy']:.1%}"
+    title = f"{kind}, n = {whole['n']}, unpruned {whole['accuracy']:.1%}"
     lines = [f"| {title} | " + " | ".join(f"{keep:.0%}" for keep in found["keeps"]) + " |",
              "|---" * (len(found["keeps"]) + 1) + "|"]  # fmt: skip
     cells = {(row["arm"], row["keep"]): row for row in rows}

@@ -28,6 +28,7 @@ from vllm_prune.stts import files
 from vllm_prune.stts.scorer import Scorer, Shape
 from vllm_prune.stts.training import (
     TEMPORAL,
+    Pruned,
     PrunedTower,
     choose,
     grids_of,
@@ -38,22 +39,28 @@ from vllm_prune.stts.training import (
 from vllm_prune.visual.strategies import Grid
 
 from ..demo_model.batches import IGNORE, Batch, collate
-from ..tasks import Sample, clips, screens
+from ..demo_model.curriculum import LEVELS, samples_of
+from ..tasks import GENERATORS, Sample
 
 CHECKPOINT = Path(__file__).parents[1] / "demo_model" / "checkpoint"
-CELLS = 1000
-"""Cells of a batch, before the cut."""
-SIZES = 12, 24
-"""Least and most samples of a batch."""
-VIDEOS = 0.25
-"""Share of the batches that are short videos; the others are screens."""
+TASKS = {"screens": 0.35, "detail": 0.15, "clips": 0.2, "video": 0.3}
+"""Shares of the batches: tasks whose chats show one picture or video."""
+BATCH = 12
+"""Samples of a validation batch."""
 KEEP = (0.4, 1.0)
 """Ratios of a batch. Where the answer's cell is cut, the answer teaches nothing about the others."""
 NOISE = 0.5
 """Added to scores, uniformly and falling to zero over the run, when cells are chosen for training: what a scorer ranks
 low before it has learnt anything would otherwise never be kept, and never be learnt."""
-CHECKED = 25, (0.5, 0.3, 0.2), 96, 48
-"""Steps between two validations, at what ratios, on how many screens and videos. The best scorer is kept."""
+CHECKED = 25, (0.5, 0.3, 0.2), 36
+"""Steps between two validations, at what ratios, and on how many samples of each task. The best scorer is kept."""
+VALIDATION = {
+    "screens": ((4, 5), (9, 12)),
+    "detail": ((8, 11), (12, 16)),
+    "clips": ((3, 4), (5, 6)),
+    "video": ((4, 5), (7, 9)),
+}
+"""Least and most rows and columns of validation samples."""
 
 
 class Mode(str, Enum):
@@ -75,8 +82,8 @@ class Recipe:
         temporal: coefficient of the auxiliary loss.
         language: whether the language model's loss reaches the scorer.
         plain: whether a frozen model's loss is taken as it is (an ablation): all samples, gradients of any size.
-        film: whether that of videos does; pointless for a model that does not answer them unpruned.
         scale: factor on the paper's learning rates.
+        reward: coefficient of a second signal, see `_credit`; not in the paper.
         seed: of weights and data.
     """
 
@@ -87,8 +94,8 @@ class Recipe:
     temporal: float
     language: bool
     plain: bool
-    film: bool
     scale: float
+    reward: float
     seed: int
 
 
@@ -132,18 +139,9 @@ class Trainer:
         self.step, self.best = state["step"], state["best"]
 
     def draw(self, rng: random.Random) -> Batch:
-        """Screens of 3 x 4 to 9 x 12 cells, or short videos."""
-        first = rng.randrange(1 << 40)
-        if rng.random() < VIDEOS:
-            (rows, cols), steps = _size(rng, clips.SIZES), rng.randint(*clips.STEPS)
-            samples = [
-                clips.sample("train", first + i, None, (rows, cols), steps)
-                for i in range(_fitting(rows * cols * steps))
-            ]
-        else:
-            rows, cols = _size(rng, screens.SIZES)
-            samples = [screens.sample("train", first + i, None, (rows, cols)) for i in range(_fitting(rows * cols))]
-        return collate(samples, self.words, rng)
+        """Samples of one task and grid, as the demo model's own training has them."""
+        task = rng.choices(list(TASKS), list(TASKS.values()))[0]
+        return collate(samples_of(task, rng, rng.randint(0, LEVELS)), self.words, rng)
 
     def update(self, batch: Batch, keep: float, done: float) -> dict[str, float]:
         """One optimiser step; returns losses and accuracy."""
@@ -163,8 +161,12 @@ class Trainer:
         answer = losses.mean() if self.plain else (losses * right).sum() / right.sum().clamp_min(1)
         temporal = temporal_loss(found.scores, found.cells, grids)
         loss = self.recipe.temporal * temporal
-        if self.recipe.language and (self.recipe.film or grids[0].frames == 1):
+        if self.recipe.language:
             loss = loss + answer
+        if self.recipe.reward:
+            asked = labels != IGNORE
+            shares = ((logits.argmax(-1) == labels) & asked).sum(1) / asked.sum(1)
+            loss = loss + self.recipe.reward * _credit(found, shares)
         self.optimiser.zero_grad()
         if loss.requires_grad:
             loss.backward()
@@ -182,10 +184,9 @@ class Trainer:
 
 @torch.no_grad()
 def validate(trainer: Trainer) -> dict[str, float]:
-    """Share of validation screens and videos that are answered right, at each checked ratio."""
-    _, keeps, stills, films = CHECKED
-    batches = [*_held_back(trainer, stills, False), *_held_back(trainer, films, True)]
-    found = {}
+    """Share of validation samples that are answered right, at each checked ratio."""
+    _, keeps, each = CHECKED
+    found, batches = {}, list(_held_back(trainer, each))
     for keep in keeps:
         right = 0
         for batch in batches:
@@ -194,20 +195,17 @@ def validate(trainer: Trainer) -> dict[str, float]:
             inputs = batch.tokens, batch.positions, batch.visual, batch.labels
             logits, labels = pruned_logits(trainer.model, pruned, *inputs)
             right += int(((logits.argmax(-1) == labels) | (labels == IGNORE)).all(1).sum())
-        found[f"validation {keep:g}"] = right / (stills + films)
+        found[f"validation {keep:g}"] = right / (each * len(TASKS))
     return found
 
 
-def _held_back(trainer: Trainer, n: int, video: bool) -> Iterator[Batch]:
-    for first in range(0, n, 12):
-        rng = random.Random(first)
-        if video:
-            size, steps = _size(rng, clips.SIZES), rng.randint(*clips.STEPS)
-            samples = [clips.sample("validation", first + i, clips.KINDS[i % 2], size, steps) for i in range(12)]
-        else:
-            size = rng.randint(4, 9), rng.randint(5, 12)
-            samples = [screens.sample("validation", first + i, screens.KINDS[i % 4], size) for i in range(12)]
-        yield collate(samples, trainer.words, rng)
+def _held_back(trainer: Trainer, each: int) -> Iterator[Batch]:
+    for task, sizes in VALIDATION.items():
+        for first in range(0, each, BATCH):
+            rng = random.Random(first)
+            size, more = _size(rng, sizes), {"video": {"steps": 4}, "clips": {"steps": 3}}.get(task, {})
+            draw: Any = GENERATORS[task]
+            yield collate([draw("validation", first + i, size=size, **more) for i in range(BATCH)], trainer.words, rng)
 
 
 def _size(rng: random.Random, sizes: tuple[tuple[int, int], tuple[int, int]]) -> tuple[int, int]:
@@ -215,18 +213,24 @@ def _size(rng: random.Random, sizes: tuple[tuple[int, int], tuple[int, int]]) ->
     return rng.randint(least_rows, most_rows), rng.randint(least_cols, most_cols)
 
 
-def _fitting(cells: int) -> int:
-    return max(SIZES[0], min(SIZES[1], CELLS // cells))
-
-
 def held_out(n: int, videos: int) -> list[Sample]:
-    """The first `n` screens of the test split, and `videos` clips that follow them."""
-    found = [screens.sample("test", i) for i in range(n)]
-    rng = random.Random(1)
-    for i in range(videos):
-        size = _size(rng, clips.SIZES)
-        found.append(clips.sample("test", n + i, clips.KINDS[i % 2], size, rng.randint(*clips.STEPS)))
-    return found
+    """The first of the test split: `n` screens, a third as many pages and dense screens, `videos` of both kinds."""
+    counts = {"screens": n, "pages": n // 3, "detail": n // 3, "clips": videos // 2, "video": videos - videos // 2}
+    return [GENERATORS[task]("test", number) for task, count in counts.items() for number in range(count)]
+
+
+def _credit(found: Pruned, shares: Tensor) -> Tensor:
+    """Minus the covariance, over a batch, of being kept and of right answers, by which scores rise (REINFORCE).
+
+    The answer's loss teaches what to hide from the others, not what would be lost without a cell; this does.
+
+    Args:
+        found: one item per sample, all of one size.
+        shares: float32 [B], right tokens of the answers.
+    """
+    kept = torch.zeros_like(found.scores).index_fill(0, found.kept, 1.0).view(len(shares), -1)
+    surprise = shares - shares.mean()
+    return -(surprise[:, None] * (kept - kept.mean(1, keepdim=True)) * found.scores.view_as(kept)).sum(1).mean()
 
 
 def _noisily(noise: float, scores: Tensor, grids: Sequence[Grid], counts: Sequence[int]) -> Tensor:
@@ -271,15 +275,15 @@ def main(
     temporal: Annotated[float, typer.Option(help="Coefficient of the auxiliary loss; 0 is an ablation.")] = TEMPORAL,
     language: Annotated[bool, typer.Option(help="Whether the answer's loss teaches the scorer.")] = True,
     plain: Annotated[bool, typer.Option(help="Take a frozen model's loss as it is; an ablation.")] = False,
-    film: Annotated[bool, typer.Option(help="Whether the answers of videos do.")] = False,
     scale: Annotated[float, typer.Option(help="Factor on the paper's learning rates.")] = 5,
+    reward: Annotated[float, typer.Option(help="Coefficient of the reward for right answers; not in the paper.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
     save: Annotated[bool, typer.Option(help="Write the scorer beside the checkpoint too.")] = True,
 ) -> None:
     """Train, log and save; an interrupted run goes on where it stopped."""
     torch.set_num_threads(threads)
-    recipe = Recipe(mode, after, hidden, rescale, temporal, language, plain, film, scale, seed)
+    recipe = Recipe(mode, after, hidden, rescale, temporal, language, plain, scale, reward, seed)
     trainer = Trainer(checkpoint, recipe)
     train(trainer, steps, out)
     if mode is Mode.JOINT:

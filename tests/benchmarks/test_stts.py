@@ -8,7 +8,10 @@ from typing import Any
 from benchmarks.stts.evaluate import rows_of
 from benchmarks.stts.speed import summarise
 
-SAMPLES = [SimpleNamespace(media=[SimpleNamespace(video=video)]) for video in (False, False, True, True)]
+SAMPLES = [
+    SimpleNamespace(task="clips" if video else "screens", media=[SimpleNamespace(video=video)])
+    for video in (False, False, True, True)
+]
 
 
 def test_rows_pair_answers_sample_by_sample() -> None:
@@ -23,7 +26,7 @@ def test_rows_pair_answers_sample_by_sample() -> None:
     assert (whole["right"], whole["n"]) == (3, 4)
     assert whole["over_unpruned"][0] == -0.25
     assert whole["over_random"][0] == 0.5
-    assert rows["stts", "videos"]["accuracy"] == 0.5
+    assert rows["stts", "videos"]["accuracy"] == rows["stts", "clips"]["accuracy"] == 0.5
     # A strategy for videos alone is not compared over everything.
     assert ("evs", "all") not in rows
     assert rows["evs", "videos"]["over_stts"][0] == 0.5
