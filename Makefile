@@ -65,7 +65,7 @@ bench: ## set up .venv and run the quick benchmark on the bundled model
 .PHONY: quality
 quality: ## set up .venv and measure accuracy over strategies and budgets, about ten minutes; a second run goes on
 	@$(SETUP) --extra bench
-	@exec "$(BIN)/python" -m benchmarks.quality --n 60 --store build/quality $(ARGS)
+	@exec "$(BIN)/python" -m benchmarks.quality --n 24 --store build/quality $(ARGS)
 
 clean: ## remove what set-up, builds and tests left behind, .venv included
 	rm -rf "$(VENV)" build dist ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -147,7 +147,8 @@ def quality() -> str:
             *lines,
             "![Accuracy against the share kept](benchmarks/results/quality.png)",
             "",
-            f"Demo model, {result['samples']} held-out samples of each task ({tasks}), greedy; unpruned "
+            f"Demo model, {result['samples']} held-out samples of each task ({tasks}; a third as many of `detail`), "
+            f"greedy, {result.get('dtype', 'bfloat16')}; unpruned "
             f"{unpruned['none']:.1%} of the image tasks{video}, and {unpruned['kv']:.1%} in the tables of cached rows, "
             f"where answers begin with a line break, so that they are decided after the eviction. In brackets the 95% "
             f"interval of the paired difference to random at equal ratio, in points. `{again['arm']}` asked twice: "
