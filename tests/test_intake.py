@@ -60,7 +60,7 @@ def test_kv_budgets_are_canonical() -> None:
     assert policy().decide({"kv": {"keep": 1.0}}).kv is None
     assert policy().decide({"kv": {"strategy": "none"}}).kv is None
     assert policy().decide({"kv": {"max_tokens": 100}}).kv == KvSpec(
-        "gui_kv", canonical_kv(KvField(keep=0.5)).options, max_tokens=100
+        "snapkv", canonical_kv(KvField(keep=0.5)).options, max_tokens=100
     )
     assert policy().decide().kv is None
 

@@ -25,8 +25,8 @@ KEY = "vllm_prune"
 """Key of the wire form among vLLM's multimodal processor kwargs."""
 
 MODALITIES: tuple[Modality, ...] = ("image", "video")
-DEFAULT_STRATEGY: dict[Modality, str] = {"image": "divprune", "video": "mc_evs"}
-DEFAULT_KV_STRATEGY = "gui_kv"
+DEFAULT_STRATEGY: dict[Modality, str] = {"image": "divprune", "video": "divprune"}
+DEFAULT_KV_STRATEGY = "snapkv"
 
 
 OnLimit = Literal["clamp", "reject"]
