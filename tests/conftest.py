@@ -14,6 +14,8 @@ settings.load_profile("default")
 
 SPREAD = ("engine", "kv", "visual")
 """Folders with a rule of their own, or whose tests share nothing that is slow to start."""
+ALONE = ("test_disk_full.py", "test_lifecycle.py")
+"""Files whose tests start a server each, which either process may take."""
 SHARED = ("guarded", "server")
 """Fixtures that start a server for several files."""
 
@@ -23,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give tests that share a server, or a file, to one process; skip `gpu` tests where there is no CUDA device."""
     for item in items:
         place = item.path.relative_to(Path(__file__).parent)
-        if place.parts[0] not in SPREAD:
+        if place.parts[0] not in SPREAD and place.name not in ALONE:
             used = getattr(item, "fixturenames", ())
             group = next((name for name in SHARED if name in used), str(place))
             item.add_marker(pytest.mark.xdist_group(group))
