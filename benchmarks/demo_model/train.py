@@ -12,7 +12,7 @@ import json
 import math
 import random
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -76,8 +76,6 @@ class Trainer:
         self.muon = Muon(matrices, lr=PEAK)
         self.step, self.seconds, self.seed = 0, 0.0, seed
         self.peak, self.resumed = PEAK, 0
-        self.scores: dict[str, float] = defaultdict(float)
-        self.curriculum.scores = self.scores
 
     def parts(self) -> dict[str, Any]:
         """Modules and optimisers by their name in the state."""
@@ -87,7 +85,7 @@ class Trainer:
         """Everything needed to go on."""
         found = {name: part.state_dict() for name, part in self.parts().items()}
         return {**found, "step": self.step, "seconds": self.seconds, "courses": self.curriculum.state(),
-                "scores": dict(self.scores), "words": self.words.get_vocab()}  # fmt: skip
+                "scores": dict(self.curriculum.scores), "words": self.words.get_vocab()}  # fmt: skip
 
     def restore(self, path: Path) -> None:
         """Go on from a saved state.
@@ -104,7 +102,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.resumed = self.step
         self.curriculum.restore(state["courses"])
-        self.scores.update(state["scores"])
+        self.curriculum.scores.update(state["scores"])
 
     def rates(self, done: float) -> float:
         """Set the learning rates: warm-up, half of the time at the peak, then a cosine."""
@@ -135,7 +133,9 @@ class Trainer:
         if found.watched is not None:
             hidden = found.watched[batch.visual]
             place, state = (head(hidden) for head in self.watch)
-            loss = loss + 0.3 * cross_entropy(place, batch.places) + 2.0 * _state_loss(state, batch.states)
+            loss = (
+                loss + 0.3 * cross_entropy(place, batch.places) + 2.0 * _class_loss(state, batch.states, STATE_WEIGHTS)
+            )
             known = batch.states > 0
             state_right = (state.argmax(-1) == batch.states)[known].float().mean().item()
         for optimiser in (self.adam, self.muon):
@@ -151,29 +151,27 @@ class Trainer:
     def tower_loss(self, features: Tensor, cells: Tensor) -> tuple[Tensor, float]:
         """Loss of naming what stands in each cell, and the share of marks that are named."""
         names = [head(features) for head in self.heads]
-        loss = torch.stack([_class_loss(name, cells[:, i], 0.1) for i, name in enumerate(names)]).sum()
+        loss = torch.stack([_class_loss(name, cells[:, i], (0.1,)) for i, name in enumerate(names)]).sum()
         seen = cells[:, 2] > 0
         return loss, (names[2].argmax(-1) == cells[:, 2])[seen].float().mean().item()
 
     def note(self, task: str, right: Tensor, batch: Batch) -> float:
         """Remember the accuracy per kind of first turns, and tell the curriculum."""
+        scores = self.curriculum.scores
         answers = [bool(right[one.row, one.start : one.end].all()) for one in batch.asked]
         for one, correct in zip(batch.asked, answers, strict=True):
             if one.turn == 0 or task == "dialogue":
-                self.scores[one.name] = 0.98 * self.scores[one.name] + 0.02 * correct
+                scores[one.name] = 0.98 * scores.get(one.name, 0.0) + 0.02 * correct
         accuracy = sum(answers) / len(answers)
         self.curriculum.courses[task].hear(accuracy)
         return accuracy
 
 
-def _class_loss(logits: Tensor, classes: Tensor, empty: float) -> Tensor:
+def _class_loss(logits: Tensor, classes: Tensor, first: Sequence[float]) -> Tensor:
+    """Cross entropy in which the first classes have weights of their own and the others one."""
     weights = torch.ones(logits.shape[1])
-    weights[0] = empty
+    weights[: len(first)] = torch.tensor(first)
     return cross_entropy(logits, classes, weight=weights, ignore_index=IGNORE)
-
-
-def _state_loss(logits: Tensor, states: Tensor) -> Tensor:
-    return cross_entropy(logits, states, weight=torch.tensor(STATE_WEIGHTS), ignore_index=IGNORE)
 
 
 @dataclass
@@ -296,7 +294,7 @@ def main(
             trainer.seconds += time.monotonic() - started
             if trainer.step % 10 == 0:
                 about = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "task": task, **found}
-                scores = {name: round(score, 3) for name, score in trainer.scores.items()}
+                scores = {name: round(score, 3) for name, score in trainer.curriculum.scores.items()}
                 sink.write(json.dumps({**about, "courses": trainer.curriculum.state(), "scores": scores}) + "\n")
                 sink.flush()
             if time.monotonic() - saved > SAVE_SECONDS:

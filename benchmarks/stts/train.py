@@ -1,11 +1,11 @@
 """Train a scorer for the demo model: `python -m benchmarks.stts.train`.
 
 The scorer is written beside the checkpoint, where serving finds it. `--mode scorer` leaves the model as it is; `--mode
-joint` trains everything, as the paper does, and writes a checkpoint of its own. By default a reward for right answers
-teaches (see `_credit`), not the paper's gradient: beside a frozen model that one teaches to hide whatever the question
-does not ask for, and validation falls after the first steps. `--language --temporal 0.5 --reward 0` is the paper's way.
-Runs are resumable: the folder of a run holds its state and a log. Length is in steps and data follows from the seed, so
-a run does not depend on how busy the machine is.
+joint` trains everything, as the paper does, and writes a checkpoint of its own. A scorer alone is taught by a reward
+for right answers (see `_credit`), not the paper's gradient: beside a frozen model that one teaches to hide whatever the
+question does not ask for, and validation falls after the first steps. `--language --temporal 0.5 --reward 0` is the
+paper's way. Runs are resumable: the folder of a run holds its state and a log. Length is in steps and data follows from
+the seed, so a run does not depend on how busy the machine is.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy
 from vllm_prune.stts import files
 from vllm_prune.stts.scorer import Scorer, Shape
 from vllm_prune.stts.training import (
+    TEMPORAL,
     Pruned,
     PrunedTower,
     choose,
@@ -69,6 +70,13 @@ class Mode(str, Enum):
 
     SCORER = "scorer"
     JOINT = "joint"
+
+
+SIGNALS: dict[Mode, dict[str, Any]] = {
+    Mode.SCORER: {"temporal": 0.1, "language": False, "scale": 3.0, "reward": 10.0},
+    Mode.JOINT: {"temporal": TEMPORAL, "language": True, "scale": 5.0, "reward": 0.0},
+}
+"""What teaches by default. A model that is trained along has to be taught by its answers, as in the paper."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,7 @@ class Trainer:
         self.scorer = Scorer(
             Shape(
                 vision.hidden_size, vision.num_heads, recipe.hidden, vision.spatial_merge_size, recipe.after,
-                recipe.rescale,  # type: ignore[arg-type]
+                recipe.rescale,
             )
         )  # fmt: skip
         # A model that is trained along is taught by all its mistakes; see `update`.
@@ -184,10 +192,10 @@ class Trainer:
 
 
 @torch.no_grad()
-def validate(trainer: Trainer) -> dict[str, float]:
+def validate(trainer: Trainer, batches: Sequence[Batch]) -> dict[str, float]:
     """Share of validation samples that are answered right, at each checked ratio."""
     _, keeps, each = CHECKED
-    found, batches = {}, list(_held_back(trainer, each))
+    found = {}
     for keep in keeps:
         right = 0
         for batch in batches:
@@ -196,7 +204,7 @@ def validate(trainer: Trainer) -> dict[str, float]:
             inputs = batch.tokens, batch.positions, batch.visual, batch.labels
             logits, labels = pruned_logits(trainer.model, pruned, *inputs)
             right += int(((logits.argmax(-1) == labels) | (labels == IGNORE)).all(1).sum())
-        found[f"validation {keep:g}"] = right / (each * len(TASKS))
+        found[f"validation {keep:g}"] = right / (each * len(VALIDATION))
     return found
 
 
@@ -244,6 +252,7 @@ def train(trainer: Trainer, steps: int, out: Path) -> None:
     state, seed = out / "state.pt", trainer.recipe.seed
     if state.exists():
         trainer.restore(state)
+    batches = list(_held_back(trainer, CHECKED[2]))
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress, (out / "log.jsonl").open("a") as sink:
         bar = progress.add_task("training", total=steps, completed=trainer.step)
@@ -253,7 +262,7 @@ def train(trainer: Trainer, steps: int, out: Path) -> None:
             found = trainer.update(trainer.draw(rng), keep, trainer.step / steps)
             row = {"step": trainer.step, "keep": keep, **found}
             if trainer.step % CHECKED[0] == 0 or trainer.step == steps:
-                checked = validate(trainer)
+                checked = validate(trainer, batches)
                 row |= checked
                 if sum(checked.values()) > trainer.best:
                     trainer.best = sum(checked.values())
@@ -273,20 +282,24 @@ def main(
     after: Annotated[int, typer.Option(help="Blocks of the tower in front of the scorer.")] = 1,
     hidden: Annotated[int, typer.Option(help="Width of the scorer's hidden layers.")] = 256,
     rescale: Annotated[str, typer.Option(help="row, frame or video.")] = "row",
-    temporal: Annotated[float, typer.Option(help="Coefficient of the auxiliary loss; the paper's is 0.5.")] = 0.1,
+    temporal: Annotated[float | None, typer.Option(help="Coefficient of the auxiliary loss; 0.1, joint 0.5.")] = None,
     language: Annotated[
-        bool, typer.Option(help="Whether the answer's loss teaches the scorer, as in the paper.")
-    ] = False,
+        bool | None, typer.Option(help="Whether the answer's loss teaches, as in the paper; joint it does.")
+    ] = None,
     plain: Annotated[bool, typer.Option(help="Take a frozen model's loss as it is; an ablation.")] = False,
-    scale: Annotated[float, typer.Option(help="Factor on the paper's learning rates.")] = 3,
-    reward: Annotated[float, typer.Option(help="Coefficient of the reward for right answers; not in the paper.")] = 10,
+    scale: Annotated[float | None, typer.Option(help="Factor on the paper's learning rates; 3, joint 5.")] = None,
+    reward: Annotated[
+        float | None, typer.Option(help="Coefficient of the reward; 10, joint 0 as in the paper.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     save: Annotated[bool, typer.Option(help="Write the scorer beside the checkpoint too.")] = True,
 ) -> None:
     """Train, log and save; an interrupted run goes on where it stopped."""
     torch.set_num_threads(threads)
-    recipe = Recipe(mode, after, hidden, rescale, temporal, language, plain, scale, reward, seed)
+    given = {"temporal": temporal, "language": language, "scale": scale, "reward": reward}
+    signals = SIGNALS[mode] | {name: value for name, value in given.items() if value is not None}
+    recipe = Recipe(mode, after, hidden, rescale, plain=plain, seed=seed, **signals)
     trainer = Trainer(checkpoint, recipe)
     train(trainer, steps, out)
     if mode is Mode.JOINT:
