@@ -27,9 +27,10 @@ from rich.table import Table
 
 from vllm_prune.launch import found_libraries, preload_list
 
-from .random_model import build, parameters
+from .random_model import parameters
 from .servers import PRELOAD_AT_START, Server
-from .speed import QUIET_SECONDS, RESULTS, hardware, screens
+from .seven_b import Model, served
+from .speed import RESULTS, hardware, quiet_seconds, screens
 
 BLOCK = 32
 SCREENS = 5
@@ -93,7 +94,7 @@ async def turn(client: httpx.AsyncClient, server: Server, model: str, images: li
 
 async def round_of(server: Server, model: str, sessions: list[list[str]], load: Load) -> Round:
     """Send all turns at once and watch how many run."""
-    await asyncio.sleep(QUIET_SECONDS)
+    await asyncio.sleep(quiet_seconds())
     found = Round(0.0)
     limits = httpx.Limits(max_connections=load.requests + 2)
     async with httpx.AsyncClient(timeout=1800, limits=limits, trust_env=False) as client:
@@ -124,8 +125,10 @@ def arguments(pool_blocks: int | None, most: int, length: int) -> list[str]:
 class Bench:
     """Runs the three comparisons on one checkpoint."""
 
-    def __init__(self, folder: Path, side: tuple[int, int], keep: float, rounds: int, progress: Progress) -> None:
-        self.folder, self.side, self.rounds, self.progress = folder, side, rounds, progress
+    def __init__(
+        self, folder: Path, given: list[str], side: tuple[int, int], keep: float, rounds: int, progress: Progress
+    ) -> None:
+        self.folder, self.given, self.side, self.rounds, self.progress = folder, given, side, rounds, progress
         self.pruning = {"kv": {"strategy": "gui_kv", "keep": keep}}
         self.logs = Path(tempfile.mkdtemp(prefix="vllm-prune-kv-"))
         self.source = screens(side, seed=5)
@@ -143,7 +146,7 @@ class Bench:
         }
         return {
             kind: stack.enter_context(
-                Server(self.folder, kind, given, log=self.logs / f"{kind}.log", environment=preloaded)
+                Server(self.folder, kind, [*given, *self.given], log=self.logs / f"{kind}.log", environment=preloaded)
             )
             for kind in ("stock", "prune")
         }
@@ -202,7 +205,7 @@ class Bench:
 
 async def _long(server: Server, images: list[str], load: Load) -> list[float]:
     async with httpx.AsyncClient(timeout=3600, trust_env=False) as client:
-        await asyncio.sleep(QUIET_SECONDS)
+        await asyncio.sleep(quiet_seconds())
         return await turn(client, server, server.model_name, images, load)
 
 
@@ -274,14 +277,16 @@ def main(
     keep: Annotated[float, typer.Option(help="Share of the prompt's rows that is kept.")] = 0.2,
     rows: Annotated[int, typer.Option(help="Screen height in tokens (28 pixels each).")] = 20,
     cols: Annotated[int, typer.Option(help="Screen width in tokens.")] = 26,
+    shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
     part: Annotated[list[str] | None, typer.Option(help=f"Only these of {', '.join(PARTS)}; may repeat.")] = None,
     save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print; `--save` keeps the result and a plot, and parts left out as an earlier run saved them."""
-    folder, path = build(), RESULTS / "kv.json"
+    folder, given, prefix = served(shape)
+    path = RESULTS / f"{prefix}kv.json"
     result: dict[str, Any] = json.loads(path.read_text()) if part and path.exists() else {}
     with Progress(transient=True) as progress:
-        bench = Bench(folder, (rows * 28, cols * 28), keep, rounds, progress)
+        bench = Bench(folder, given, (rows * 28, cols * 28), keep, rounds, progress)
         full = -(-(bench.prompt + tokens) // BLOCK)
         measures: dict[str, Callable[[], dict[str, Any]]] = {
             # One block more: vLLM sets one aside.
@@ -302,7 +307,7 @@ def main(
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(result, indent=1) + "\n")
         if set(PARTS) <= set(result):
-            plot(result, RESULTS / "kv.png")
+            plot(result, RESULTS / f"{prefix}kv.png")
 
 
 if __name__ == "__main__":

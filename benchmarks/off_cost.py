@@ -26,7 +26,7 @@ from vllm_prune.launch import found_libraries, preload_list
 
 from .random_model import build, parameters
 from .servers import PRELOAD_AT_START, Server
-from .speed import QUIET_SECONDS, RESULTS, Arm, ask, hardware, screens
+from .speed import RESULTS, Arm, ask, hardware, quiet_seconds, screens
 
 ARMS = (Arm("stock", "stock", None), Arm("off", "prune", None))
 
@@ -40,7 +40,7 @@ def processor_seconds(server: Server) -> float:
 
 async def one(server: Server, model: str, arm: Arm, image: str) -> dict[str, float]:
     """Latency and processor time of one request."""
-    await asyncio.sleep(QUIET_SECONDS)
+    await asyncio.sleep(quiet_seconds())
     before = processor_seconds(server)
     async with httpx.AsyncClient(timeout=300, trust_env=False) as client:
         answer = await ask(client, server, model, arm, image, 8)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,14 +33,16 @@ from rich.table import Table
 
 from vllm_prune.launch import found_libraries, preload_list
 
-from .random_model import build, parameters
+from .random_model import parameters
 from .servers import PRELOAD_AT_START, Server
+from .seven_b import Model, served
 
 RESULTS = Path(__file__).parent / "results"
 CUT_AFTER = 1
 """Blocks of the vision tower that see every cell, of 8; 4 of a usual tower's 32."""
 QUIET_SECONDS = 3.0
 """Pause before a measurement: an engine polls for a while after its last request, on cores that both servers share."""
+QUIET_ON_GPU = 0.3
 
 
 @dataclass(frozen=True)
@@ -100,9 +103,17 @@ async def ask(
     return {"ttft": first, "seconds": time.perf_counter() - started, "usage": usage}
 
 
+@lru_cache
+def quiet_seconds() -> float:
+    """Pause before a measurement."""
+    import torch
+
+    return QUIET_ON_GPU if torch.cuda.is_available() else QUIET_SECONDS
+
+
 async def round_of(server: Server, model: str, arm: Arm, images: list[str], concurrency: int) -> dict[str, float]:
     """TTFT of one request alone, then requests per second under load."""
-    await asyncio.sleep(QUIET_SECONDS)
+    await asyncio.sleep(quiet_seconds())
     limits = httpx.Limits(max_connections=concurrency + 1)
     async with httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as client:
         alone = await ask(client, server, model, arm, images[0], 1)
@@ -120,7 +131,7 @@ async def round_of(server: Server, model: str, arm: Arm, images: list[str], conc
 
 
 def measure(
-    folder: Path, side: tuple[int, int], rounds: int, requests: int, concurrency: int, strategy: str
+    folder: Path, given: list[str], side: tuple[int, int], rounds: int, requests: int, concurrency: int, strategy: str
 ) -> dict[str, list[dict[str, float]]]:
     """Interleaved rounds over all arms; the order turns from round to round."""
     chosen = arms(strategy)
@@ -132,6 +143,7 @@ def measure(
         str(concurrency),
         "--limit-mm-per-prompt",
         '{"image": 1, "video": 0}',
+        *given,
     ]
     found: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in chosen}
     with ExitStack() as stack, Progress(transient=True) as progress:
@@ -209,13 +221,14 @@ def main(
     strategy: Annotated[str, typer.Option(help="Strategy of the pruned arms.")] = "divprune",
     rows: Annotated[int, typer.Option(help="Screen height in tokens (28 pixels each).")] = 32,
     cols: Annotated[int, typer.Option(help="Screen width in tokens.")] = 48,
+    shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
     save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print; `--save` keeps the result."""
     if quick:
         rounds, requests = 5, 4
-    folder = build()
-    found = measure(folder, (rows * 28, cols * 28), rounds, requests, concurrency, strategy)
+    folder, given, prefix = served(shape)
+    found = measure(folder, given, (rows * 28, cols * 28), rounds, requests, concurrency, strategy)
     result = {
         "command": "python -m benchmarks.speed " + " ".join(sys.argv[1:]),
         "hardware": hardware(),
@@ -228,7 +241,7 @@ def main(
     show(result["rows"], f"{result['parameters'] / 1e6:.0f}M parameters, {rows * cols} visual tokens, {strategy}")
     if save:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "speed.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / f"{prefix}speed.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@
 One engine, one video per request, and arms that take turns: no budget (vLLM's own path), `stts`, and the same share
 kept behind the tower. Random weights: only time is measured here. Requests per second of whole requests, processor,
 tower and language model included; ratios are of one round.
+
+On a GPU: `python -m benchmarks.stts.speed --shape 7b --dtype bfloat16 --side 280 --prepared --save`. Preparing a video
+then takes as long as the model does, and a server prepares in processes of its own; `--prepared` leaves it out.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,9 +23,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from .. import seven_b
+from ..seven_b import Model
 from ..speed import RESULTS, hardware
+from . import towers
 from .agreement import engine, video_of
-from .towers import AFTER, build, film, sizes
+from .towers import film, sizes
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,16 @@ def arms() -> list[Arm]:
     return [Arm("stock", None), *scored, Arm("keep 0.5, behind the tower", {"strategy": "uniform", "keep": 0.5})]
 
 
-def measure(llm: Any, frames: int, side: int, rounds: int) -> dict[str, list[float]]:
+def start(shape: Model, dtype: str) -> tuple[Any, Path]:
+    """The engine of a model, and the model's folder."""
+    options: dict[str, Any] = {"max_model_len": 16384, "max_num_batched_tokens": 16384, "max_num_seqs": 2}
+    if shape is Model.small:
+        return engine(folder := towers.build(), dtype, **options), folder
+    options |= {"load_format": "dummy", "kv_cache_memory_bytes": 4 << 30, "gpu_memory_utilization": 0.7}
+    return engine(folder := seven_b.build(), dtype, **options), folder
+
+
+def measure(llm: Any, frames: int, side: int, rounds: int, prepared: bool) -> dict[str, list[float]]:
     """Seconds per request of each arm and round; the order turns, and a first round with a short video warms up."""
     from vllm import SamplingParams
 
@@ -58,6 +74,8 @@ def measure(llm: Any, frames: int, side: int, rounds: int) -> dict[str, list[flo
                 if arm.visual is not None:
                     prompt["mm_processor_kwargs"] = {"vllm_prune": arm.visual}
                 llm.llm_engine.reset_mm_cache()
+                if prepared:
+                    llm.generate([prompt], sampling, use_tqdm=False)
                 llm.llm_engine.reset_encoder_cache()
                 llm.reset_prefix_cache()
                 started = time.perf_counter()
@@ -83,14 +101,15 @@ def main(
     side: Annotated[int, typer.Option(help="Pixels per side of a frame.")] = 112,
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 5,
     dtype: Annotated[str, typer.Option(help="float32 where the processor has no bfloat16 arithmetic.")] = "float32",
+    shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
+    prepared: Annotated[bool, typer.Option(help="Leave the processor's work out.")] = False,
     save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print; `--save` keeps the result."""
-    folder = build()
-    llm = engine(folder, dtype, max_model_len=16384, max_num_batched_tokens=16384, max_num_seqs=2)
+    llm, folder = start(shape, dtype)
     results = []
     for count in frames or (128, 256):
-        found = measure(llm, count, side, rounds)
+        found = measure(llm, count, side, rounds, prepared)
         rows = summarise(found)
         results.append({"frames": count, "cells": count // 2 * (side // 28) ** 2, "rows": rows, "seconds": found})
         table = Table("arm", "seconds", "throughput vs stock", "lowest to highest", title=f"{count} frames")
@@ -101,8 +120,9 @@ def main(
     if save:
         command = "python -m benchmarks.stts.speed " + " ".join(sys.argv[1:])
         whole = {"command": command, "hardware": hardware(), "model": sizes(folder), "side": side, "rounds": rounds,
-                 "dtype": dtype, "after": AFTER, "results": results}  # fmt: skip
-        (RESULTS / "stts_speed.json").write_text(json.dumps(whole, indent=1) + "\n")
+                 "dtype": dtype, "prepared": prepared, "after": towers.AFTER, "results": results}  # fmt: skip
+        name = "stts_speed" if shape is Model.small else "gpu_stts_speed"
+        (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .media import Request
 from .oracle import Answer, Mismatch, compare
 
@@ -24,6 +26,9 @@ DEFAULTS: dict[str, Any] = {
     "limit_mm_per_prompt": {"image": 4, "video": 2},
     "skip_mm_profiling": True,
 }
+if torch.cuda.is_available():
+    # Several processes share the GPU, and each would ask for nearly all of it.
+    DEFAULTS["gpu_memory_utilization"] = 0.2
 
 
 class EnginePool:

@@ -1,7 +1,8 @@
-"""Run by `test_kernels.py` under `TRITON_INTERPRET=1`."""
+"""Run by `test_kernels.py`, under `TRITON_INTERPRET=1` where there is no GPU to compile for."""
 
 from __future__ import annotations
 
+import os
 import sys
 
 import torch
@@ -77,4 +78,6 @@ def walks_in_place() -> int:
 if __name__ == "__main__":
     torch.manual_seed(0)
     torch.set_num_threads(1)
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        torch.set_default_device("cuda")
     print("checked", {f.__name__: f for f in (window_logits, compact, walks_in_place)}[sys.argv[1]]())

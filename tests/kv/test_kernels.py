@@ -1,4 +1,4 @@
-"""The Triton kernels equal their torch twins, run by Triton's interpreter in a process of its own."""
+"""The Triton kernels equal their torch twins, run by Triton's interpreter and on a GPU, in processes of their own."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from pathlib import Path
 import pytest
 
 CHILD = Path(__file__).parent / "kernels_child.py"
+CASES = ["window_logits", "compact", "walks_in_place"]
 
 
-@pytest.mark.parametrize("case", ["window_logits", "compact", "walks_in_place"])
-def test_kernel_equals_its_twin(case: str) -> None:
+@pytest.mark.parametrize("interpreted", ["1", pytest.param("0", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("case", CASES)
+def test_kernel_equals_its_twin(case: str, interpreted: str) -> None:
     pytest.importorskip("triton")
     done = subprocess.run(
         [sys.executable, str(CHILD), case],
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        # The twin multiplies in full float32.
+        env={**os.environ, "TRITON_INTERPRET": interpreted, "TRITON_F32_DEFAULT": "ieee"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "checked" in done.stdout

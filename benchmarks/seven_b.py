@@ -1,0 +1,80 @@
+"""Qwen2.5-VL-7B's shapes without its weights, for timing on a GPU: vLLM fills them with random values as it starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from vllm_prune.stts import files
+from vllm_prune.stts.scorer import Scorer, Shape
+
+from . import random_model
+from .random_model import DEMO, FILES
+from .stts.towers import AFTER
+
+
+class Model(str, Enum):
+    """What a benchmark serves: a small model with random weights, or the 7B's shapes, which need a GPU."""
+
+    small = "small"
+    seven_b = "7b"
+
+
+def served(model: Model) -> tuple[Path, list[str], str]:
+    """Folder, further arguments of each of two servers side by side, and what names of result files begin with."""
+    if model is Model.small:
+        return random_model.build(), [], ""
+    return build(), ["--load-format", "dummy", "--gpu-memory-utilization", "0.42"], "gpu_"
+
+
+def build(folder: Path | None = None) -> Path:
+    """Write configuration, tokenizer, processor and a random scorer once, and return the folder.
+
+    The vocabulary stays the demo model's: only the last token's row meets it in a prefill.
+    """
+    import torch
+    from transformers import AutoConfig, Qwen2_5_VLForConditionalGeneration
+
+    folder = folder or Path(tempfile.gettempdir()) / "vllm-prune-7b-shapes"
+    if (folder / "done").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in DEMO.iterdir():
+        if file.name.startswith(FILES):
+            shutil.copy(file, folder / file.name)
+    config = _config(AutoConfig.from_pretrained(DEMO))
+    config.save_pretrained(folder)
+    # Without this file vLLM asks the hub for sampling defaults.
+    (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))
+    vision = config.vision_config
+    torch.manual_seed(0)
+    shape = Shape(vision.hidden_size, vision.num_heads, 4 * vision.hidden_size, vision.spatial_merge_size, AFTER)
+    files.save(Scorer(shape), folder / files.PLACE)
+    with torch.device("meta"):
+        model = Qwen2_5_VLForConditionalGeneration(config)
+    counts = {"parameters": _count(model), "tower": _count(model.model.visual)}
+    (folder / "done").write_text(json.dumps(counts))
+    return folder
+
+
+def _count(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _config(config: Any) -> Any:
+    text, vision = config.text_config, config.vision_config
+    text.hidden_size, text.num_hidden_layers, text.intermediate_size = 3584, 28, 18944
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = 28, 4, 128
+    # The sections sum to half of the head's width.
+    rope = dict(getattr(text, "rope_parameters", None) or text.rope_scaling)
+    rope |= {"mrope_section": [16, 24, 24], "rope_theta": 1e6}
+    text.rope_parameters = text.rope_scaling = rope
+    text.layer_types = ["full_attention"] * 28
+    text.max_position_embeddings = 32768
+    vision.depth, vision.hidden_size, vision.num_heads, vision.intermediate_size = 32, 1280, 16, 3420
+    vision.out_hidden_size, vision.fullatt_block_indexes = 3584, [7, 15, 23, 31]
+    return config
