@@ -39,7 +39,7 @@ def journal() -> Iterator[Journal]:
 
     def run(self: Any, command: Any, request: Any) -> None:
         original(self, command, request)
-        found.kept.setdefault(command.request_id, []).append([kept.clone() for kept in request.positions])
+        found.kept.setdefault(command.request_id, []).append([kept.clone().cpu() for kept in request.positions])
 
     Compactor.run = run  # type: ignore[method-assign]
     try:

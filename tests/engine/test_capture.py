@@ -43,7 +43,7 @@ def captured(llm: Any, request: media.Request, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(base, "TowerAttention", Recording)
     Recording.heard = []
     generate(llm, [request], 1)
-    return [item for batch in Recording.heard for item in batch]
+    return [item.cpu() for batch in Recording.heard for item in batch]
 
 
 def block_of(model: Any) -> int:

@@ -62,11 +62,11 @@ def test_views_hold_what_transformers_computes(
         for layer, (view, (keys, values, attention, norms)) in enumerate(zip(seen, facts, strict=True)):
             assert view.layer == layer
             assert view.rows == len(output.prompt_token_ids)
-            torch.testing.assert_close(view.keys, keys, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(view.values(), values, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(view.keys.cpu(), keys, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(view.values().cpu(), values, rtol=1e-4, atol=1e-4)
             assert view.saliency is not None
-            torch.testing.assert_close(view.saliency[0], norms, rtol=1e-4, atol=1e-4)
-            ours = window_attention(view).flatten(0, 1)
+            torch.testing.assert_close(view.saliency[0].cpu(), norms, rtol=1e-4, atol=1e-4)
+            ours = window_attention(view).flatten(0, 1).cpu()
             torch.testing.assert_close(ours, attention[:, -view.window :], rtol=1e-4, atol=1e-5)
         _check_media(oracle, seen[0], output.prompt_token_ids)
 

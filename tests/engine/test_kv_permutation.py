@@ -39,7 +39,8 @@ class Shuffle(KvStrategy):
         """A permutation."""
         assert count == view.rows
         noise = torch.Generator().manual_seed(view.seed % 1000 + 7 * view.layer + count)
-        return torch.rand(len(view.keys), count, generator=noise).argsort(dim=1), Scores(view.positions.float())
+        order = torch.rand(len(view.keys), count, generator=noise).argsort(dim=1)
+        return order.to(view.keys.device), Scores(view.positions.float())
 
 
 class ShufflingScheduler(CompactingMixin, Scheduler):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def test_scores_bias_and_cut(
 ) -> None:
     scorer, llm = random_scorer(family, after), engines.get(family, max_num_batched_tokens=96)
     scorer.shape = replace(scorer.shape, **change)
-    oracle, asked = SttsOracle(checkpoints[family], scorer), requests(family)
+    # A copy: the engine moves its own to where the tower is.
+    oracle, asked = SttsOracle(checkpoints[family], deepcopy(scorer)), requests(family)
     with served(llm, scorer):
         outputs, again = (generate(llm, list(asked.values()), STEPS) for _ in range(2))
     compare_all(asked, outputs, again, lambda request: oracle.answer(request, STEPS))

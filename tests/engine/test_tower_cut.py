@@ -118,13 +118,14 @@ def test_keeping_everything_is_the_whole_tower(family: str, engines: EnginePool)
     unit, height, width = 2, 6, 9
     patch = cell // unit
     thw = torch.tensor([[1, unit * height, unit * width], [2, unit * 3, unit * 4]])
-    pixels = torch.rand(int(thw.prod(-1).sum()), 3 * 2 * patch * patch)
+    pixels = torch.rand(int(thw.prod(-1).sum()), 3 * 2 * patch * patch).to(model.visual.device)
     with torch.inference_mode():
         from vllm.forward_context import set_forward_context
 
         with set_forward_context(None, engines.get(family).llm_engine.vllm_config):
             whole = model.visual(pixels, grid_thw=thw.tolist())
-            cut = model.encode_cut(pixels, thw, Cut(1, len(whole), lambda features: torch.arange(len(features))))
+            every = torch.arange(len(whole), device=whole.device)
+            cut = model.encode_cut(pixels, thw, Cut(1, len(whole), lambda features: every))
     assert torch.equal(whole, cut)
 
 
@@ -135,6 +136,7 @@ def test_groups_of_frames_change_nothing(family: str, engines: EnginePool) -> No
     thw = torch.tensor([[4, 8, 10], [1, 6, 4], [3, 6, 6]])
     patches = int(thw.prod(-1).sum())
     pixels = torch.rand(patches, 3 * 2 * (cell // 2) ** 2, generator=torch.Generator().manual_seed(1))
+    pixels = pixels.to(model.visual.device)
     handle = model.visual.blocks[0].attn.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(len(args[0] if args else kwargs["x"])), with_kwargs=True
     )
@@ -144,7 +146,11 @@ def test_groups_of_frames_change_nothing(family: str, engines: EnginePool) -> No
         handle.remove()
     # No larger than what survives, or than one frame.
     assert sizes == [patches, 80, 80, 80, 80, 96, 36]
-    assert torch.equal(*found)
+    if torch.cuda.is_available():
+        # Its matrix products add up in another order for another number of rows.
+        torch.testing.assert_close(*found, rtol=1e-4, atol=1e-5)
+    else:
+        assert torch.equal(*found)
 
 
 def _evenly_cut(llm: Any, pixels: torch.Tensor, thw: torch.Tensor, least: int) -> torch.Tensor:
@@ -154,6 +160,7 @@ def _evenly_cut(llm: Any, pixels: torch.Tensor, thw: torch.Tensor, least: int) -
     model.least_group = least
     try:
         with torch.inference_mode(), set_forward_context(None, llm.llm_engine.vllm_config):
-            return model.encode_cut(pixels, thw, Cut(1, count, lambda features: torch.arange(count) * 4))
+            chosen = torch.arange(count, device=pixels.device) * 4
+            return model.encode_cut(pixels, thw, Cut(1, count, lambda features: chosen))
     finally:
         del model.least_group
