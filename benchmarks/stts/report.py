@@ -15,6 +15,7 @@ def section(results: Path) -> str:
             ("stts.json", _accuracy),
             ("stts_agreement.json", _agreement),
             ("stts_speed.json", _speed),
+            ("gpu_stts_speed.json", _gpu_speed),
             ("stts_memory.json", _memory),
         )
         if (results / name).exists()
@@ -103,23 +104,37 @@ def _agreement(found: dict[str, Any]) -> str:
 
 
 def _speed(found: dict[str, Any]) -> str:
-    results = found["results"]
-    heads = [f"{one['frames']} frames ({one['cells']} tokens)" for one in results]
-    lines = ["| throughput | " + " | ".join(heads) + " |", "|---" * (len(results) + 1) + "|"]
-    for index, row in enumerate(results[0]["rows"]):
-        if row["arm"] == "stock":
-            continue
-        own = [one["rows"][index] for one in results]
-        shown = [f"{one['throughput_ratio']:.2f}x ({one['lowest']:.2f} to {one['highest']:.2f})" for one in own]
-        lines.append(f"| {row['arm']} | " + " | ".join(shown) + " |")
     model = found["model"]
-    return "\n".join(lines) + (
+    return _speed_table(found, "throughput") + (
         f"\n\nRequests per second relative to the same engine without a budget, one video per request, medians of "
         f"{found['rounds']} interleaved rounds (lowest to highest), {found['dtype']}; "
         f"{model['parameters'] / 1e6:.0f}M random weights, "
         f"{model['tower'] / 1e6:.0f}M of them in a tower with the depth and proportions of Qwen2.5-VL-3B's, scores "
         f"after {found['after']} of 32 blocks. {found['hardware']['device']}. Command: `{found['command']}`."
     )
+
+
+def _gpu_speed(found: dict[str, Any]) -> str:
+    stock = [next(row for row in one["rows"] if row["arm"] == "stock")["seconds"] for one in found["results"]]
+    return _speed_table(found, "throughput on a GPU, 7B shapes") + (
+        f"\n\nThe same on one {found['hardware']['device']}, {found['dtype']}, eager, with random weights in the "
+        f"shapes of Qwen2.5-VL-7B ({found['model']['parameters'] / 1e9:.1f}B). The processor's work is left out, as a server "
+        f"does it in processes of its own. Stock's requests took {' and '.join(f'{one:.2f} s' for one in stock)}, 4 decoded "
+        f"tokens included. torch {found['hardware']['torch']}. Command: `{found['command']}`."
+    )
+
+
+def _speed_table(found: dict[str, Any], title: str) -> str:
+    results = found["results"]
+    heads = [f"{one['frames']} frames ({one['cells']} tokens)" for one in results]
+    lines = [f"| {title} | " + " | ".join(heads) + " |", "|---" * (len(results) + 1) + "|"]
+    for index, row in enumerate(results[0]["rows"]):
+        if row["arm"] == "stock":
+            continue
+        own = [one["rows"][index] for one in results]
+        shown = [f"{one['throughput_ratio']:.2f}x ({one['lowest']:.2f} to {one['highest']:.2f})" for one in own]
+        lines.append(f"| {row['arm']} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def _memory(found: dict[str, Any]) -> str:
