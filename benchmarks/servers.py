@@ -16,6 +16,8 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 STOCK_PLUGINS = "none"
+EAGER = ("--enforce-eager",)
+"""For servers that are started for something the compiler has no part in: they are there in half the time."""
 START_SECONDS = 300
 
 # What in-process engines of a test session leave in the environment; a server is to start as a user's would.

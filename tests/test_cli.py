@@ -105,6 +105,31 @@ def test_the_demo_is_recognised() -> None:
     assert not is_demo("Qwen/Qwen2.5-VL-7B-Instruct")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU computes in bfloat16")
+class TestArithmetic:
+    DEMO = "benchmarks/demo_model/checkpoint"
+
+    @pytest.mark.parametrize(
+        ("features", "dtype"),
+        [
+            ("flags\t\t: fpu sse2 avx2", "float32"),
+            ("flags\t\t: fpu avx512f avx512_bf16", ""),
+            ("Features\t: fp asimd bf16", ""),
+            ("Features\t: fp asimd", "float32"),
+            ("no list of features", ""),
+        ],
+    )
+    def test_the_demo_computes_in_what_the_processor_has(
+        self, features: str, dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        listing = tmp_path / "cpuinfo"
+        listing.write_text(f"model name\t: of bf16 fame\n{features}\n")
+        monkeypatch.setattr("vllm_prune.launch.CPU_INFO", listing)
+        assert value_of(_defaults(self.DEMO, []), "--dtype", "") == dtype
+        assert not has_flag(_defaults(self.DEMO, ["--dtype", "bfloat16"]), "--dtype")
+        assert not has_flag(_defaults("some/model", []), "--dtype")
+
+
 class TestMemory:
     DEMO = "benchmarks/demo_model/checkpoint"
 

@@ -25,6 +25,7 @@ MEDIA_CONNECTOR = "VLLM_MEDIA_CONNECTOR"
 DEMO_NAME = "vllm-prune-demo"
 DEMO_CACHE = str(1 << 30)
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
+CPU_INFO = Path("/proc/cpuinfo")
 MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
 
 
@@ -91,9 +92,33 @@ def _defaults(model: str, arguments: Sequence[str]) -> list[str]:
             "--max-model-len": "8192",
             "--limit-mm-per-prompt": '{"image": 8, "video": 4}',
         }
+    if not has_flag(arguments, "--dtype"):
+        wanted |= _arithmetic(model)
     if not any(has_flag(arguments, flag) for flag in MEMORY_FLAGS) and CPU_CACHE not in os.environ:
         wanted |= {"--kv-cache-memory-bytes": DEMO_CACHE} if is_demo(model) else _memory_share()
     return [text for flag, value in wanted.items() if not has_flag(arguments, flag) for text in (flag, value)]
+
+
+def _arithmetic(model: str) -> dict[str, str]:
+    """float32 for the demo on a processor that would emulate bfloat16; others, which need the memory, are told."""
+    if _cuda() or not _emulates_bfloat16():
+        return {}
+    said = "this processor has no bfloat16 arithmetic, and float32 is several times faster"
+    if is_demo(model):
+        print(f"vllm-prune: --dtype float32, as {said}; give it to choose", flush=True)
+        return {"--dtype": "float32"}
+    print(f"vllm-prune: {said}, at twice the memory: --dtype float32", flush=True)
+    return {}
+
+
+def _emulates_bfloat16() -> bool:
+    """Whether Linux lists the processor's features, and none of those that x86 and Arm have for bfloat16."""
+    try:
+        lines = CPU_INFO.read_text().splitlines()
+    except OSError:
+        return False
+    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return bool(found) and not {"avx512_bf16", "amx_bf16", "bf16"} & set(found.split())
 
 
 def _memory_share() -> dict[str, str]:

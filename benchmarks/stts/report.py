@@ -118,9 +118,10 @@ def _gpu_speed(found: dict[str, Any]) -> str:
     stock = [next(row for row in one["rows"] if row["arm"] == "stock")["seconds"] for one in found["results"]]
     return _speed_table(found, "throughput on a GPU, 7B shapes") + (
         f"\n\nThe same on one {found['hardware']['device']}, {found['dtype']}, eager, with random weights in the "
-        f"shapes of Qwen2.5-VL-7B ({found['model']['parameters'] / 1e9:.1f}B). The processor's work is left out, as a server "
-        f"does it in processes of its own. Stock's requests took {' and '.join(f'{one:.2f} s' for one in stock)}, 4 decoded "
-        f"tokens included. torch {found['hardware']['torch']}. Command: `{found['command']}`."
+        f"shapes of Qwen2.5-VL-7B ({found['model']['parameters'] / 1e9:.1f}B). The processor's work is left out, as a "
+        f"server does it in processes of its own. Stock's requests took "
+        f"{' and '.join(f'{one:.2f} s' for one in stock)}, 4 decoded tokens included. "
+        f"torch {found['hardware']['torch']}. Command: `{found['command']}`."
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from benchmarks.servers import Server
+from benchmarks.servers import EAGER, Server
 from vllm_prune.settings.media import Media
 from vllm_prune_server.media_decode import DecodePool
 
@@ -56,7 +56,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[guards.Guarded
             (model / path.name).symlink_to(path)
     config = folder / "prune.yaml"
     config.write_text(guards.CONFIG)
-    arguments = ["--max-num-seqs", "16", "--block-size", "32", "--enable-prompt-tokens-details"]
+    arguments = [*EAGER, "--max-num-seqs", "16", "--block-size", "32", "--enable-prompt-tokens-details"]
     environment = {"VLLM_PRUNE_TENANTS": guards.TENANTS}
     log = folder / "server.log"
     with Server(model, "prune", arguments, config=config, log=log, environment=environment) as running:

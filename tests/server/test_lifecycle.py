@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from benchmarks.servers import Server
+from benchmarks.servers import EAGER, Server
 from vllm_prune_server.lifecycle import CLOSE_SECONDS
 
 from .conftest import DEMO
@@ -94,7 +94,7 @@ def test_sigterm_drains_and_exits_zero(tmp_path: Path) -> None:
 
 
 def test_plain_vllm_takes_the_budget_from_xargs(tmp_path: Path) -> None:
-    with Server(DEMO, "plain", log=tmp_path / "server.log") as server:
+    with Server(DEMO, "plain", EAGER, log=tmp_path / "server.log") as server:
         full = ask(server).json()["usage"]["prompt_tokens"]
         spec = '{"visual": {"keep": 0.5, "strategy": "uniform"}}'
         pruned = ask(server, vllm_xargs={"pruning": spec}).json()["usage"]["prompt_tokens"]
@@ -111,7 +111,7 @@ def test_plain_vllm_takes_the_budget_from_xargs(tmp_path: Path) -> None:
 
 
 def test_a_model_without_an_adapter_and_another_worker_refuse_budgets(text_model: Path, tmp_path: Path) -> None:
-    arguments = ["--max-model-len", "8192", "--worker-cls", "auto"]
+    arguments = [*EAGER, "--max-model-len", "8192", "--worker-cls", "auto"]
     with Server(text_model, "prune", arguments, log=tmp_path / "server.log") as server:
         startup = httpx.get(f"{server.url}/health/startup", timeout=30).json()
         assert startup["pruning"] is False

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.servers import Server
+from benchmarks.servers import EAGER, Server
 
 from ..deploy.expressions import scraped_names
 from .collector import Collector, attributes
@@ -61,7 +61,7 @@ def observed(collector: Collector, log: Path) -> Iterator[Server]:
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_BSP_SCHEDULE_DELAY": "200",
     }
-    arguments = ["--api-key", KEY, "--enable-request-id-headers", "--max-num-seqs", "8"]
+    arguments = [*EAGER, "--api-key", KEY, "--enable-request-id-headers", "--max-num-seqs", "8"]
     config = log.with_name("prune.yaml")
     config.write_text("media: {private: [127.0.0.0/8]}\n")
     with Server(DEMO, "prune", arguments, config=config, log=log, environment=environment) as running:
@@ -105,11 +105,12 @@ def test_a_bad_id_is_replaced(observed: Server, given: str | bytes) -> None:
     assert answer.json()["id"] == f"chatcmpl-{found}"
 
 
-def test_refusals_and_other_routes_have_an_id(observed: Server, server: Server) -> None:
+def test_refusals_and_other_routes_have_an_id(observed: Server) -> None:
     wrong = ask(observed, {"Authorization": "Bearer wrong", "X-Request-Id": "refused-1"})
     missing = httpx.get(f"{observed.url}/v1/{WORD}?key={KEY}", headers={"X-Request-Id": "missing-1"})
     health = httpx.get(f"{observed.url}/health/live", headers={"X-Request-Id": "health-1"})
-    plain = httpx.get(f"{server.url}/v1/models", headers={"X-Request-Id": "models-1"})
+    allowed = {"Authorization": f"Bearer {KEY}", "X-Request-Id": "models-1"}
+    plain = httpx.get(f"{observed.url}/v1/models", headers=allowed)
     found = [
         (answer.status_code, answer.headers.get_list("x-request-id")) for answer in (wrong, missing, health, plain)
     ]
