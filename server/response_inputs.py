@@ -1,4 +1,4 @@
-"""Inputs of `/v1/responses` over which vLLM 0.32 stumbles with a 500: made readable, or refused."""
+"""What `/v1/responses` takes and vLLM 0.32 stumbles over, with a 500 or a broken stream: made readable, or refused."""
 
 from __future__ import annotations
 
@@ -7,17 +7,24 @@ from typing import Any
 from pydantic import BaseModel
 
 OUTPUTS = ("function_call_output", "custom_tool_call_output")
+NOT_NULL = ("background", "truncation")
+"""Fields that a request may leave null and vLLM's response object may not."""
 
 
 def make_readable(request: Any) -> tuple[str, str] | None:
-    """Rewrite what tools returned in parts, such as a screenshot; complain about what cannot be read.
+    """Rewrite what tools returned in parts, such as a screenshot, and nulls; complain about what cannot be read.
 
     Args:
-        request: vLLM's request model; its `input` is changed in place.
+        request: vLLM's request model; it is changed in place.
 
     Returns:
         Complaint and field, or None.
     """
+    for name in NOT_NULL:
+        # Requests of other routes take fields of any name, without knowing them.
+        field = type(request).model_fields.get(name)
+        if field is not None and getattr(request, name) is None:
+            setattr(request, name, field.default)
     items = getattr(request, "input", None)
     for number, item in enumerate(items if isinstance(items, list) else ()):
         kind = _value(item, "type")

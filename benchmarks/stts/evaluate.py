@@ -1,8 +1,9 @@
 """Accuracy of the trained scorer: `python -m benchmarks.stts.evaluate --n 500 --videos 200 --save`.
 
 Held-out pictures and videos at several budgets, by `stts`, by every untrained strategy, and by scorers of other runs
-(ablations, `--run NAME=FOLDER`). One transformers model answers for all of them; that the engine keeps and answers
-the same is shown by `benchmarks.stts.agreement`. Ratios are of the item's cells; intervals are of paired differences.
+(ablations, `--run NAME=FOLDER`). One transformers model answers for all of them; models that were trained along with
+their scorers answer for themselves (`--model NAME=FOLDER`). That the engine keeps and answers the same is shown by
+`benchmarks.stts.agreement`. Ratios are of the item's cells; intervals are of paired differences.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -27,6 +28,7 @@ from vllm_prune.sweep.statistics import paired, wilson
 from vllm_prune.visual.frames import FrameSplit, frame_counts
 
 from ..speed import RESULTS, hardware
+from ..tasks import Sample
 from .arms import NOTHING, Case, choose_per_frame, load_model, untrained
 from .train import CHECKPOINT, held_out
 
@@ -35,11 +37,23 @@ ANSWERS = dict[tuple[str, float], dict[int, bool]]
 """Right or wrong by arm and ratio, per sample that the arm handles."""
 
 
-def ask(checkpoint: Path, scorers: dict[str, Path], n: int, videos: int, keeps: Sequence[float]) -> tuple[Any, ANSWERS]:
-    """All answers; also the samples."""
+def ask(
+    checkpoint: Path, scorers: dict[str, Path], models: dict[str, Path], samples: list[Sample], keeps: Sequence[float]
+) -> ANSWERS:
+    """All answers: of the checkpoint by all arms, and of other models by their own scorers."""
+    answers = _ask(checkpoint, scorers, samples, keeps, untrained())
+    for name, folder in models.items():
+        own = _ask(folder, {"stts": folder / files.PLACE}, samples, keeps, ())
+        answers |= {(f"{arm}, {name}", keep): found for (arm, keep), found in own.items() if "per frame" not in arm}
+    return answers
+
+
+def _ask(
+    checkpoint: Path, scorers: dict[str, Path], samples: list[Sample], keeps: Sequence[float], others: Iterable[str]
+) -> ANSWERS:
     model, words = load_model(checkpoint)
     towers = {name: PrunedTower(model.model.visual, files.load(path)) for name, path in scorers.items()}
-    samples = held_out(n, videos)
+    names = list(others)
     answers: ANSWERS = defaultdict(dict)
     with torch.no_grad():
         for number, one in enumerate(track(samples, description="asking", transient=True)):
@@ -48,14 +62,14 @@ def ask(checkpoint: Path, scorers: dict[str, Path], n: int, videos: int, keeps: 
             whole = Pruned(case.features, everything, *NOTHING)
             [answers["unpruned", 1.0][number]] = case.right([whole])
             for keep in keeps:
-                cuts = _cuts(case, towers, max(1, int(keep * case.grid.tokens)))
+                cuts = _cuts(case, towers, names, max(1, int(keep * case.grid.tokens)))
                 for name, right in zip(cuts, case.right(list(cuts.values())), strict=True):
                     answers[name, keep][number] = right
-    return samples, answers
+    return answers
 
 
-def _cuts(case: Case, towers: dict[str, PrunedTower], count: int) -> dict[str, Pruned]:
-    found = {name: case.choose(name, count) for name in untrained()}
+def _cuts(case: Case, towers: dict[str, PrunedTower], names: Iterable[str], count: int) -> dict[str, Pruned]:
+    found = {name: case.choose(name, count) for name in names}
     cuts = {name: cut for name, cut in found.items() if cut is not None}
     batch = case.batch
     for name, tower in towers.items():
@@ -100,7 +114,7 @@ def show(rows: list[dict[str, Any]], kind: str, keeps: Sequence[float]) -> None:
     whole = cells["unpruned", 1.0]
     title = f"{kind}, n = {whole['n']}, unpruned {whole['accuracy']:.1%}"
     table = Table("arm", *(f"{keep:.0%}" for keep in keeps), title=title)
-    for name in dict.fromkeys(arm for arm, _ in cells if arm != "unpruned"):
+    for name in dict.fromkeys(arm for arm, _ in cells if not arm.startswith("unpruned")):
         found = [cells.get((name, keep)) for keep in keeps]
         texts = [
             "-" if row is None else "{:.1%} ({:+.1f} to {:+.1f})".format(
@@ -122,7 +136,7 @@ def plot(rows: list[dict[str, Any]], keeps: Sequence[float], target: Path) -> No
     figure, axes = plt.subplots(1, 2, figsize=(13, 5), sharey=True)
     for axis, kind in zip(axes, ("pictures", "videos"), strict=True):
         own = [row for row in rows if row["kind"] == kind]
-        for name in dict.fromkeys(row["arm"] for row in own if row["arm"] != "unpruned"):
+        for name in dict.fromkeys(row["arm"] for row in own if not row["arm"].startswith("unpruned")):
             line = sorted((row["keep"], row["accuracy"]) for row in own if row["arm"] == name)
             style = (
                 {"linewidth": 2.5} if name == "stts" else {"linewidth": 1, "linestyle": "--" if "," in name else "-"}
@@ -136,21 +150,27 @@ def plot(rows: list[dict[str, Any]], keeps: Sequence[float], target: Path) -> No
     figure.savefig(target, dpi=110, bbox_inches="tight")
 
 
+def _named(given: Sequence[str] | None) -> dict[str, Path]:
+    pairs = (text.partition("=") for text in given or ())
+    return {name: Path(folder) for name, _, folder in pairs}
+
+
 def main(
     n: Annotated[int, typer.Option(help="Held-out screens.")] = 500,
     videos: Annotated[int, typer.Option(help="Held-out videos.")] = 200,
     checkpoint: Annotated[Path, typer.Option(help="The model.")] = CHECKPOINT,
     run: Annotated[list[str] | None, typer.Option(help="NAME=FOLDER of another run of benchmarks.stts.train.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER of a model trained along with its scorer.")
+    ] = None,
     save: Annotated[bool, typer.Option(help="Write stts.json and stts.png under benchmarks/results/.")] = False,
 ) -> None:
     """Evaluate and print."""
     torch.set_num_threads(1)
     scorers = {"stts": checkpoint / files.PLACE}
-    for text in run or ():
-        name, _, folder = text.partition("=")
-        scorers[f"stts, {name}"] = Path(folder) / files.PLACE
-    samples, answers = ask(checkpoint, scorers, n, videos, KEEPS)
-    rows = rows_of(samples, answers)
+    scorers |= {f"stts, {name}": folder / files.PLACE for name, folder in _named(run).items()}
+    samples = held_out(n, videos)
+    rows = rows_of(samples, ask(checkpoint, scorers, _named(model), samples, KEEPS))
     for kind in dict.fromkeys(row["kind"] for row in rows):
         show(rows, kind, KEEPS)
     if save:

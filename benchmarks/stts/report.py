@@ -77,11 +77,15 @@ def _accuracy(found: dict[str, Any]) -> str:
 def _table(found: dict[str, Any], kind: str) -> str:
     rows = [row for row in found["rows"] if row["kind"] == kind]
     whole = next(row for row in rows if row["arm"] == "unpruned")
-    title = f"{kind}, n = {whole['n']}, unpruned {whole['accuracy']:.1%}"
+    title = f"{kind}, n = {whole['n']}"
+    for row in rows:
+        if row["arm"].startswith("unpruned"):
+            title += f", {row['arm'].replace('unpruned,', 'unpruned and')} {row['accuracy']:.1%}"
     lines = [f"| {title} | " + " | ".join(f"{keep:.0%}" for keep in found["keeps"]) + " |",
              "|---" * (len(found["keeps"]) + 1) + "|"]  # fmt: skip
     cells = {(row["arm"], row["keep"]): row for row in rows}
-    for name in sorted({row["arm"] for row in rows} - {"unpruned"}, key=lambda arm: (not arm.startswith("stts"), arm)):
+    arms = {row["arm"] for row in rows if not row["arm"].startswith("unpruned")}
+    for name in sorted(arms, key=lambda arm: (not arm.startswith("stts"), arm)):
         shown = [_cell(cells.get((name, keep))) for keep in found["keeps"]]
         lines.append(f"| {name if ',' in name else f'`{name}`'} | " + " | ".join(shown) + " |")
     return "\n".join(lines)

@@ -93,6 +93,7 @@ class Recipe:
         plain: whether a frozen model's loss is taken as it is (an ablation): all samples, gradients of any size.
         scale: factor on the paper's learning rates.
         reward: coefficient of a second signal, see `_credit`; not in the paper.
+        warm: whether the scorer starts as the one beside the checkpoint; the paper's starts anew.
         seed: of weights and data.
     """
 
@@ -105,6 +106,7 @@ class Recipe:
     plain: bool
     scale: float
     reward: float
+    warm: bool
     seed: int
 
 
@@ -124,6 +126,8 @@ class Trainer:
                 recipe.rescale,
             )
         )  # fmt: skip
+        if recipe.warm:
+            self.scorer.load_state_dict(files.load(checkpoint / files.PLACE).state_dict())
         # A model that is trained along is taught by all its mistakes; see `update`.
         self.plain = recipe.plain or recipe.mode is Mode.JOINT
         self.tower = PrunedTower(self.model.model.visual, self.scorer, not recipe.language, even=not self.plain)
@@ -291,6 +295,7 @@ def main(
     reward: Annotated[
         float | None, typer.Option(help="Coefficient of the reward; 10, joint 0 as in the paper.")
     ] = None,
+    warm: Annotated[bool, typer.Option(help="Start from the scorer beside the checkpoint.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
     save: Annotated[bool, typer.Option(help="Write the scorer beside the checkpoint too.")] = True,
@@ -299,7 +304,7 @@ def main(
     torch.set_num_threads(threads)
     given = {"temporal": temporal, "language": language, "scale": scale, "reward": reward}
     signals = SIGNALS[mode] | {name: value for name, value in given.items() if value is not None}
-    recipe = Recipe(mode, after, hidden, rescale, plain=plain, seed=seed, **signals)
+    recipe = Recipe(mode, after, hidden, rescale, plain=plain, warm=warm, seed=seed, **signals)
     trainer = Trainer(checkpoint, recipe)
     train(trainer, steps, out)
     if mode is Mode.JOINT:

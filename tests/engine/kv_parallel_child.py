@@ -1,10 +1,11 @@
-"""Run by `test_kv_parallel.py`: greedy answers under KV budgets with a given tensor-parallel size, as JSON."""
+"""Run by `test_kv_parallel.py`: greedy answers under KV budgets of two tensor-parallel ranks, as JSON."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from vllm_prune.kv.spec import KvSpec
 
@@ -21,21 +22,25 @@ SPECS = [
 ]
 
 
-def main(path: str, size: int, out: str) -> None:
-    """Answer every request alone and write tokens and log-probabilities."""
-    from vllm import LLM
-
-    options = {**DEFAULTS, **EVICTING, "distributed_executor_backend": "mp" if size > 1 else "uni"}
-    llm = LLM(model=path, tensor_parallel_size=size, **options)
+def answers(llm: Any) -> list[Any]:
+    """Tokens and log-probabilities of every request, each alone."""
     cell = CELL["qwen2_5_vl"]
     request = media.ask(media.image(6 * cell, 8 * cell, 1), media.image(5 * cell, 8 * cell, 2))
-    answers = []
+    found = []
     for spec in SPECS:
         completion = evict(llm, [request], [spec], 60)[0].outputs[0]
         chosen = zip(completion.token_ids, completion.logprobs, strict=True)
-        answers.append([list(completion.token_ids), [entry[token].logprob for token, entry in chosen]])
-    Path(out).write_text(json.dumps(answers))
+        found.append([list(completion.token_ids), [entry[token].logprob for token, entry in chosen]])
+    return found
+
+
+def main(path: str, out: str) -> None:
+    """Start the ranks and write what they answer."""
+    from vllm import LLM
+
+    options = {**DEFAULTS, **EVICTING, "distributed_executor_backend": "mp"}
+    Path(out).write_text(json.dumps(answers(LLM(model=path, tensor_parallel_size=2, **options))))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(*sys.argv[1:])

@@ -14,6 +14,9 @@ from . import media
 from .checkpoints import CELL
 from .engines import generate, model_of, start
 
+OPTIONS = {"max_num_batched_tokens": 96}
+"""Chunked, so that media are split over steps as well."""
+
 
 def requests(family: str) -> list[media.Request]:
     """20 requests: ten mixes of media, two questions each."""
@@ -44,17 +47,19 @@ def answers(llm: Any, family: str) -> list[dict[str, Any]]:
     ]
 
 
+def played(llm: Any, family: str) -> dict[str, Any]:
+    """What an engine answers, and which classes do so."""
+    found = (type(model_of(llm)), type(llm.llm_engine.renderer.mm_processor))
+    classes = [f"{cls.__module__}.{cls.__qualname__}" for cls in found]
+    return {"classes": classes, "answers": answers(llm, family)}
+
+
 def main(family: str, checkpoint: str, out: str) -> None:
-    """Run one engine and write what it answered and which classes did so."""
+    """Run one engine and write what it answered."""
     import torch
 
     torch.set_num_threads(1)
-    # Chunked, so that media are split over steps as well.
-    llm = start(Path(checkpoint), max_num_batched_tokens=96)
-    model = type(model_of(llm))
-    processor = type(llm.llm_engine.renderer.mm_processor)
-    classes = [f"{cls.__module__}.{cls.__qualname__}" for cls in (model, processor)]
-    Path(out).write_text(json.dumps({"classes": classes, "answers": answers(llm, family)}))
+    Path(out).write_text(json.dumps(played(start(Path(checkpoint), **OPTIONS), family)))
 
 
 if __name__ == "__main__":

@@ -11,24 +11,25 @@ from typing import Any
 
 import pytest
 
+from .engines import EnginePool
+from .off_child import OPTIONS, played
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 
 
-def played(family: str, checkpoint: Path, out: Path, plugins: str | None) -> dict[str, Any]:
-    """What a process with these `VLLM_PLUGINS` answers; None leaves the variable unset."""
-    environ = {key: value for key, value in os.environ.items() if key != "VLLM_PLUGINS"}
-    if plugins is not None:
-        environ["VLLM_PLUGINS"] = plugins
+def of_stock(family: str, checkpoint: Path, out: Path) -> dict[str, Any]:
+    """What a process without plugins answers."""
     command = [sys.executable, "-m", "tests.engine.off_child", family, str(checkpoint), str(out)]
+    environ = {**os.environ, "VLLM_PLUGINS": ""}
     done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads(out.read_text())
 
 
-def test_no_budget_is_stock(family: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    stock = played(family, checkpoints[family], tmp_path / "stock.json", "")
-    ours = played(family, checkpoints[family], tmp_path / "ours.json", None)
+def test_no_budget_is_stock(family: str, engines: EnginePool, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    stock = of_stock(family, checkpoints[family], tmp_path / "stock.json")
+    ours = json.loads(json.dumps(played(engines.get(family, **OPTIONS), family)))
     assert all(name.startswith("vllm.model_executor.models.") for name in stock["classes"]), stock["classes"]
     assert all(name.startswith("vllm_prune.visual.models.") for name in ours["classes"]), ours["classes"]
     assert len(stock["answers"]) == len(ours["answers"]) == 40

@@ -179,6 +179,22 @@ def test_messages_over_which_vllm_stumbles(server: Any, model: str, content: lis
     assert httpx.post(f"{server.url}/v1/responses", json=body, timeout=60).status_code == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/chat/completions"])
+def test_null_is_the_default(server: Any, model: str, path: str, stream: bool) -> None:
+    """A client's null for `background` broke vLLM's stream after its 200."""
+    asked = (
+        {"input": "hello", "max_output_tokens": 2} if "responses" in path else {"messages": user([]), "max_tokens": 2}
+    )
+    body = {"model": model, **asked, "stream": stream, "background": None, "truncation": None}
+    answer = httpx.post(f"{server.url}{path}", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    if "responses" in path:
+        assert '"background":false' in answer.text
+        assert '"truncation":"disabled"' in answer.text
+        assert not stream or "event: response.completed" in answer.text
+
+
 def _asked(model: str, output: Any, **more: Any) -> dict[str, Any]:
     call = {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"}
     result = {"type": "function_call_output", "call_id": "call_1", "output": output, **more}
