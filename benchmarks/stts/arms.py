@@ -91,7 +91,9 @@ def choose_per_frame(
     per_frame: Sequence[int] | None, scores: Tensor, grids: Sequence[Grid], counts: Sequence[int]
 ) -> Tensor:
     """The choice of `stts` in one item whose counts per frame are fixed beforehand, as for Qwen3-VL, or free."""
-    return create("stts").select(scores[:, None], grids[0], counts[0], Context(scores=scores), per_frame)
+    return create("stts", {"spread": "free"}).select(
+        scores[:, None], grids[0], counts[0], Context(scores=scores), per_frame
+    )
 
 
 def raster_order(visual: Any, thw: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -25,7 +25,7 @@ from rich.table import Table
 from vllm_prune.stts import files
 from vllm_prune.stts.training import Pruned, PrunedTower
 from vllm_prune.sweep.statistics import paired, wilson
-from vllm_prune.visual.frames import FrameSplit, frame_counts
+from vllm_prune.visual.frames import frame_counts
 
 from ..speed import RESULTS, hardware
 from ..tasks import Sample
@@ -44,7 +44,7 @@ def ask(
     answers = _ask(checkpoint, scorers, samples, keeps, untrained())
     for name, folder in models.items():
         own = _ask(folder, {"stts": folder / files.PLACE}, samples, keeps, ())
-        answers |= {(f"{arm}, {name}", keep): found for (arm, keep), found in own.items() if "per frame" not in arm}
+        answers |= {(f"{arm}, {name}", keep): found for (arm, keep), found in own.items()}
     return answers
 
 
@@ -75,9 +75,10 @@ def _cuts(case: Case, towers: dict[str, PrunedTower], names: Iterable[str], coun
     for name, tower in towers.items():
         cuts[name] = tower(batch.patches, batch.grid, [count])
     if case.grid.frames > 1:
-        for split in get_args(FrameSplit):
-            pick = partial(choose_per_frame, frame_counts(count, case.grid, batch.patches, split))
-            cuts[f"stts, counts per frame ({split})"] = towers["stts"](batch.patches, batch.grid, [count], pick)
+        changes = frame_counts(count, case.grid, batch.patches, "energy")
+        for spread, per_frame in (("free over the video", None), ("by pixel change", changes)):
+            pick = partial(choose_per_frame, per_frame)
+            cuts[f"stts, {spread}"] = towers["stts"](batch.patches, batch.grid, [count], pick)
     return cuts
 
 

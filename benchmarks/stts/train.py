@@ -174,7 +174,7 @@ class Trainer:
         answer = losses.mean() if self.plain else (losses * right).sum() / right.sum().clamp_min(1)
         temporal = temporal_loss(found.scores, found.cells, grids)
         loss = self.recipe.temporal * temporal
-        if self.recipe.language:
+        if self.recipe.language or joint:
             loss = loss + answer
         if self.recipe.reward:
             asked = labels != IGNORE
@@ -250,6 +250,16 @@ def _noisily(noise: float, scores: Tensor, grids: Sequence[Grid], counts: Sequen
     return choose(scores + noise * torch.rand_like(scores), grids, counts)
 
 
+def keep_best(trainer: Trainer, out: Path) -> None:
+    """Write the scorer, and the model that was trained along with it as a checkpoint of its own."""
+    files.save(trainer.scorer, out / files.PLACE)
+    if trainer.recipe.mode is Mode.JOINT:
+        from ..demo_model.architecture import save as save_model
+
+        save_model(trainer.model, trainer.words, out / "checkpoint")
+        files.save(trainer.scorer, out / "checkpoint" / files.PLACE)
+
+
 def train(trainer: Trainer, steps: int, out: Path) -> None:
     """Train up to a number of steps over all parts of the run; log into its folder."""
     out.mkdir(parents=True, exist_ok=True)
@@ -270,7 +280,7 @@ def train(trainer: Trainer, steps: int, out: Path) -> None:
                 row |= checked
                 if sum(checked.values()) > trainer.best:
                     trainer.best = sum(checked.values())
-                    files.save(trainer.scorer, out / files.PLACE)
+                    keep_best(trainer, out)
                 torch.save(trainer.state(), state)
             if trainer.step % 5 == 0 or trainer.step == steps:
                 sink.write(json.dumps(row) + "\n")
@@ -307,13 +317,7 @@ def main(
     recipe = Recipe(mode, after, hidden, rescale, plain=plain, warm=warm, seed=seed, **signals)
     trainer = Trainer(checkpoint, recipe)
     train(trainer, steps, out)
-    if mode is Mode.JOINT:
-        from ..demo_model.architecture import save as save_model
-
-        save_model(trainer.model, trainer.words, out / "checkpoint")
-        # The model is the last one, so its scorer is the last one too.
-        files.save(trainer.scorer, out / "checkpoint" / files.PLACE)
-    elif save:
+    if save and mode is Mode.SCORER:
         files.save(files.load(out / files.PLACE), checkpoint / files.PLACE)
     typer.echo(f"{trainer.step} steps, {sum(p.numel() for p in trainer.scorer.parameters())} parameters, {out}")
 

@@ -34,9 +34,10 @@ def requests(family: str) -> dict[str, Request]:
     v, u = media.video(8, 4 * cell, 5 * cell, seed=5), media.video(7, 3 * cell, 4 * cell, 24, 20, 6)
     return {
         "images": media.ask(a, b, visual=stts(0.4)),
-        "a video with its first frame": media.ask(v, visual=stts(0.6)),
-        "a video without": media.ask(v, visual=stts(0.3)),
-        "the paper's rule": media.ask(v, visual=stts(0.3, whole=1.0)),
+        "a video with its first frame": media.ask(v, visual=stts(0.6, spread="free")),
+        "a video without": media.ask(v, visual=stts(0.3, spread="free")),
+        "the paper's rule": media.ask(v, visual=stts(0.3, spread="free", whole=1.0)),
+        "even frames": media.ask(v, visual=stts(0.3)),
         "mixed": media.ask(a, u, b, visual=stts(0.5)),
         "shared": media.ask(a, b, v, visual={"strategy": "stts", "max_tokens": 50}),
         "one cell": media.ask(b, u, visual=stts(0.01)),

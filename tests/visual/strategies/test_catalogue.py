@@ -34,7 +34,7 @@ ROWS = (
     Row("random", "image video"),
     Row("recv_attn", "image video"),
     Row("stts", "image video"),
-    Row("stts", "image video", {"whole": 1.0}),
+    Row("stts", "image video", {"spread": "free", "whole": 1.0}),
     Row("uniform", "image video"),
     Row("vidcom2", "image video"),
     Row("vision_selector", "image video"),
@@ -119,6 +119,7 @@ def test_unknown_option_is_refused(name: str):
         ("gui_dedup", {"flat": -0.1}),
         ("stts", {"whole": 1.5}),
         ("stts", {"whole": -0.1}),
+        ("stts", {"spread": "wide"}),
     ],
 )
 def test_bad_option_is_refused(name: str, options: dict[str, Any]):

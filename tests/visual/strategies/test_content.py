@@ -262,13 +262,23 @@ def test_recv_attn_keeps_what_is_looked_at():
 
 def test_stts_keeps_the_highest_scores_and_a_cheap_first_frame():
     grid, scores = Grid(4, 1, 3), torch.tensor([0.1, 0.2, 0.3, 0.9, 0.4, 0.4, 0.8, 0.1, 0.4, 0.0, 0.7, 0.4])
-    strategy, tokens, context = create("stts"), noise(12, 4), Context(scores=scores)
+    strategy, tokens, context = create("stts", {"spread": "free"}), noise(12, 4), Context(scores=scores)
     assert strategy.select(tokens, grid, 6, context).tolist() == [0, 1, 2, 3, 6, 10]
     # A first frame of more than half of K competes like the others; ties go to the lower index.
     assert strategy.select(tokens, grid, 4, context).tolist() == [3, 4, 6, 10]
-    assert create("stts", {"whole": 1}).select(tokens, grid, 4, context).tolist() == [0, 1, 2, 3]
-    assert create("stts", {"whole": 0}).select(tokens, grid, 6, context).tolist() == [3, 4, 5, 6, 8, 10]
+    assert create("stts", {"spread": "free", "whole": 1}).select(tokens, grid, 4, context).tolist() == [0, 1, 2, 3]
+    assert create("stts", {"spread": "free", "whole": 0}).select(tokens, grid, 6, context).tolist() == [
+        3,
+        4,
+        5,
+        6,
+        8,
+        10,
+    ]
     assert strategy.select(tokens, grid, 5, context, [1, 1, 2, 1]).tolist() == [2, 3, 6, 8, 10]
+    # By default each frame gets its share, what is left over goes to the first ones; of too little some get one each.
+    assert create("stts").select(tokens, grid, 6, context).tolist() == [1, 2, 3, 4, 6, 10]
+    assert create("stts").select(tokens, grid, 3, context).tolist() == [2, 3, 6]
     # An image has no frame before it, and no first frame to protect.
     assert strategy.select(noise(3, 4), Grid(1, 1, 3), 2, Context(scores=scores[3:6])).tolist() == [0, 1]
     with pytest.raises(ValueError, match="scorer"):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..ops import largest_remainder
 from . import register
-from .base import Context, Grid, NoOptions, Strategy, best
+from .base import Context, Grid, NoOptions, Strategy, best, best_per_frame
 
 _STEPS = 4096.0
 
@@ -18,29 +19,31 @@ class SttsOptions(NoOptions):
     """Options of `stts`.
 
     Attributes:
-        whole: largest share of K that the first frame of a video may take to be kept whole; where it would take
-            more, its cells compete by their scores. 1 is the paper's rule, whose videos have 64 frames: of a short one
-            it would leave little but the first. 0 never keeps it whole.
+        spread: how K is spread over a video. "even" gives each frame its share of it; "free" takes the highest scores
+            of the whole video, as the paper does, and may leave a frame with nothing.
+        whole: with "free", the largest share of K that the first frame of a video may take to be kept whole; where it
+            would take more, its cells compete by their scores. 1 is the paper's rule, whose videos have 64 frames: of
+            a short one it would leave little but the first. 0 never keeps it whole.
     """
 
+    spread: Literal["even", "free"] = "even"
     whole: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
 @register
 class Stts(Strategy):
-    """Spatio-temporal token scoring (arXiv 2603.18004, section 3): the K highest scores of the whole item.
+    """Spatio-temporal token scoring (arXiv 2603.18004, section 3): the highest scores of an image or of each frame.
 
     A scorer that was trained with the served model looks at the hidden states of an early block of the tower. The
-    next block attends with the scores as a bias, the rest of the tower runs on the kept cells alone. Where the
-    model fixes each frame's count beforehand, the choice is made inside each frame, by the same scores.
+    next block attends with the scores as a bias, the rest of the tower runs on the kept cells alone. The paper's choice
+    over the whole video is `spread: free`; a model that was not trained with gaps answers better without
+    (`benchmarks.stts.frame_split`).
     """
 
     name = "stts"
     paper = "STTS, arXiv 2603.18004, section 3"
     summary = "cells that a scorer trained for the model rates highest, cut inside the vision tower"
     needs = frozenset({"scorer"})
-    frame_split = "energy"
-    # As in the paper, a frame without a good cell goes.
     floor = False
     Options = SttsOptions
     options: SttsOptions
@@ -62,6 +65,12 @@ class Stts(Strategy):
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
         """See `Strategy.select_span`."""
         scores = self.score(tokens, grid, context)
-        if grid.frames > 1 and grid.per_frame <= self.options.whole * count:
+        if grid.frames == 1:
+            return best(scores, count, 1)
+        if self.options.spread == "even":
+            least = 1 if count >= grid.frames else 0
+            shares = largest_remainder(count, [1] * grid.frames, [grid.per_frame] * grid.frames, least)
+            return best_per_frame(scores, shares)
+        if grid.per_frame <= self.options.whole * count:
             scores = torch.cat([torch.full_like(scores[: grid.per_frame], torch.inf), scores[grid.per_frame :]])
         return best(scores, count, 1)
