@@ -60,8 +60,9 @@ def _accuracy(found: dict[str, Any]) -> str:
         f"Demo model, held-out samples, greedy; in brackets the 95% interval of the paired difference to the unpruned "
         f"model, in points. The scorer ({shape['hidden']} wide, {shape['after']} blocks in front of it) was trained "
         f"with the model frozen, by a reward for right answers in place of the paper's gradient. "
-        f"`stts, ...` are other scorers (ablations), or this one where each frame's count is "
-        f"fixed before the tower, evenly or by pixel change. Pictures are screens, rendered pages and dense screens, "
+        f"`stts, ...` are other scorers (ablations), this one choosing over the whole video as in the paper or with "
+        f"counts by pixel change, and a model that was trained along with its scorer. Pictures are screens, rendered "
+        f"pages and dense screens, "
         f"videos are clips and films; `benchmarks/results/stts.json` has every task apart. "
         f"{found['hardware']['device']}. Command: `{found['command']}`."
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_prune.visual.models.tower import Rows, frame_groups, joined
+from vllm_prune.visual.models.tower import Rows, frame_groups, joined, part, runs
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 4).map(lambda n: 2 * n), st.integers(1, 4).map(lambda n: 2 * n))
 
@@ -47,6 +47,29 @@ def test_joined_metadata_counts_on() -> None:
     assert found["rotary_pos_emb_cos"].sum() == 16
     assert found["reverse_indices"].tolist() == [1, 0, 3, 2]
     assert "sequence_lengths" not in found
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(0, 30))
+def test_runs_are_whole_sequences_within_the_bound(lengths: list[int], most: int) -> None:
+    offsets = [0, *accumulate(lengths)]
+    found = runs(offsets, most)
+    assert [place for run in found for place in range(*run)] == list(range(offsets[-1]))
+    for first, last in found:
+        assert {first, last} <= set(offsets)
+        assert last - first <= most or not any(first < end < last for end in offsets)
+    for (first, _), (_, last) in pairwise(found):
+        assert any(last >= end > most + first for end in offsets)
+
+
+def test_a_part_of_the_metadata_starts_at_zero() -> None:
+    meta = {"cu_seqlens": torch.tensor([0, 4, 4, 9]), "cu_window_seqlens": torch.tensor([0, 2, 4, 4, 4, 7, 9]),
+            "max_seqlen": torch.tensor(5), "rotary_pos_emb_cos": torch.arange(9)}  # fmt: skip
+    found = part(meta, 4, 9)
+    assert found["cu_seqlens"].tolist() == [0, 0, 5]
+    assert found["cu_window_seqlens"].tolist() == [0, 0, 0, 3, 5]
+    assert found["max_seqlen"].item() == 5
+    assert found["rotary_pos_emb_cos"].tolist() == [4, 5, 6, 7, 8]
 
 
 def test_rows_of_one_group_are_not_copied() -> None:

@@ -2,7 +2,7 @@
 
 The dense blocks see every cell, so what they hold in between would set the peak of memory whatever the budget. They
 run in groups of whole frames, none of which is larger than what survives (or than `LEAST`); all that grows with
-the unpruned size is one row per patch.
+the unpruned size is one row per patch. On a CPU the survivors go in groups that its caches hold, too.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from .tower import Cut, Group, Rows, Survivors, frame_groups, in_groups, joined
+from .tower import Cut, Group, Rows, Survivors, frame_groups, in_groups, joined, part, runs
 
-LEAST = 4096
-"""Patches below which smaller groups would only cost time."""
+LEAST = {"cpu": 1024}
+"""Patches below which smaller groups would only cost time, by kind of device; on a CPU larger ones do."""
+LEAST_ELSEWHERE = 4096
 
 
 @dataclass
@@ -35,11 +36,11 @@ class TowerCut:
     """Mixin of adapters: `encode_cut`, from what an adapter knows of its tower.
 
     Attributes:
-        least_group: patches that a group may have whatever the budget.
+        least_group: patches that a group may have whatever the budget; None for `LEAST`.
     """
 
     visual: Any
-    least_group: int = LEAST
+    least_group: int | None = None
 
     def tower_start(self, pixels: Tensor, meta: dict[str, Any]) -> Tensor:
         """Hidden states [patches, 1, width] in the tower's order, from [patches, values] in raster order."""
@@ -65,7 +66,7 @@ class TowerCut:
             [K, output width], rows of the kept cells in raster order.
         """
         unit, total = int(self.visual.spatial_merge_unit), len(pixels)
-        groups = frame_groups(thw.tolist(), max(self.least_group, cut.count * unit))
+        groups = frame_groups(thw.tolist(), self._most(pixels.device, cut.count * unit))
         metas = [dict(self.visual.prepare_encoder_metadata(group.thw)) for group in groups]
         state = _Dense(Rows(total), defaultdict(lambda: Rows(total)))
         looked = []
@@ -81,6 +82,13 @@ class TowerCut:
                     self._dense(state.hidden.of(group), range(after, after + 1), meta, group, state)
             after += 1
         return self._rest(after, cut, cut.choose(decided), joined(metas, groups, unit), state, total // unit)
+
+    def _most(self, device: torch.device, survivors: int) -> int:
+        """Patches of a group of dense blocks."""
+        if self.least_group is not None:
+            return max(self.least_group, survivors)
+        least = LEAST.get(device.type)
+        return max(LEAST_ELSEWHERE, survivors) if least is None else least
 
     def _dense(self, rows: Tensor, numbers: range, meta: dict[str, Any], group: Group, state: _Dense) -> Tensor:
         levels: dict[int, Tensor] = {}
@@ -101,8 +109,7 @@ class TowerCut:
         alive = Survivors.of(_places(stay, raster)[0], cells, unit)
         few = alive.metadata(meta)
         levels = {number: alive.patches(level.take()) for number, level in state.levels.items()}
-        rows = alive.patches(state.hidden.take())
-        rows = self.tower_blocks(rows, range(after, len(self.visual.blocks)), few, levels)
+        rows = self._survivors(alive.patches(state.hidden.take()), after, few, levels)
         places, order = _places(kept, raster)
         if stay is not kept:
             # Context has done its work; only kept cells go to the language model.
@@ -110,6 +117,21 @@ class TowerCut:
             rows, levels = own.patches(rows), {number: own.patches(level) for number, level in levels.items()}
         merged = self.tower_end(rows, levels)
         return merged if order is None else torch.empty_like(merged).index_copy_(0, order, merged)
+
+    def _survivors(self, rows: Tensor, after: int, meta: dict[str, Tensor], levels: dict[int, Tensor]) -> Tensor:
+        """The blocks behind the cut."""
+        numbers = range(after, len(self.visual.blocks))
+        most = LEAST.get(rows.device.type) if self.least_group is None else self.least_group
+        if most is None or len(rows) <= most:
+            return self.tower_blocks(rows, numbers, meta, levels)
+        done, found = [], defaultdict(list)
+        for first, last in runs(meta["cu_seqlens"].tolist(), most):
+            own: dict[int, Tensor] = {}
+            done.append(self.tower_blocks(rows[first:last], numbers, part(meta, first, last), own))
+            for number, level in own.items():
+                found[number].append(level)
+        levels |= {number: torch.cat(parts) for number, parts in found.items()}
+        return torch.cat(done)
 
 
 def _in_raster(cells: Tensor, meta: dict[str, Any]) -> Tensor:

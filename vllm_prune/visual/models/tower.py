@@ -143,6 +143,33 @@ def joined(metas: Sequence[Mapping[str, Any]], groups: Sequence[Group], unit: in
     return found
 
 
+def runs(offsets: Sequence[int], most: int) -> list[tuple[int, int]]:
+    """Runs of whole sequences between ascending offsets, first and last patch of each.
+
+    Args:
+        offsets: from 0; equal ones are empty sequences, which need no run.
+        most: patches of a run; one sequence is the least.
+    """
+    found, first, last = [], 0, 0
+    for end in offsets:
+        if end - first > most and last > first:
+            found.append((first, last))
+            first = last
+        last = end
+    return [*found, (first, last)] if last > first else found
+
+
+def part(meta: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
+    """Metadata of a run of whole sequences. The largest lengths stay: upper bounds for what is left."""
+    own = dict(meta)
+    for name, value in meta.items():
+        if name.startswith("rotary"):
+            own[name] = value[first:last]
+        elif name.startswith("cu_"):
+            own[name] = value[(value >= first) & (value <= last)] - first
+    return own
+
+
 class Rows:
     """Rows of all patches of a batch, filled group by group; a batch of one group is not copied."""
 
