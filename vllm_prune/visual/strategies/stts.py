@@ -12,7 +12,9 @@ from ..ops import largest_remainder
 from . import register
 from .base import Context, Grid, NoOptions, Strategy, best, best_per_frame
 
-_STEPS = 4096.0
+_STEPS = 8.0
+_LOWEST, _HIGHEST = -16.0, 9.0
+"""Beyond 9 a score in float32 is too close to 1 to tell logits apart."""
 
 
 class SttsOptions(NoOptions):
@@ -49,9 +51,10 @@ class Stts(Strategy):
     options: SttsOptions
 
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
-        """Trained scores in whole steps of 2^-12; see `Strategy.score`.
+        """Logits of the trained scores in whole steps of 1/8; see `Strategy.score`.
 
-        Plain cells of a frame score the same but for rounding, which batches and kernels decide. In steps they tie.
+        Rounding, which batches and kernels decide, moves a logit by some 1e-5 wherever it lies. In steps that wide it
+        next to never moves a cell, and plain cells of a frame, which differ in nothing else, tie.
 
         Raises:
             ValueError: the model adapter did not run a scorer.
@@ -60,7 +63,8 @@ class Stts(Strategy):
             raise ValueError("strategy 'stts' needs the signal 'scorer', which was not given")
         if len(context.scores) != grid.tokens:
             raise ValueError(f"scorer gave {len(context.scores)} values for {grid.tokens} cells")
-        return (context.scores.to(tokens.device) * _STEPS).round() / _STEPS
+        logits = context.scores.to(tokens.device).logit().clamp(_LOWEST, _HIGHEST)
+        return (logits * _STEPS).round() / _STEPS
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
         """See `Strategy.select_span`."""
