@@ -1,11 +1,13 @@
 """The engine against the training code: `python -m benchmarks.stts.agreement --save`.
 
 The same samples, budgets and scorer in vLLM and in `vllm_prune.stts.training`: the kept cells have to be equal, and the
-log-probabilities of the whole vocabulary at the answer's first token to agree within rounding, both in float32.
+log-probabilities of the whole vocabulary at the answer's first token to agree within rounding, both in float32. How far
+rounding goes is seen against the training code in float64, with the same cells kept.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -110,11 +112,14 @@ def served(llm: Any, words: Any, one: Sample, keep: float) -> tuple[Tensor, Tens
 
 
 @torch.no_grad()
-def trained(model: Any, tower: PrunedTower, words: Any, one: Sample, keep: float) -> tuple[Tensor, Tensor]:
-    """The same from the training code."""
+def trained(
+    model: Any, tower: PrunedTower, words: Any, one: Sample, keep: float, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The same from the training code, in the model's dtype; `chosen` are cells to keep in place of its own choice."""
     batch = collate([one], words)
     count = max(1, int(keep * int(np.prod(one.media[0].grid))))
-    found = tower(batch.patches, batch.grid, [count])
+    pick = None if chosen is None else lambda *_: chosen
+    found = tower(batch.patches.to(model.dtype), batch.grid, [count], pick)
     logits, labels = pruned_logits(model, found, batch.tokens, batch.positions, batch.visual, batch.labels)
     first = int((labels[0] >= 0).nonzero()[0])
     return found.kept, logits[0, first].log_softmax(-1)
@@ -125,8 +130,10 @@ def compare(checkpoint: Path, samples: Sequence[Sample]) -> dict[str, Any]:
     llm = engine(checkpoint)
     model, words = load_model(checkpoint)
     tower = PrunedTower(model.model.visual, files.load(checkpoint / files.PLACE))
+    double = copy.deepcopy(model).double()
+    exact_tower = PrunedTower(double.model.visual, tower.scorer)
     sets = answers = total = 0
-    worst = 0.0
+    worst = dict.fromkeys(("engine_training", "engine_float64", "training_float64"), 0.0)
     for one in samples:
         for keep in KEEPS:
             kept, logprobs = served(llm, words, one, keep)
@@ -136,7 +143,11 @@ def compare(checkpoint: Path, samples: Sequence[Sample]) -> dict[str, Any]:
             answers += int(logprobs.argmax()) != int(reference.argmax())
             # Improbable tokens differ in nothing but noise.
             likely = reference > -20
-            worst = max(worst, float((logprobs[: len(reference)] - reference)[likely].abs().max()))
+            _, exact = trained(double, exact_tower, words, one, keep, expected)
+            found = {"engine": logprobs[: len(reference)], "training": reference, "float64": exact}
+            for pair in worst:
+                ours, theirs = (found[name].double() for name in pair.split("_"))
+                worst[pair] = max(worst[pair], float((ours - theirs)[likely].abs().max()))
     return {"requests": total, "samples": len(samples), "kept_sets_that_differ": sets, "answers_that_differ": answers,
             "largest_logprob_difference": worst}  # fmt: skip
 
