@@ -72,7 +72,7 @@ class Mode(str, Enum):
 
 
 SIGNALS: dict[Mode, dict[str, Any]] = {
-    Mode.SCORER: {"temporal": 0.1, "language": False, "scale": 3.0, "reward": 10.0},
+    Mode.SCORER: {"temporal": 0.0, "language": False, "scale": 3.0, "reward": 10.0},
     Mode.JOINT: {"temporal": 0.1, "language": True, "scale": 3.0, "reward": 10.0},
 }
 """What teaches by default. A model that is trained along is taught by its answers, as in the paper; its scorer by the
@@ -289,7 +289,7 @@ def train(trainer: Trainer, steps: int, out: Path) -> None:
 
 
 def main(
-    steps: Annotated[int, typer.Option(help="Optimiser steps, counted over all resumed parts.")] = 250,
+    steps: Annotated[int, typer.Option(help="Optimiser steps, counted over all resumed parts.")] = 100,
     mode: Annotated[Mode, typer.Option(help="What is trained.")] = Mode.SCORER,
     checkpoint: Annotated[Path, typer.Option(help="The model.")] = CHECKPOINT,
     out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("benchmarks/stts/runs/latest"),
@@ -297,7 +297,7 @@ def main(
     hidden: Annotated[int, typer.Option(help="Width of the scorer's hidden layers.")] = 256,
     rescale: Annotated[str, typer.Option(help="row, frame or video.")] = "row",
     temporal: Annotated[
-        float | None, typer.Option(help="Coefficient of the auxiliary loss; 0.1, the paper's is 0.5.")
+        float | None, typer.Option(help="Coefficient of the auxiliary loss; 0, joint 0.1, the paper's 0.5.")
     ] = None,
     language: Annotated[
         bool | None, typer.Option(help="Whether the answer's loss teaches the scorer, as in the paper; joint it does.")
