@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from vllm.exceptions import VLLMClientError
 
 from vllm_prune import metrics, observed
 from vllm_prune.budget import BudgetError
@@ -113,8 +114,15 @@ def _usage_of(body: Any) -> dict[str, Any] | None:
 
 
 async def _annotated(chunks: Any, scope: Scope) -> AsyncIterator[str | bytes]:
-    async for chunk in chunks:
-        yield _annotate_events(chunk, scope) if '"usage"' in _text(chunk) else chunk
+    number = 0
+    try:
+        async for chunk in chunks:
+            yield _annotate_events(chunk, scope) if '"usage"' in _text(chunk) else chunk
+            number += 1
+    except (ValueError, VLLMClientError) as error:
+        # vLLM's responses find some faults of a request only when their stream has begun, and would break it off.
+        body = {"type": "error", "code": "invalid_request_error", "message": str(error), "param": None}
+        yield f"event: error\ndata: {json.dumps({**body, 'sequence_number': number}, ensure_ascii=False)}\n\n"
 
 
 def _annotate_events(chunk: str | bytes, scope: Scope) -> str:

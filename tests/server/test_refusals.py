@@ -195,6 +195,15 @@ def test_null_is_the_default(server: Any, model: str, path: str, stream: bool) -
         assert not stream or "event: response.completed" in answer.text
 
 
+def test_a_fault_that_is_found_in_the_stream_is_said_there(server: Any, model: str) -> None:
+    body = {"model": model, "input": "hello", "max_output_tokens": 2, "structured_outputs": {"choice": []}}
+    plain = httpx.post(f"{server.url}/v1/responses", json=body, timeout=60)
+    assert plain.status_code == 400
+    streamed = httpx.post(f"{server.url}/v1/responses", json={**body, "stream": True}, timeout=60)
+    [line] = [line for line in streamed.text.splitlines() if line.startswith("data: ") and '"type": "error"' in line]
+    assert "empty list" in json.loads(line[6:])["message"]
+
+
 def _asked(model: str, output: Any, **more: Any) -> dict[str, Any]:
     call = {"type": "function_call", "call_id": "call_1", "name": "look", "arguments": "{}"}
     result = {"type": "function_call_output", "call_id": "call_1", "output": output, **more}
