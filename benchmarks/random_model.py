@@ -43,15 +43,26 @@ def build(folder: Path | None = None, layers: int = 12, hidden: int = 768) -> Pa
     return folder
 
 
+def lay_out(folder: Path) -> None:
+    """Make a checkpoint's folder with the demo model's tokenizer and processor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in DEMO.iterdir():
+        if file.name.startswith(FILES):
+            shutil.copy(file, folder / file.name)
+
+
+def set_rope(text: Any, section: list[int], **more: Any) -> None:
+    """Change a language model's rotary settings; the sections sum to half of the head's width."""
+    rope = dict(getattr(text, "rope_parameters", None) or text.rope_scaling)
+    text.rope_parameters = text.rope_scaling = rope | {"mrope_section": section, **more}
+
+
 def draw(folder: Path, config: Any) -> Any:
     """Write random bfloat16 weights of a configuration beside the demo model's tokenizer and processor; the model."""
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in DEMO.iterdir():
-        if file.name.startswith(FILES):
-            shutil.copy(file, folder / file.name)
+    lay_out(folder)
     torch.manual_seed(0)
     model = Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16)
     model.save_pretrained(folder)
@@ -64,10 +75,7 @@ def _enlarge(config: Any, layers: int, hidden: int) -> None:
     text.intermediate_size = 4 * hidden
     text.num_attention_heads, text.num_key_value_heads = hidden // 64, hidden // 256
     text.head_dim = 64
-    # The sections sum to half of the head's width.
-    rope = dict(getattr(text, "rope_parameters", None) or text.rope_scaling)
-    rope["mrope_section"] = [8, 12, 12]
-    text.rope_parameters = text.rope_scaling = rope
+    set_rope(text, [8, 12, 12])
     text.layer_types = ["full_attention"] * layers
     text.max_position_embeddings = 32768
     vision.depth, vision.hidden_size, vision.num_heads = 8, 512, 8

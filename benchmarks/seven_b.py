@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from enum import Enum
 from pathlib import Path
@@ -13,7 +12,7 @@ from vllm_prune.stts import files
 from vllm_prune.stts.scorer import Scorer, Shape
 
 from . import random_model
-from .random_model import DEMO, FILES
+from .random_model import DEMO, lay_out, set_rope
 from .stts.towers import AFTER
 
 
@@ -44,10 +43,7 @@ def build(folder: Path | None = None) -> Path:
     folder = folder or Path(tempfile.gettempdir()) / "vllm-prune-7b-shapes"
     if (folder / "done").exists():
         return folder
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in DEMO.iterdir():
-        if file.name.startswith(FILES):
-            shutil.copy(file, folder / file.name)
+    lay_out(folder)
     config = _config(AutoConfig.from_pretrained(DEMO))
     config.save_pretrained(folder)
     # Without this file vLLM asks the hub for sampling defaults.
@@ -71,10 +67,7 @@ def _config(config: Any) -> Any:
     text, vision = config.text_config, config.vision_config
     text.hidden_size, text.num_hidden_layers, text.intermediate_size = 3584, 28, 18944
     text.num_attention_heads, text.num_key_value_heads, text.head_dim = 28, 4, 128
-    # The sections sum to half of the head's width.
-    rope = dict(getattr(text, "rope_parameters", None) or text.rope_scaling)
-    rope |= {"mrope_section": [16, 24, 24], "rope_theta": 1e6}
-    text.rope_parameters = text.rope_scaling = rope
+    set_rope(text, [16, 24, 24], rope_theta=1e6)
     text.layer_types = ["full_attention"] * 28
     text.max_position_embeddings = 32768
     vision.depth, vision.hidden_size, vision.num_heads, vision.intermediate_size = 32, 1280, 16, 3420

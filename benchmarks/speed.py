@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,7 +102,6 @@ async def ask(
     return {"ttft": first, "seconds": time.perf_counter() - started, "usage": usage}
 
 
-@lru_cache
 def quiet_seconds() -> float:
     """Pause before a measurement."""
     import torch

@@ -12,7 +12,7 @@ import numpy as np
 from vllm_prune.stts import files
 from vllm_prune.stts.scorer import Scorer, Shape
 
-from ..random_model import DEMO, draw
+from ..random_model import DEMO, draw, set_rope
 
 WIDTH, DEPTH, HEADS, INNER = 512, 32, 8, 1368
 """Qwen2.5-VL-3B's tower is 1280 wide with 3420 inside the MLP, 32 blocks of which 4 attend to everything."""
@@ -40,10 +40,7 @@ def _config(config: Any) -> Any:
     text, vision = config.text_config, config.vision_config
     text.hidden_size, text.num_hidden_layers, text.intermediate_size = LANGUAGE, LAYERS, 4 * LANGUAGE
     text.num_attention_heads, text.num_key_value_heads, text.head_dim = LANGUAGE // 64, 2, 64
-    # The sections sum to half of the head's width.
-    rope = dict(getattr(text, "rope_parameters", None) or text.rope_scaling)
-    rope["mrope_section"] = [8, 12, 12]
-    text.rope_parameters = text.rope_scaling = rope
+    set_rope(text, [8, 12, 12])
     text.layer_types = ["full_attention"] * LAYERS
     text.max_position_embeddings = 32768
     vision.depth, vision.hidden_size, vision.num_heads, vision.intermediate_size = DEPTH, WIDTH, HEADS, INNER

@@ -24,9 +24,6 @@ Mode = Literal["scorer", "joint"]
 Pick = Callable[[Tensor, Sequence[Grid], Sequence[int]], Tensor]
 """From scores, grids and K of each item to the kept cells of the batch."""
 
-TEMPORAL = 0.5
-"""Coefficient of the auxiliary loss."""
-
 RATES = {"language": 1e-5, "tower": 5e-6, "projector": 5e-6, "scorer": 1e-4}
 """Learning rates of the paper."""
 
@@ -245,6 +242,8 @@ def pruned_logits(
 
 def temporal_loss(scores: Tensor, cells: Tensor, grids: Sequence[Grid]) -> Tensor:
     """Mean over the cells of later frames of (s - (1 - cos))^2 (section 3, auxiliary loss); 0 without such cells.
+
+    The paper adds half of it to the answer's loss.
 
     The cosine is that of all patches of a cell, one after the other, and those of the same cell one frame earlier.
 

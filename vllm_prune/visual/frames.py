@@ -11,13 +11,15 @@ better, but for `mc_evs`.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from .ops import largest_remainder
-from .strategies.base import Grid
+
+if TYPE_CHECKING:
+    from .strategies.base import Grid
 
 FrameSplit = Literal["even", "energy"]
 

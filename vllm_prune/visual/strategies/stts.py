@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..ops import largest_remainder
+from ..frames import frame_counts
 from . import register
 from .base import Context, Grid, NoOptions, Strategy, best, best_per_frame
 
@@ -72,9 +72,7 @@ class Stts(Strategy):
         if grid.frames == 1:
             return best(scores, count, 1)
         if self.options.spread == "even":
-            least = 1 if count >= grid.frames else 0
-            shares = largest_remainder(count, [1] * grid.frames, [grid.per_frame] * grid.frames, least)
-            return best_per_frame(scores, shares)
+            return best_per_frame(scores, frame_counts(count, grid, None, "even"))
         if grid.per_frame <= self.options.whole * count:
             scores = torch.cat([torch.full_like(scores[: grid.per_frame], torch.inf), scores[grid.per_frame :]])
         return best(scores, count, 1)
