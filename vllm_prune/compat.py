@@ -46,11 +46,12 @@ def register_models() -> None:
     check_version()
     from vllm import ModelRegistry
 
+    from .compat_cpu import permit_tiles
     from .compat_metrics import reserve_metric_files
     from .visual.models import ADAPTERS
 
     reserve_metric_files()
-
+    permit_tiles()
     for architecture, target in ADAPTERS.items():
         ModelRegistry.register_model(architecture, target)
     if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import sys
@@ -51,6 +52,7 @@ def launch(model: str, arguments: Sequence[str], config: str | None) -> None:
     choose_runner()
     os.environ["VLLM_PLUGINS"] = compat.allowed_plugins(os.environ.get("VLLM_PLUGINS"))
     os.environ.setdefault(URL, _url(arguments))
+    _trace_crashes()
     own_metrics = METRICS_DIR not in os.environ
     if own_metrics:
         # Engine and workers count in processes of their own; files in this directory are how they are added up.
@@ -227,6 +229,12 @@ def choose_media_connector(arguments: Sequence[str]) -> None:
 
         # While the engine loads: later, the first image would wait for it.
         pool().start()
+
+
+def _trace_crashes() -> None:
+    """Most crashes in native code leave nothing in the log otherwise; vLLM forks some processes and spawns others."""
+    if os.environ.setdefault("PYTHONFAULTHANDLER", "1"):
+        faulthandler.enable()
 
 
 def _cuda() -> bool:

@@ -1,4 +1,4 @@
-"""A random-weight model whose vision tower has the proportions of Qwen2.5-VL-3B's, with a random scorer beside it."""
+"""A random-weight model in the proportions of Qwen2.5-VL-3B, and a random scorer beside it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from ..random_model import DEMO, draw, set_rope
 
 WIDTH, DEPTH, HEADS, INNER = 512, 32, 8, 1368
 """Qwen2.5-VL-3B's tower is 1280 wide with 3420 inside the MLP, 32 blocks of which 4 attend to everything."""
-LANGUAGE, LAYERS = 512, 12
+LANGUAGE, LAYERS, LANGUAGE_HEADS, LANGUAGE_INNER = 832, 36, 13, 4480
+"""Its language model is 2048 wide with 11008 inside the MLP, 36 layers: the same 0.4, to whole heads of 64."""
 AFTER = 4
 """Blocks in front of the scorer, as in the paper."""
 
@@ -25,7 +26,7 @@ def build(folder: Path | None = None) -> Path:
     """Write the checkpoint once and return its folder."""
     from transformers import AutoConfig
 
-    folder = folder or Path(tempfile.gettempdir()) / f"vllm-prune-tower-{WIDTH}x{DEPTH}"
+    folder = folder or Path(tempfile.gettempdir()) / f"vllm-prune-3b-{WIDTH}x{DEPTH}-{LANGUAGE}x{LAYERS}"
     if (folder / "done").exists():
         return folder
     model = draw(folder, _config(AutoConfig.from_pretrained(DEMO)))
@@ -38,8 +39,8 @@ def build(folder: Path | None = None) -> Path:
 
 def _config(config: Any) -> Any:
     text, vision = config.text_config, config.vision_config
-    text.hidden_size, text.num_hidden_layers, text.intermediate_size = LANGUAGE, LAYERS, 4 * LANGUAGE
-    text.num_attention_heads, text.num_key_value_heads, text.head_dim = LANGUAGE // 64, 2, 64
+    text.hidden_size, text.num_hidden_layers, text.intermediate_size = LANGUAGE, LAYERS, LANGUAGE_INNER
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = LANGUAGE_HEADS, 1, 64
     set_rope(text, [8, 12, 12])
     text.layer_types = ["full_attention"] * LAYERS
     text.max_position_embeddings = 32768

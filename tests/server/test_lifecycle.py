@@ -131,18 +131,21 @@ def test_a_model_without_an_adapter_and_another_worker_refuse_budgets(text_model
         assert startup["kv_findings"][0] in refused.json()["error"]["message"]
         assert server.metric("vllm_prune_kv_eviction_skipped_total", reason="worker") == 1
         check_death(server)
-    assert "visual budgets are refused" in (tmp_path / "server.log").read_text()
+    said = (tmp_path / "server.log").read_text()
+    assert "visual budgets are refused" in said
+    assert "Fatal Python error: Bus error" in said
+    assert "worker_busy_loop" in said
 
 
 def check_death(server: Server) -> None:
-    """A worker that is killed while it decodes takes the server with it, soon and with a status that says so."""
+    """A worker that crashes while it decodes takes the server with it, soon, with a stack and a status that says so."""
     assert server.process is not None
     body = {"model": server.model_name, "prompt": "hello", "max_tokens": 8000, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
         lines = response.iter_lines()
         next(lines)
         family = psutil.Process(server.process.pid).children(recursive=True)
-        next(one for one in family if one.name() == "VLLM::Worker").kill()
+        next(one for one in family if one.name() == "VLLM::Worker").send_signal(signal.SIGBUS)
         start = time.monotonic()
         until(lambda: not alive(server))
         assert time.monotonic() - start < 5
