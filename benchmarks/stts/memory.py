@@ -47,7 +47,8 @@ def one(index: int, frames: int, side: int) -> None:
 
     from .agreement import engine, model_of, video_of
 
-    llm = engine(build(), "float32", max_model_len=16384, max_num_batched_tokens=16384, max_num_seqs=2)
+    length = {"max_model_len": 16384, "max_num_batched_tokens": 16384, "kv_cache_memory_bytes": 1 << 30}
+    llm = engine(build(), "float32", max_num_seqs=2, **length)
     model, marks = model_of(llm), []
     original = model.embed_multimodal
 

@@ -117,8 +117,9 @@ def _speed(found: dict[str, Any]) -> str:
         f"\n\nRequests per second relative to the same engine without a budget, one video per request, medians of "
         f"{found['rounds']} interleaved rounds (lowest to highest), {found['dtype']}; "
         f"{model['parameters'] / 1e6:.0f}M random weights, "
-        f"{model['tower'] / 1e6:.0f}M of them in a tower with the depth and proportions of Qwen2.5-VL-3B's, scores "
-        f"after {found['after']} of 32 blocks. {found['hardware']['device']}. Command: `{found['command']}`."
+        f"{model['tower'] / 1e6:.0f}M of them in the tower, both parts with the depth and proportions of "
+        f"Qwen2.5-VL-3B's; scores after {found['after']} of 32 blocks. "
+        f"{found['hardware']['device']}. Command: `{found['command'].strip()}`."
     )
 
 
@@ -135,7 +136,7 @@ def _gpu_speed(found: dict[str, Any]) -> str:
 
 def _speed_table(found: dict[str, Any], title: str) -> str:
     results = found["results"]
-    heads = [f"{one['frames']} frames ({one['cells']} tokens)" for one in results]
+    heads = [f"{one['frames']} frames of {one['side']} px ({one['cells']} tokens)" for one in results]
     lines = [f"| {title} | " + " | ".join(heads) + " |", "|---" * (len(results) + 1) + "|"]
     for index, row in enumerate(results[0]["rows"]):
         if row["arm"] == "stock":

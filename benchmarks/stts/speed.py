@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +52,7 @@ def start(shape: Model, dtype: str) -> tuple[Any, Path]:
     """The engine of a model, and the model's folder."""
     options: dict[str, Any] = {"max_model_len": 16384, "max_num_batched_tokens": 16384, "max_num_seqs": 2}
     if shape is Model.small:
+        options["kv_cache_memory_bytes"] = 1 << 30
         return engine(folder := towers.build(), dtype, **options), folder
     options |= {"load_format": "dummy", "kv_cache_memory_bytes": 4 << 30, "gpu_memory_utilization": 0.7}
     return engine(folder := seven_b.build(), dtype, **options), folder
@@ -98,7 +100,9 @@ def summarise(found: dict[str, list[float]]) -> list[dict[str, Any]]:
 
 def main(
     frames: Annotated[list[int] | None, typer.Option(help="Frames of a video; may be given several times.")] = None,
-    side: Annotated[int, typer.Option(help="Pixels per side of a frame.")] = 112,
+    side: Annotated[
+        list[int] | None, typer.Option(help="Pixels per side of a frame; may be given several times.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Measured rounds.")] = 5,
     dtype: Annotated[str, typer.Option(help="float32 where the processor has no bfloat16 arithmetic.")] = "float32",
     shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
@@ -108,18 +112,19 @@ def main(
     """Measure and print; `--save` keeps the result."""
     llm, folder = start(shape, dtype)
     results = []
-    for count in frames or (128, 256):
-        found = measure(llm, count, side, rounds, prepared)
-        rows = summarise(found)
-        results.append({"frames": count, "cells": count // 2 * (side // 28) ** 2, "rows": rows, "seconds": found})
-        table = Table("arm", "seconds", "throughput vs stock", "lowest to highest", title=f"{count} frames")
+    for pixels, count in product(side or (112, 224), frames or (128, 256)):
+        found = measure(llm, count, pixels, rounds, prepared)
+        rows, cells = summarise(found), count // 2 * (pixels // 28) ** 2
+        results.append({"side": pixels, "frames": count, "cells": cells, "rows": rows, "seconds": found})
+        title = f"{count} frames of {pixels} pixels, {cells} tokens"
+        table = Table("arm", "seconds", "throughput vs stock", "lowest to highest", title=title)
         for row in rows:
             spread = f"{row['lowest']:.2f} - {row['highest']:.2f}"
             table.add_row(row["arm"], f"{row['seconds']:.2f}", f"{row['throughput_ratio']:.2f}x", spread)
         Console().print(table)
     if save:
         command = "python -m benchmarks.stts.speed " + " ".join(sys.argv[1:])
-        whole = {"command": command, "hardware": hardware(), "model": sizes(folder), "side": side, "rounds": rounds,
+        whole = {"command": command, "hardware": hardware(), "model": sizes(folder), "rounds": rounds,
                  "dtype": dtype, "prepared": prepared, "after": towers.AFTER, "results": results}  # fmt: skip
         name = "stts_speed" if shape is Model.small else "gpu_stts_speed"
         (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
