@@ -22,7 +22,7 @@ FLOOR = math.exp(-2)
 """Lowest weight of a key in the biased block; its logarithm, -2, is the lowest bias."""
 
 _AXES: dict[str, tuple[int, ...]] = {"row": (2,), "frame": (1, 2), "video": (0, 1, 2)}
-_ROWS = 4096
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
