@@ -15,6 +15,7 @@ def section(results: Path) -> str:
             ("stts.json", _accuracy),
             ("stts_agreement.json", _agreement),
             ("stts_speed.json", _speed),
+            ("stts_speed_reuse.json", _reuse_speed),
             ("gpu_stts_speed.json", _gpu_speed),
             ("stts_memory.json", _memory),
         )
@@ -120,6 +121,14 @@ def _speed(found: dict[str, Any]) -> str:
         f"{model['tower'] / 1e6:.0f}M of them in the tower, both parts with the depth and proportions of "
         f"Qwen2.5-VL-3B's; scores after {found['after']} of 32 blocks. "
         f"{found['hardware']['device']}. Command: `{found['command'].strip()}`."
+    )
+
+
+def _reuse_speed(found: dict[str, Any]) -> str:
+    return _speed_table(found, "throughput, freed memory kept") + (
+        "\n\nThe same where the C library keeps freed memory, as tcmalloc would, for which `vllm-prune serve` looks. "
+        "Without, as above, each large tensor comes in fresh pages from the kernel; stock, whose tensors are "
+        f"largest, loses most by that. {found['hardware']['device']}. Command: `{found['command'].strip()}`."
     )
 
 

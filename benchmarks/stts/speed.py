@@ -4,6 +4,9 @@ One engine, one video per request, and arms that take turns: no budget (vLLM's o
 kept behind the tower. Random weights: only time is measured here. Requests per second of whole requests, processor,
 tower and language model included; ratios are of one round.
 
+Without tcmalloc the C library gives large tensors back to the kernel one by one, and the unpruned arm, whose tensors
+are largest, waits for fresh pages most. `--reuse` takes that out of the comparison.
+
 On a GPU: `python -m benchmarks.stts.speed --shape 7b --dtype bfloat16 --side 280 --prepared --save`. Preparing a video
 then takes as long as the model does, and a server prepares in processes of its own; `--prepared` leaves it out.
 """
@@ -11,6 +14,7 @@ then takes as long as the model does, and a server prepares in processes of its 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
@@ -30,6 +34,9 @@ from ..speed import RESULTS, hardware
 from . import towers
 from .agreement import engine, video_of
 from .towers import film, sizes
+
+REUSE = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""The C library keeps freed memory, as tcmalloc does; it reads this when a process starts."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +114,12 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32 where the processor has no bfloat16 arithmetic.")] = "float32",
     shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
     prepared: Annotated[bool, typer.Option(help="Leave the processor's work out.")] = False,
+    reuse: Annotated[bool, typer.Option(help="Let the C library keep freed memory, as tcmalloc does.")] = False,
     save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print; `--save` keeps the result."""
+    if reuse and not REUSE.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, "-m", "benchmarks.stts.speed", *sys.argv[1:]], os.environ | REUSE)
     llm, folder = start(shape, dtype)
     results = []
     for pixels, count in product(side or (112, 224), frames or (128, 256)):
@@ -126,7 +136,7 @@ def main(
         command = "python -m benchmarks.stts.speed " + " ".join(sys.argv[1:])
         whole = {"command": command, "hardware": hardware(), "model": sizes(folder), "rounds": rounds,
                  "dtype": dtype, "prepared": prepared, "after": towers.AFTER, "results": results}  # fmt: skip
-        name = "stts_speed" if shape is Model.small else "gpu_stts_speed"
+        name = f"stts_speed{'_reuse' * reuse}" if shape is Model.small else "gpu_stts_speed"
         (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 
