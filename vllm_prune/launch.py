@@ -233,7 +233,7 @@ def choose_media_connector(arguments: Sequence[str]) -> None:
 
 def _trace_crashes() -> None:
     """Most crashes in native code leave nothing in the log otherwise; vLLM forks some processes and spawns others."""
-    if os.environ.setdefault("PYTHONFAULTHANDLER", "1"):
+    if os.environ.setdefault("PYTHONFAULTHANDLER", "1") and sys.stderr is not None:
         faulthandler.enable()
 
 
