@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..speed import RESULTS, hardware
-from .towers import build, film, sizes
+from .towers import CACHE, LENGTHS, build, film, sizes
 
 # Freed blocks go back to the kernel at once, so that the mark is that of live tensors.
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
@@ -47,8 +47,7 @@ def one(index: int, frames: int, side: int) -> None:
 
     from .agreement import engine, model_of, video_of
 
-    length = {"max_model_len": 16384, "max_num_batched_tokens": 16384, "kv_cache_memory_bytes": 1 << 30}
-    llm = engine(build(), "float32", max_num_seqs=2, **length)
+    llm = engine(build(), "float32", **LENGTHS, **CACHE)
     model, marks = model_of(llm), []
     original = model.embed_multimodal
 

@@ -120,7 +120,7 @@ def _speed(found: dict[str, Any]) -> str:
         f"{model['parameters'] / 1e6:.0f}M random weights, "
         f"{model['tower'] / 1e6:.0f}M of them in the tower, both parts with the depth and proportions of "
         f"Qwen2.5-VL-3B's; scores after {found['after']} of 32 blocks. "
-        f"{found['hardware']['device']}. Command: `{found['command'].strip()}`."
+        f"{found['hardware']['device']}. Command: `{found['command']}`."
     )
 
 
@@ -128,7 +128,7 @@ def _reuse_speed(found: dict[str, Any]) -> str:
     return _speed_table(found, "throughput, freed memory kept") + (
         "\n\nThe same where the C library keeps freed memory, as tcmalloc would, for which `vllm-prune serve` looks. "
         "Without, as above, each large tensor comes in fresh pages from the kernel; stock, whose tensors are "
-        f"largest, loses most by that. {found['hardware']['device']}. Command: `{found['command'].strip()}`."
+        f"largest, loses most by that. {found['hardware']['device']}. Command: `{found['command']}`."
     )
 
 

@@ -33,7 +33,7 @@ from ..seven_b import Model
 from ..speed import RESULTS, hardware
 from . import towers
 from .agreement import engine, video_of
-from .towers import film, sizes
+from .towers import CACHE, LENGTHS, film, sizes
 
 REUSE = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 """The C library keeps freed memory, as tcmalloc does; it reads this when a process starts."""
@@ -57,12 +57,10 @@ def arms() -> list[Arm]:
 
 def start(shape: Model, dtype: str) -> tuple[Any, Path]:
     """The engine of a model, and the model's folder."""
-    options: dict[str, Any] = {"max_model_len": 16384, "max_num_batched_tokens": 16384, "max_num_seqs": 2}
     if shape is Model.small:
-        options["kv_cache_memory_bytes"] = 1 << 30
-        return engine(folder := towers.build(), dtype, **options), folder
-    options |= {"load_format": "dummy", "kv_cache_memory_bytes": 4 << 30, "gpu_memory_utilization": 0.7}
-    return engine(folder := seven_b.build(), dtype, **options), folder
+        return engine(folder := towers.build(), dtype, **LENGTHS, **CACHE), folder
+    options = {"load_format": "dummy", "kv_cache_memory_bytes": 4 << 30, "gpu_memory_utilization": 0.7}
+    return engine(folder := seven_b.build(), dtype, **LENGTHS, **options), folder
 
 
 def measure(llm: Any, frames: int, side: int, rounds: int, prepared: bool) -> dict[str, list[float]]:
@@ -136,7 +134,8 @@ def main(
         command = "python -m benchmarks.stts.speed " + " ".join(sys.argv[1:])
         whole = {"command": command, "hardware": hardware(), "model": sizes(folder), "rounds": rounds,
                  "dtype": dtype, "prepared": prepared, "after": towers.AFTER, "results": results}  # fmt: skip
-        name = f"stts_speed{'_reuse' * reuse}" if shape is Model.small else "gpu_stts_speed"
+        own = "stts_speed_reuse" if reuse else "stts_speed"
+        name = own if shape is Model.small else "gpu_stts_speed"
         (RESULTS / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
 
 

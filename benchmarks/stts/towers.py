@@ -16,10 +16,14 @@ from ..random_model import DEMO, draw, set_rope
 
 WIDTH, DEPTH, HEADS, INNER = 512, 32, 8, 1368
 """Qwen2.5-VL-3B's tower is 1280 wide with 3420 inside the MLP, 32 blocks of which 4 attend to everything."""
-LANGUAGE, LAYERS, LANGUAGE_HEADS, LANGUAGE_INNER = 832, 36, 13, 4480
+LANGUAGE, LAYERS, LANGUAGE_INNER = 832, 36, 4480
 """Its language model is 2048 wide with 11008 inside the MLP, 36 layers: the same 0.4, to whole heads of 64."""
 AFTER = 4
 """Blocks in front of the scorer, as in the paper."""
+LENGTHS: dict[str, Any] = {"max_model_len": 16384, "max_num_batched_tokens": 16384, "max_num_seqs": 2}
+"""Options of an engine that takes any of the videos in one prefill."""
+CACHE = {"kv_cache_memory_bytes": 1 << 30}
+"""Room for this model's keys and values at that length."""
 
 
 def build(folder: Path | None = None) -> Path:
@@ -40,7 +44,7 @@ def build(folder: Path | None = None) -> Path:
 def _config(config: Any) -> Any:
     text, vision = config.text_config, config.vision_config
     text.hidden_size, text.num_hidden_layers, text.intermediate_size = LANGUAGE, LAYERS, LANGUAGE_INNER
-    text.num_attention_heads, text.num_key_value_heads, text.head_dim = LANGUAGE_HEADS, 1, 64
+    text.num_attention_heads, text.num_key_value_heads, text.head_dim = LANGUAGE // 64, 1, 64
     set_rope(text, [8, 12, 12])
     text.layer_types = ["full_attention"] * LAYERS
     text.max_position_embeddings = 32768

@@ -23,6 +23,7 @@ FLOOR = math.exp(-2)
 
 _AXES: dict[str, tuple[int, ...]] = {"row": (2,), "frame": (1, 2), "video": (0, 1, 2)}
 _ROWS = 1024
+"""Cells at a time: of more, what the layers hold in between would set the peak of the encoder's memory."""
 
 
 @dataclass(frozen=True)
