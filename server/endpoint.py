@@ -1,4 +1,4 @@
-"""vLLM endpoint plugin: our routes, and ours in place of vLLM's where the `pruning` field applies."""
+"""vLLM endpoint plugin: our own routes, and the middleware around vLLM's."""
 
 from __future__ import annotations
 
@@ -8,15 +8,8 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
-from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.api_router import create_completion
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.entrypoints.openai.responses.api_router import create_responses
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
-from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.logger import init_logger
 
 from vllm_prune import __version__
@@ -38,16 +31,14 @@ from .admission.ledger import Ledger
 from .lifecycle import Lifecycle
 from .media import connector
 from .media.errors import MESSAGES
-from .middleware.gate import Gate
+from .middleware.chain import Chain
 from .middleware.observe import install
-from .middleware.usage import answer
 from .openai.errors import Reason
 from .openai.schema import describe
 from .telemetry import tracing
 
 logger = init_logger("vllm.vllm_prune")
 router = APIRouter()
-JSON_BODY = [Depends(validate_json_request)]
 URL_ENV = "VLLM_PRUNE_URL"
 
 
@@ -83,13 +74,13 @@ class PruneEndpoint:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add our routes; those with a path of vLLM's take its place."""
+        """Add our routes and our middleware."""
         app.include_router(router)
         describe(app)
         own = ServerState()
         app.state.vllm_prune = own
         accounts = Accounts(configuration().tenants)
-        app.add_middleware(Gate, accounts=accounts, ledger=own.ledger, lifecycle=own.lifecycle)
+        app.add_middleware(Chain, accounts=accounts, state=own)
         self._app = app
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
@@ -182,24 +173,6 @@ def _config() -> PruneConfig:
     """The configuration as it applies to the current request's tenant."""
     context = current()
     return config_for(context.tenant if context is not None else None)
-
-
-@router.post("/v1/chat/completions", dependencies=JSON_BODY)
-async def chat(request: ChatCompletionRequest, raw_request: Request) -> Response:
-    """OpenAI chat completions with a `pruning` field."""
-    return await answer(_config(), create_chat_completion, request, raw_request)
-
-
-@router.post("/v1/completions", dependencies=JSON_BODY)
-async def completions(request: CompletionRequest, raw_request: Request) -> Response:
-    """OpenAI completions with a `pruning` field."""
-    return await answer(_config(), create_completion, request, raw_request)
-
-
-@router.post("/v1/responses", dependencies=JSON_BODY)
-async def responses(request: ResponsesRequest, raw_request: Request) -> Response:
-    """OpenAI responses with a `pruning` field."""
-    return await answer(_config(), create_responses, request, raw_request)
 
 
 @router.get("/v1/pruning/strategies")

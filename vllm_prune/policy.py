@@ -65,6 +65,21 @@ def decide(config: PruneConfig, raw: object = None, preset: str | None = None, p
     return Decision(spec, tuple(clamped), kv_spec)
 
 
+def requested_parts(config: PruneConfig, raw: object, preset: str | None) -> frozenset[str]:
+    """Parts of the field, "visual" or "kv", that a request itself asks for, apart from the operator's defaults.
+
+    Args:
+        config, raw, preset: as of `decide`, which has accepted them.
+    """
+    base = config.presets[preset] if preset is not None else PruningField()
+    if isinstance(raw, str):
+        base, raw = config.presets[raw], None
+    requested = parse_pruning(raw) if raw is not None else PruningField()
+    present = {**{name: getattr(base, name) for name in base.model_fields_set},
+               **{name: getattr(requested, name) for name in requested.model_fields_set}}  # fmt: skip
+    return frozenset(name for name, part in present.items() if part is not None)
+
+
 def _preset(config: PruneConfig, name: str, param: str) -> PruningField:
     if name not in config.presets:
         known = ", ".join(sorted(config.presets)) or "none are configured"

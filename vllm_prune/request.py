@@ -35,13 +35,12 @@ class Stage:
 class Reservation(Protocol):
     """Room that the server's admission has reserved for a request."""
 
-    def resize(self, request: Any, visual: int | None, prompts: Sequence[int]) -> None:
-        """Put the true size of a prepared request in place of the upper bound.
+    def resize(self, visual: int | None, prompts: Sequence[int]) -> None:
+        """Put the true size of prompts that are prepared now in place of their upper bound.
 
         Args:
-            request: vLLM's request model.
             visual: kept visual tokens; None leaves the upper bound.
-            prompts: tokens of each of its prompts, kept visual tokens included.
+            prompts: tokens of each, kept visual tokens included.
 
         Raises:
             BudgetError: more than this server ever admits.
@@ -70,6 +69,7 @@ class RequestContext:
         tallies: the scheduler's latest KV report on each engine request, by the engine request's id.
         reservation: room in the server's admission, None where nothing is admitted.
         media_param: request field that holds the media.
+        document: the parsed body, None again once the request is admitted.
         media_items: media items that were loaded so far.
         body_bytes: length of the HTTP request's body.
         engine: vLLM's `FinishedRequestStats` of each engine request, with their time of arrival.
@@ -93,6 +93,7 @@ class RequestContext:
     tallies: dict[str, dict[str, Any]] = field(default_factory=dict)
     reservation: Reservation | None = None
     media_param: str = "messages"
+    document: Any = None
     media_items: int = 0
     body_bytes: int = 0
     began: float = field(default_factory=time.perf_counter)

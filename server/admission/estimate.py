@@ -1,4 +1,4 @@
-"""What a request will take of the server: an upper bound from its JSON, and the true figure once it is prepared."""
+"""Sizes of parts of a request: media in its JSON, and rows of KV cache."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from vllm_prune.budget.canonical import VisualSpec
 from vllm_prune.budget.errors import BudgetError
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.grid import Grid, Modality
-from vllm_prune.vllm_compat.renderer import OUTPUT_LIMITS
-
-from .ledger import Amount
 
 # Keys of a content part that holds media, in every dialect that vLLM takes.
 MEDIA_KEYS: Mapping[str, str] = {
@@ -35,8 +32,6 @@ MEDIA_KEYS: Mapping[str, str] = {
 DEEPEST = 8
 # Base64 characters that hold the header of nearly every picture.
 HEADER_CHARACTERS = 64 << 10
-# Chat templates add a system prompt of their own; their marks are shorter than the JSON around a message.
-TEMPLATE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -62,9 +57,9 @@ class Media:
     text: str
 
 
-def media_of(body: Any) -> list[Media]:
-    """The media items of a request's JSON body, in order."""
-    return list(_walk(body.get("messages") or body.get("input") if isinstance(body, Mapping) else None))
+def media_of(messages: Any) -> list[Media]:
+    """The media items of messages, input items or content parts, in order."""
+    return list(_walk(messages))
 
 
 def _walk(node: Any, depth: int = 0) -> Iterator[Media]:
@@ -76,37 +71,32 @@ def _walk(node: Any, depth: int = 0) -> Iterator[Media]:
     elif isinstance(node, dict):
         key = next((key for key in MEDIA_KEYS if node.get(key) is not None), None)
         if key is not None:
-            given = node[key]
-            given = next((given[k] for k in ("url", "data") if k in given), "") if isinstance(given, dict) else given
-            yield Media(MEDIA_KEYS[key], given if isinstance(given, str) else "")
-        elif node.get("type") == "image" and isinstance(node.get("source"), dict):
-            yield Media("image", "")
+            value = node[key]
+            value = next((value[k] for k in ("url", "data") if k in value), "") if isinstance(value, dict) else value
+            yield Media(MEDIA_KEYS[key], value if isinstance(value, str) else "")
+        elif node.get("type") == "image" and isinstance(source := node.get("source"), dict):
+            yield Media("image", _anthropic_text(source))
+        elif node.get("type") in MEDIA_KEYS and isinstance(node.get("url"), str):
+            yield Media(MEDIA_KEYS[node["type"]], node["url"])
         else:
             for name in ("content", "output"):
                 yield from _walk(node.get(name), depth + 1)
 
 
-def upper_bound(request: Any, media: Sequence[Media], characters: int, visual: VisualSpec | None, kv: KvSpec | None,
-                sizes: Sizes) -> Amount:  # fmt: skip
-    """Most that a request can take, before any of its media has been fetched or decoded.
+def _anthropic_text(source: Mapping[str, Any]) -> str:
+    data, url = source.get("data"), source.get("url")
+    return f"data:image/;base64,{data}" if isinstance(data, str) else url if isinstance(url, str) else ""
 
-    Args:
-        request: vLLM's request model.
-        media: its media items.
-        characters: length of its body.
-        visual, kv: its budgets.
-        sizes: of the served model.
-    """
+
+def kept_at_most(media: Sequence[Media], visual: VisualSpec | None, sizes: Sizes) -> int:
+    """Most visual tokens that are kept of media, which share the budget."""
     tokens: dict[Modality, list[int]] = {"image": [], "video": []}
     for item in media:
         if item.kind == "image":
             tokens["image"].append(_image_tokens(item, sizes))
         elif item.kind == "video":
             tokens["video"].append(sizes.largest.get("video", sizes.context))
-    kept = min(sizes.context, _kept(tokens, visual or VisualSpec()))
-    text = max(0, characters - sum(len(item.text) for item in media)) + TEMPLATE_TOKENS
-    prompt = min(sizes.context, kept + text)
-    return Amount(1, kept, rows_held(request, [prompt], kv, sizes.context))
+    return _kept(tokens, visual or VisualSpec())
 
 
 def _kept(tokens: Mapping[Modality, Sequence[int]], visual: VisualSpec) -> int:
@@ -132,23 +122,21 @@ def _image_tokens(item: Media, sizes: Sizes) -> int:
         return largest
 
 
-def rows_held(request: Any, prompts: Sequence[int], kv: KvSpec | None, context: int) -> int:
+def rows_held(choices: int, output: int | None, prompts: Sequence[int], kv: KvSpec | None, context: int) -> int:
     """Rows of KV cache that a request holds while it decodes.
 
     Args:
-        request: vLLM's request model.
+        choices: answers per prompt.
+        output: most output tokens of an answer; None where only the context bounds them.
         prompts: tokens of each prompt, kept visual tokens included.
         kv: its KV budget.
         context: most tokens of a prompt with its output.
     """
-    choices: int = max(1, getattr(request, "n", None) or 1)
-    given = (getattr(request, name, None) for name in OUTPUT_LIMITS)
-    asked: list[int] = [limit for limit in given if isinstance(limit, int)]
     rows = 0
     for prompt in prompts:
-        output = max(0, min([*asked, context - prompt]))
+        left = max(0, context - prompt if output is None else min(output, context - prompt))
         if kv is None:
-            rows += prompt + choices * output
+            rows += prompt + choices * left
         else:
-            rows += choices * min(prompt + output, kv.count(prompt) + min(kv.buffer, output))
+            rows += choices * min(prompt + left, kv.count(prompt) + min(kv.buffer, left))
     return rows

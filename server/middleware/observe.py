@@ -13,6 +13,7 @@ from vllm.logger import init_logger
 from vllm_prune.request import CURRENT, RequestContext
 
 from ..telemetry import logs, request_id, tracing
+from .protocol import without_chunks
 
 logger = init_logger("vllm.vllm_prune")
 # Probes and scrapes would drown the rest.
@@ -48,7 +49,7 @@ class Observe:
         inner = {**scope, "headers": headers}
         token = CURRENT.set(context)
         try:
-            await self.app(inner, receive, _watched(send, context))
+            await self.app(inner, receive, _watched(without_chunks(scope, send), context))
         except BaseException:
             context.status = context.status or 500
             raise

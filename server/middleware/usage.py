@@ -1,150 +1,169 @@
-"""The `pruning` field on vLLM's routes: validated before, reported after; the route itself stays vLLM's."""
+"""Last step: `usage.pruning` in answers, JSON and streams alike, and faults that are noticed within a stream."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
-from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import VLLMClientError
 
-from vllm_prune.budget.errors import BudgetError
-from vllm_prune.config.load import PruneConfig
-from vllm_prune.policy import decide
-from vllm_prune.request import RequestContext, current, reject
-from vllm_prune.support import kv
-from vllm_prune.telemetry import metrics
+from vllm_prune.request import RequestContext, current
 
-from ..openai.errors import Refusal
-from ..openai.response_inputs import make_readable
-from .gate import admit_request
-
-Route = Callable[[Any, Request], Awaitable[Response | None]]
+from ..openai.routes import USAGE_HEADER, Usage, route_of
+from .authenticate import BODY_METHODS
+from .paths import path_of
 
 
-def error_response(message: str, param: str | None) -> JSONResponse:
-    """400 with an OpenAI error body."""
-    error = {"message": message, "type": "BadRequestError", "param": param, "code": 400}
-    return JSONResponse({"error": error}, status_code=400)
-
-
-async def answer(config: PruneConfig, route: Route, request: Any, raw_request: Request) -> Response:
-    """Run one of vLLM's routes under the request's budget.
+class ReportUsage:
+    """ASGI middleware.
 
     Args:
-        config: the operator's configuration as it applies to the request's tenant.
-        route: vLLM's route function, `(request, raw_request) -> response`.
-        request: vLLM's request model; unknown fields such as `pruning` are kept by it as extras.
-        raw_request: the HTTP request.
+        app: vLLM's application.
     """
-    context = current()
-    assert context is not None, "the gate sets a context for every request"
-    try:
-        preset = _preset_of_model(request, raw_request)
-        _describe(context, request, raw_request)
-        decision = decide(config, _take_field(request), preset)
-        context.decide(decision)
-    except BudgetError as error:
-        reject("invalid_budget")
-        return error_response(str(error), error.param)
-    if (unreadable := make_readable(request)) is not None:
-        return error_response(*unreadable)
-    if decision.spec is not None and not raw_request.app.state.vllm_prune.verified:
-        reject("not_active")
-        reason = "; ".join(raw_request.app.state.vllm_prune.findings)
-        return error_response(f"visual budgets are not honoured by this server: {reason}", "pruning.visual")
-    if decision.kv is not None and (findings := raw_request.app.state.vllm_prune.kv_findings):
-        reject("not_active")
-        metrics.count_kv_skipped(kv.cause_of(findings[0]))
-        return error_response(f"KV budgets are not honoured by this server: {'; '.join(findings)}", "pruning.kv")
-    context.media_param = "input" if "input" in type(request).model_fields else "messages"
-    try:
-        await admit_request(context, request, raw_request)
-    except Refusal as refusal:
-        return refusal.response()
-    context.start_answer()
-    response: Response | None = await route(request, raw_request)
-    if response is None:
-        # vLLM has cancelled it, as the client has left; nobody reads this.
-        return Response(status_code=499)
-    if isinstance(response, StreamingResponse):
-        response.body_iterator = _annotated(response.body_iterator, context)
-        return response
-    return _with_usage(response, context)
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, with the report where its route has one."""
+        context, where = current(), route_of(path_of(scope)).usage
+        if where is None or context is None or context.decision is None or scope["method"] not in BODY_METHODS:
+            await self.app(scope, receive, send)
+            return
+        answer = Answer(context, where, send)
+        try:
+            await self.app(scope, receive, answer.send)
+        except Exception as error:
+            fault = _client_fault(error)
+            if fault is None or not await answer.end_with_error(fault):
+                raise
 
 
-def _describe(context: RequestContext, request: Any, raw_request: Request) -> None:
-    """Note what a log line may say of a request, and give vLLM's request the id of ours where the client sent none."""
-    models = raw_request.app.state.openai_serving_models
-    if request.model is None or models.is_base_model(request.model) or request.model in models.lora_requests:
-        context.model = request.model or models.model_name()
-    context.stream = bool(getattr(request, "stream", False))
-    named = "x-request-id" in raw_request.headers or "request_id" in request.model_fields_set
-    if not named and type(request).__name__ != "ResponsesRequest":
-        request.request_id = context.request_id
+class Answer:
+    """An answer on its way out.
+
+    Args:
+        context: the request.
+        where: where the report goes.
+        send: of the step before.
+    """
+
+    def __init__(self, context: RequestContext, where: Usage, send: Send) -> None:
+        self.context, self.where, self._send = context, where, send
+        self._start: Message | None = None
+        self._kind = b""
+        self._pending = b""
+        self._events = 0
+        self._streaming = False
+
+    async def send(self, message: Message) -> None:
+        """Take a message of the application's."""
+        if message["type"] == "http.response.start":
+            await self._begin(message)
+        elif message["type"] != "http.response.body" or not (self._streaming or self._start):
+            await self._send(message)
+        elif self._streaming:
+            await self._stream(message)
+        else:
+            await self._collect(message)
+
+    async def _begin(self, message: Message) -> None:
+        headers = {name.lower(): value for name, value in message.get("headers", ())}
+        self._kind = headers.get(b"content-type", b"").partition(b";")[0].strip()
+        if message["status"] == 200 and self._kind == b"application/json" and self.where != "header":
+            self._start = message
+            return
+        self._streaming = message["status"] == 200 and self._kind == b"text/event-stream"
+        if message["status"] == 200 and self.where == "header":
+            report = json.dumps(self.context.usage(), separators=(",", ":")).encode()
+            message = {**message, "headers": [*message.get("headers", ()), (USAGE_HEADER, report)]}
+        await self._send(message)
+
+    async def _collect(self, message: Message) -> None:
+        """JSON: held back until it is complete."""
+        self._pending += message.get("body", b"")
+        if message.get("more_body", False):
+            return
+        assert self._start is not None
+        start, self._start = self._start, None
+        body = self._with_report(self._pending)
+        headers = [pair for pair in start.get("headers", ()) if pair[0].lower() != b"content-length"]
+        await self._send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    def _with_report(self, body: bytes) -> bytes:
+        document = json.loads(body)
+        if self.where == "top":
+            decision = self.context.decision
+            if not isinstance(document, dict) or decision is None or (decision.spec is None and decision.kv is None):
+                return body
+            document["pruning"] = self.context.usage()
+        elif not self._add_to_usage(document):
+            return body
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+    def _add_to_usage(self, document: Any) -> bool:
+        usages = usages_of(document)
+        for usage in usages:
+            usage["pruning"] = self.context.usage()
+        return bool(usages)
+
+    async def _stream(self, message: Message) -> None:
+        """Events: whole ones at once, the rest with the next chunk."""
+        data, more = self._pending + message.get("body", b""), message.get("more_body", False)
+        end = data.rfind(b"\n\n") + 2 if more else len(data)
+        if more and end < 2:
+            self._pending = data
+            return
+        whole, self._pending = data[:end], data[end:]
+        self._events += whole.count(b"\n\n")
+        await self._send({"type": "http.response.body", "body": self._annotated(whole), "more_body": more})
+        self._streaming = more
+
+    def _annotated(self, events: bytes) -> bytes:
+        if b'"usage"' not in events:
+            return events
+        return b"\n".join(self._annotated_line(line) for line in events.split(b"\n"))
+
+    def _annotated_line(self, line: bytes) -> bytes:
+        if not line.startswith(b"data: {") or b'"usage"' not in line:
+            return line
+        document = json.loads(line[6:])
+        if not self._add_to_usage(document):
+            return line
+        return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+
+    async def end_with_error(self, fault: Exception) -> bool:
+        """End a stream that has begun with an event that says what is wrong; returns whether there is one."""
+        if not self._streaming:
+            return False
+        self._streaming = False
+        error = {"type": "error", "code": "invalid_request_error", "message": str(fault), "param": None}
+        data = json.dumps({**error, "sequence_number": self._events}, ensure_ascii=False)
+        body = self._pending + f"event: error\ndata: {data}\n\n".encode()
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+        return True
 
 
-def _take_field(request: Any) -> object:
-    extras = request.model_extra or {}
-    return extras.pop("pruning", None)
+def usages_of(document: Any) -> list[dict[str, Any]]:
+    """The usage objects of an answer, of a chunk, or of what is inside an event."""
+    if not isinstance(document, dict):
+        return []
+    # OpenAI's responses, Anthropic's message_start, Cohere's message-end.
+    holders = (document, *(document.get(name) for name in ("response", "message", "delta")))
+    usages = (holder.get("usage") for holder in holders if isinstance(holder, dict))
+    return [usage for usage in usages if isinstance(usage, dict)]
 
 
-def _preset_of_model(request: Any, raw_request: Request) -> str | None:
-    """Split `MODEL@NAME`, unless a model of exactly that name is served."""
-    name = request.model
-    models = raw_request.app.state.openai_serving_models
-    if not name or "@" not in name or models.is_base_model(name) or name in models.lora_requests:
-        return None
-    request.model, _, preset = name.rpartition("@")
-    return preset
+def _client_fault(error: BaseException | None) -> Exception | None:
+    """What a client did wrong, when that is why a stream breaks off.
 
-
-def _with_usage(response: Response, context: RequestContext) -> Response:
-    body = json.loads(bytes(response.body))
-    usage = _usage_of(body)
-    if usage is None:
-        return response
-    usage["pruning"] = context.usage()
-    headers = {k: v for k, v in response.headers.items() if k not in ("content-length", "content-type")}
-    return JSONResponse(body, status_code=response.status_code, headers=headers)
-
-
-def _usage_of(body: Any) -> dict[str, Any] | None:
-    """The usage object of an answer, of a chunk, or of the response inside an event."""
-    if not isinstance(body, dict):
-        return None
-    usage = body.get("usage")
-    if usage is None and isinstance(body.get("response"), dict):
-        usage = body["response"].get("usage")
-    return usage if isinstance(usage, dict) else None
-
-
-async def _annotated(chunks: Any, context: RequestContext) -> AsyncIterator[str | bytes]:
-    number = 0
-    try:
-        async for chunk in chunks:
-            yield _annotate_events(chunk, context) if '"usage"' in _text(chunk) else chunk
-            number += 1
-    except (ValueError, VLLMClientError) as error:
-        # vLLM's responses find some faults of a request only when their stream has begun, and would break it off.
-        body = {"type": "error", "code": "invalid_request_error", "message": str(error), "param": None}
-        yield f"event: error\ndata: {json.dumps({**body, 'sequence_number': number}, ensure_ascii=False)}\n\n"
-
-
-def _annotate_events(chunk: str | bytes, context: RequestContext) -> str:
-    lines = []
-    for line in _text(chunk).split("\n"):
-        if line.startswith("data: {"):
-            body = json.loads(line[6:])
-            usage = _usage_of(body)
-            if usage is not None:
-                usage["pruning"] = context.usage()
-                line = "data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def _text(chunk: str | bytes) -> str:
-    return chunk if isinstance(chunk, str) else chunk.decode()
+    vLLM's responses find some faults of a request only when their stream has begun. Starlette then raises another
+    error from the one that it has a handler for.
+    """
+    while error is not None:
+        if isinstance(error, ValueError | VLLMClientError):
+            return error
+        error = error.__cause__
+    return None

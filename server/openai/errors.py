@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from fastapi.responses import JSONResponse
 
@@ -14,12 +14,15 @@ Reason = Literal[
     "body_too_large",
     "capacity",
     "draining",
+    "invalid_body",
+    "invalid_budget",
+    "not_active",
     "tenant_concurrency",
     "tenant_rate",
     "unauthorized",
     "wait_timeout",
 ]
-"""Values of the label `reason` of `vllm_prune_rejections_total` that come from here."""
+"""Values of the label `reason` of `vllm_prune_rejections_total`."""
 
 
 class Refusal(Exception):
@@ -41,7 +44,7 @@ class Refusal(Exception):
         reason: Reason,
         message: str,
         kind: str = "invalid_request_error",
-        code: str | None = None,
+        code: str | int | None = None,
         param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -49,10 +52,19 @@ class Refusal(Exception):
         self.status, self.reason, self.headers = status, reason, dict(headers or {})
         self.error = {"message": message, "type": kind, "param": param, "code": code}
 
-    def response(self) -> JSONResponse:
-        """The answer; counts the refusal."""
+    def response(self, path: str = "") -> JSONResponse:
+        """The answer on the route at `path`; counts the refusal."""
         reject(self.reason)
-        return JSONResponse({"error": self.error}, status_code=self.status, headers=self.headers)
+        body: dict[str, Any] = {"error": self.error}
+        if path.startswith("/v1/messages"):
+            # Anthropic's clients look for this beside the same `error` object.
+            body["type"] = "error"
+        return JSONResponse(body, status_code=self.status, headers=self.headers)
+
+
+def bad_request(message: str, param: str | None, reason: Reason, status: int = 400) -> Refusal:
+    """400, or another status that means the same: the client has to change `param`."""
+    return Refusal(status, reason, message, "BadRequestError", status, param)
 
 
 def overloaded(reason: Reason, message: str, retry_after: int) -> Refusal:

@@ -4,70 +4,65 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel
+from .errors import Refusal, bad_request
 
 OUTPUTS = ("function_call_output", "custom_tool_call_output")
 NOT_NULL = ("background", "truncation")
 """Fields that a request may leave null and vLLM's response object may not."""
 
 
-def make_readable(request: Any) -> tuple[str, str] | None:
-    """Rewrite what tools returned in parts, such as a screenshot, and nulls; complain about what cannot be read.
+def make_readable(document: dict[str, Any]) -> bool:
+    """Take out what vLLM would break on and does not need; returns whether there was any.
 
-    Args:
-        request: vLLM's request model; it is changed in place.
-
-    Returns:
-        Complaint and field, or None.
+    Raises:
+        Refusal: 400, an input item that cannot be read.
     """
-    for name in NOT_NULL:
-        # Requests of other routes take fields of any name, without knowing them.
-        field = type(request).model_fields.get(name)
-        if field is not None and getattr(request, name) is None:
-            setattr(request, name, field.default)
-    items = getattr(request, "input", None)
+    nulls = [name for name in NOT_NULL if name in document and document[name] is None]
+    for name in nulls:
+        del document[name]
+    rewritten = bool(nulls)
+    items = document.get("input")
     for number, item in enumerate(items if isinstance(items, list) else ()):
-        kind = _value(item, "type")
+        if not isinstance(item, dict):
+            continue
+        kind = item.get("type")
         if kind in OUTPUTS:
-            complaint = _tool_output(item, f"input.{number}.output")
+            rewritten |= _plain_tool_output(item, f"input.{number}.output")
         elif kind in (None, "message"):
-            complaint = _message(item, f"input.{number}.content")
-        else:
-            complaint = None
-        if complaint is not None:
-            return complaint
-    return None
+            _check_message(item.get("content"), f"input.{number}.content")
+    return rewritten
 
 
-def _tool_output(item: Any, field: str) -> tuple[str, str] | None:
-    """The chat parser takes parts as dictionaries, and some of these arrive as models."""
-    parts = _value(item, "output")
+def _plain_tool_output(item: dict[str, Any], field: str) -> bool:
+    """Check parts that a tool returned, such as a screenshot.
+
+    With an id and a status vLLM reads the item as a model whose parts its chat parser does not know; it uses neither.
+    """
+    parts = item.get("output")
     if not isinstance(parts, list):
-        return None
-    plain = [part.model_dump(exclude_none=True) if isinstance(part, BaseModel) else part for part in parts]
-    for number, part in enumerate(plain):
+        return False
+    _check_tool_parts(parts, field)
+    return any([item.pop(name, None) is not None for name in ("id", "status")])
+
+
+def _check_tool_parts(parts: list[Any], field: str) -> None:
+    for number, part in enumerate(parts):
+        if not isinstance(part, dict):
+            continue
         if part.get("type") == "input_image" and not part.get("image_url"):
-            return "an image without image_url; files cannot be named by file_id here", f"{field}.{number}"
+            raise _unreadable("an image without image_url; files cannot be named by file_id here", f"{field}.{number}")
         if part.get("type") not in ("input_text", "input_image"):
-            return "only input_text and input_image are supported here", f"{field}.{number}"
-    if isinstance(item, BaseModel):
-        # The field's declared type has models; vLLM reads the attribute as it is.
-        object.__setattr__(item, "output", plain)
-    else:
-        item["output"] = plain
-    return None
+            raise _unreadable("only input_text and input_image are supported here", f"{field}.{number}")
 
 
-def _message(item: Any, field: str) -> tuple[str, str] | None:
-    content = _value(item, "content")
+def _check_message(content: Any, field: str) -> None:
     if not isinstance(content, list):
-        return None
+        return
     if not content:
-        return "a message without content; leave it out", field
-    if _value(content[0], "type") == "refusal":
-        return "a refusal is not supported as input; send its text as output_text", f"{field}.0"
-    return None
+        raise _unreadable("a message without content; leave it out", field)
+    if isinstance(content[0], dict) and content[0].get("type") == "refusal":
+        raise _unreadable("a refusal is not supported as input; send its text as output_text", f"{field}.0")
 
 
-def _value(node: Any, name: str) -> Any:
-    return node.get(name) if isinstance(node, dict) else getattr(node, name, None)
+def _unreadable(message: str, field: str) -> Refusal:
+    return bad_request(message, field, "invalid_body")

@@ -1,14 +1,15 @@
-"""Every private name of vLLM that we touch, and the check that it is the vLLM we know.
+"""`OnlineRenderer` and `BaseRenderer`, wrapped: a request's visual budget reaches the multimodal processor.
 
-Adapters of model families subclass vLLM's models in `visual/models`; everything else goes through here.
+vLLM refuses processor kwargs from clients and offers no hook between that check and the processor. Every route
+prepares its prompts with `BaseRenderer.render_chat_async` or `render_cmpl_async`, below that check; the budget of the
+current request goes in there, and the processor's reports come out. `OnlineRenderer.preprocess_chat` and
+`preprocess_cmpl` are wrapped for what needs vLLM's request model.
 """
 
 from __future__ import annotations
 
-import copy
 import importlib
-from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -16,152 +17,164 @@ if TYPE_CHECKING:
     from ..request import RequestContext
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-_RENDERER = "vllm.renderers.online_renderer"
+_ONLINE_RENDERER = "vllm.renderers.online_renderer"
+_BASE_RENDERER = "vllm.renderers.base"
 
 
 def patch_renderer() -> None:
-    """Let the budget of a request reach the processor.
-
-    vLLM refuses processor kwargs from clients, and offers no hook between that check and the processor.
-    The two methods of `OnlineRenderer` that prepare prompts are wrapped: the client's own kwargs are
-    refused as before, then the validated budget goes in.
-    """
+    """Let the visual budget of a request reach the processor. Idempotent."""
     from ..request import timed
 
-    renderer = importlib.import_module(_RENDERER).OnlineRenderer
-    if getattr(renderer, "vllm_prune_patched", False):
+    online = importlib.import_module(_ONLINE_RENDERER).OnlineRenderer
+    base = importlib.import_module(_BASE_RENDERER).BaseRenderer
+    if getattr(online, "vllm_prune_patched", False):
         return
     for name in ("preprocess_chat", "preprocess_cmpl"):
-        setattr(renderer, name, timed("preprocess", _with_budget(getattr(renderer, name))))
-    renderer.vllm_prune_patched = True
+        setattr(online, name, timed("preprocess", _with_context(getattr(online, name))))
+    for name in ("render_chat_async", "render_cmpl_async"):
+        setattr(base, name, _with_budget(getattr(base, name)))
+    online.vllm_prune_patched = True
 
 
-def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def _with_context(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     @wraps(original)
-    async def prepare(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
-        from vllm.exceptions import VLLMValidationError
-
-        from ..budget.errors import BudgetError
-        from ..request import reject
-
-        own = getattr(request, "mm_processor_kwargs", None)
-        validate_request_mm_kwargs(
-            mm_processor_kwargs=own,
-            media_io_kwargs=getattr(request, "media_io_kwargs", None),
-            trust_request_mm_kwargs=self.trust_request_mm_kwargs,
-        )
-        try:
-            context = _context_of(request)
-            spec = context.decision.spec if context.decision is not None else None
-            _pass_kv(self.renderer.config, request, context)
-            if spec is None:
-                result = await original(self, request, *args, **kwargs)
-            else:
-                result = await _prepare_pruned(self, original, request, own, spec, args, kwargs)
-            _collect(context, request, result, self.model_config.max_model_len)
-        except BudgetError as error:
-            reject("invalid_budget")
-            raise VLLMValidationError(str(error), parameter=error.param) from None
+    async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        _ensure_context(self.renderer.config, request)
+        result = await original(self, request, *args, **kwargs)
+        _limit_outputs(request, result, self.model_config.max_model_len)
         return result
 
-    return prepare
+    return preprocess
 
 
-def _context_of(request: Any) -> RequestContext:
-    """The request's context with a decision; made here under plain `vllm serve`, where no middleware of ours runs."""
+def _ensure_context(vllm_config: Any, request: Any) -> None:
+    """Make the request's context under plain `vllm serve`, where no middleware of ours has made one."""
     from ..budget.errors import BudgetError
     from ..policy import XARG, config_for, decide, field_of_xargs
     from ..request import CURRENT, RequestContext, current
 
     context = current()
-    if context is None or (context.prepared is not None and context.prepared is not request):
-        context = RequestContext(prepared=request)
-        CURRENT.set(context)
-    value = (getattr(request, "vllm_xargs", None) or {}).get(XARG)
-    decided = context.decision
-    if value is not None and context.prepared is None and decided is not None and (decided.spec or decided.kv):
-        raise BudgetError("give `pruning` or `vllm_xargs.pruning`, not both", "vllm_xargs.pruning")
-    if value is not None or context.decision is None:
-        field = None if value is None else field_of_xargs(value)
-        context.decide(decide(config_for(context.tenant), field))
-    return context
-
-
-def _pass_kv(vllm_config: Any, request: Any, context: RequestContext) -> None:
-    """Let a KV budget travel with the sampling parameters, as every extra argument does."""
-    from ..budget.errors import BudgetError
-    from ..budget.kv import KEY
-    from ..support import kv as support
-    from ..telemetry import metrics
-
-    own = getattr(request, "vllm_xargs", None) or {}
-    if KEY in own:
-        raise BudgetError(f"{KEY} is set by the server", "vllm_xargs")
-    spec = context.decision.kv if context.decision is not None else None
-    if spec is None:
+    if context is not None and (context.prepared is None or context.prepared is request):
         return
-    reason = support.refusal(vllm_config)
-    if reason is None and getattr(request, "use_beam_search", False):
-        reason = support.because("beam_search", "it copies caches, which eviction makes private; drop one of the two")
-    problem = support.missing(spec) if reason is None else None
-    if (found := reason or problem) is not None:
-        metrics.count_kv_skipped(support.cause_of(found))
-        raise BudgetError(f"KV eviction is refused: {found}", "pruning.kv" if reason else "pruning.kv.strategy")
-    request.vllm_xargs = {**own, KEY: replace(spec, ticket=context.id).wire()}
+    context = RequestContext(prepared=request)
+    CURRENT.set(context)
+    value = (getattr(request, "vllm_xargs", None) or {}).get(XARG)
+    try:
+        context.decide(decide(config_for(None), None if value is None else field_of_xargs(value)))
+    except BudgetError as error:
+        raise _refused(error) from None
 
 
-async def _prepare_pruned(
-    renderer: Any,
-    original: Callable[..., Awaitable[Any]],
-    request: Any,
-    own: dict[str, Any] | None,
-    spec: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
+def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @wraps(original)
+    async def render(self: Any, *args: Any, prompt_extras: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        from ..budget.errors import BudgetError
+        from ..request import current
+
+        context = current()
+        if context is None or context.decision is None:
+            return await original(self, *args, prompt_extras=prompt_extras, **kwargs)
+        try:
+            extras = _with_spec(self, context, prompt_extras)
+            result = await original(self, *args, prompt_extras=extras, **kwargs)
+            _collect(context, result)
+        except BudgetError as error:
+            raise _refused(error) from None
+        return result
+
+    return render
+
+
+def _refused(error: Any) -> Exception:
+    """The error that vLLM answers with 400; counts the refusal."""
+    from vllm.exceptions import VLLMValidationError
+
+    from ..request import reject
+
+    reject("invalid_budget")
+    return VLLMValidationError(str(error), parameter=error.param)
+
+
+def _with_spec(renderer: Any, context: RequestContext, extras: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Prompt extras with the visual budget among the processor kwargs. Raises `BudgetError`."""
     from ..budget.canonical import KEY
+    from ..budget.errors import BudgetError
+
+    decision = context.decision
+    processor_kwargs = (extras or {}).get("mm_processor_kwargs") or {}
+    if KEY in processor_kwargs:
+        raise BudgetError(f"{KEY} is set by the server", "mm_processor_kwargs")
+    if decision is None:
+        return extras
+    if decision.kv is not None:
+        _refuse_unsupported_kv(renderer.config, context)
+    if decision.spec is None:
+        return extras
+    _refuse_unsupported_visual(renderer, decision.spec)
+    return {**(extras or {}), "mm_processor_kwargs": {**processor_kwargs, KEY: decision.spec.wire()}}
+
+
+def _refuse_unsupported_visual(renderer: Any, spec: Any) -> None:
+    """Raise `BudgetError` for a visual budget that cannot be honoured here."""
     from ..budget.errors import BudgetError
     from ..support.visual import config_refusals, has_adapted_processor, tower_refusal, unsupported_model
 
-    if not has_adapted_processor(renderer.renderer):
+    if not has_adapted_processor(renderer):
         raise BudgetError(unsupported_model(renderer.model_config), "pruning.visual")
-    if reasons := config_refusals(renderer.renderer.config):
+    if reasons := config_refusals(renderer.config):
         raise BudgetError(f"visual pruning is off on this server: {reasons[0]}", "pruning.visual")
-    if problem := tower_refusal(renderer.renderer.config, spec):
+    if problem := tower_refusal(renderer.config, spec):
         raise BudgetError(*problem)
-    if KEY in (own or {}):
-        raise BudgetError(f"{KEY} is set by the server", "mm_processor_kwargs")
-    trusting = copy.copy(renderer)
-    trusting.trust_request_mm_kwargs = True
-    request.mm_processor_kwargs = {**(own or {}), KEY: spec.wire()}
-    try:
-        return await original(trusting, request, *args, **kwargs)
-    finally:
-        request.mm_processor_kwargs = own
 
 
-def _collect(context: RequestContext, request: Any, result: Any, model_length: int) -> None:
-    """Take the processor's reports off the prepared prompts and record them."""
-    from ..visual.frontend.processor import REPORT, ROOM
+def _refuse_unsupported_kv(vllm_config: Any, context: RequestContext) -> None:
+    """Raise `BudgetError` for a KV budget that cannot be honoured here."""
+    from ..budget.errors import BudgetError
+    from ..support import kv as support
+    from ..telemetry import metrics
 
-    prompts = [prompt for prompt in (result[1] if isinstance(result, tuple) else result) if isinstance(prompt, dict)]
-    for prompt in prompts:
+    assert context.decision is not None and context.decision.kv is not None
+    reason = support.refusal(vllm_config)
+    if reason is None and getattr(context.prepared, "use_beam_search", False):
+        reason = support.because("beam_search", "it copies caches, which eviction makes private; drop one of the two")
+    problem = support.missing(context.decision.kv) if reason is None else None
+    if (cause := reason or problem) is not None:
+        metrics.count_kv_skipped(support.cause_of(cause))
+        raise BudgetError(f"KV eviction is refused: {cause}", "pruning.kv" if reason else "pruning.kv.strategy")
+
+
+def _prompts_of(result: Any) -> list[dict[str, Any]]:
+    """The prepared prompts, from what either kind of method returns."""
+    prompts = result[1] if isinstance(result, tuple) else result
+    return [prompt for prompt in prompts if isinstance(prompt, dict)]
+
+
+def _collect(context: RequestContext, result: Any) -> None:
+    """Take the processor's reports off the prepared prompts, and record them. Raises `BudgetError`."""
+    from ..visual.frontend.processor import REPORT
+
+    prompts = _prompts_of(result)
+    items = [item for prompt in prompts for item in prompt.pop(REPORT, ())]
+    if context.reservation is not None:
+        kept = sum(item["kept_tokens"] for item in items) if items else None
+        context.reservation.resize(kept, [len(prompt.get("prompt_token_ids", ())) for prompt in prompts])
+    context.record_items(items)
+
+
+def _limit_outputs(request: Any, result: Any, model_length: int) -> None:
+    from ..visual.frontend.processor import ROOM
+
+    for prompt in _prompts_of(result):
         room = prompt.pop(ROOM, None)
         # The usual case: the context ends before the rotary table does.
         if room is not None and room < model_length - len(prompt["prompt_token_ids"]):
             _limit_output(request, room)
-    items = [item for prompt in prompts for item in prompt.pop(REPORT, ())]
-    if context.reservation is not None:
-        kept = sum(item["kept_tokens"] for item in items) if items else None
-        context.reservation.resize(request, kept, [len(prompt.get("prompt_token_ids", ())) for prompt in prompts])
-    context.record_items(items)
 
 
 def _limit_output(request: Any, room: int) -> None:
     """Keep the answer inside the rotary table; vLLM itself only counts tokens, which pruning has made fewer."""
     fields = [name for name in OUTPUT_LIMITS if name in type(request).model_fields]
-    given = [name for name in fields if getattr(request, name) is not None]
-    for name in given or fields[:1]:
+    limited = [name for name in fields if getattr(request, name) is not None]
+    for name in limited or fields[:1]:
         current = getattr(request, name)
         setattr(request, name, room if current is None else min(current, room))

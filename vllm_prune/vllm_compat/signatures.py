@@ -105,6 +105,8 @@ SERVING_SIGNATURES: tuple[VllmSignature, ...] = (
         ("image_width", "image_height", "image_processor", "mm_kwargs"),
     ),
     VllmSignature("uvicorn", "Config", ("timeout_graceful_shutdown",)),
+    VllmSignature("uvicorn.protocols.http.httptools_impl", "RequestResponseCycle.send", ("message",)),
+    VllmSignature("vllm.entrypoints.serve.exception_handling.register", "validation_exception_handler", ("req", "exc")),
 )
 
 _FILES = "prometheus_client.mmap_dict"
@@ -119,9 +121,8 @@ _MOLMO2 = "vllm.model_executor.models.molmo2"
 SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_RENDERER, "OnlineRenderer.preprocess_chat", ("request", "messages")),
     VllmSignature(_RENDERER, "OnlineRenderer.preprocess_cmpl", ("request", "prompts")),
-    VllmSignature(
-        "vllm.entrypoints.generate.base.protocol", "validate_request_mm_kwargs", ("trust_request_mm_kwargs",)
-    ),
+    VllmSignature("vllm.renderers.base", "BaseRenderer.render_chat_async", ("chat_params", "prompt_extras")),
+    VllmSignature("vllm.renderers.base", "BaseRenderer.render_cmpl_async", ("prompts", "prompt_extras")),
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor.apply", ("inputs", "timing_ctx")),
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor._get_mm_hashes", ("inputs",)),
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor._apply_hf_processor_main", ("mm_items", "hf_kwargs")),

@@ -1,0 +1,142 @@
+"""What a request needs at most, from its JSON, before any of its media was fetched or decoded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_prune.budget.canonical import VisualSpec
+from vllm_prune.budget.kv import KvSpec
+from vllm_prune.policy import Decision
+from vllm_prune.vllm_compat.renderer import OUTPUT_LIMITS
+
+from ..openai.routes import Route
+from .estimate import Media, Sizes, kept_at_most, media_of, rows_held
+from .ledger import Amount
+
+# Chat templates add a system prompt of their own; their marks are shorter than the JSON around a message.
+TEMPLATE_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class PromptBound:
+    """Most that one prompt can come to: kept visual tokens, and tokens in all."""
+
+    visual: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Most that a request can need.
+
+    Attributes:
+        prompts: bounds of its prompts.
+        choices: answers per prompt.
+        output: most output tokens of an answer; None where only the context bounds them.
+        kv: its KV budget.
+        context: most tokens of a prompt with its output.
+        decodes: whether it holds KV cache at all.
+    """
+
+    prompts: Sequence[PromptBound]
+    choices: int
+    output: int | None
+    kv: KvSpec | None
+    context: int
+    decodes: bool
+
+    def rows(self, prompt: int) -> int:
+        """Rows of KV cache that the answers to a prompt of that many tokens hold."""
+        return rows_held(self.choices, self.output, [prompt], self.kv, self.context) if self.decodes else 0
+
+    def of(self, prompts: Sequence[PromptBound]) -> Amount:
+        """What these prompts need, without the request itself."""
+        return Amount(0, sum(one.visual for one in prompts), sum(self.rows(one.tokens) for one in prompts))
+
+    def amount(self) -> Amount:
+        """What the request needs."""
+        return Amount(1) + self.of(self.prompts)
+
+
+def demand_of(
+    document: Mapping[str, Any], characters: int, route: Route, decision: Decision | None, sizes: Sizes
+) -> Demand:
+    """Bounds of a request.
+
+    Args:
+        document: its JSON body, or the text fields of its form.
+        characters: length of its body in bytes, no less than the tokens of its text.
+        route: where it goes.
+        decision: its budgets.
+        sizes: of the served model.
+    """
+    decision = decision or Decision(None)
+    settings = document.get("sampling_params")
+    source = settings if isinstance(settings, Mapping) else document
+    limits = [value for name in OUTPUT_LIMITS if _is_count(value := source.get(name))]
+    choices = source.get("n")
+    return Demand(
+        _prompts(document, characters, route, decision.spec, sizes),
+        max(1, choices) if _is_count(choices) else 1,
+        min(limits) if limits else None,
+        decision.kv,
+        sizes.context,
+        route.generates,
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _prompts(
+    document: Mapping[str, Any], characters: int, route: Route, visual: VisualSpec | None, sizes: Sizes
+) -> list[PromptBound]:
+    if route.form or document.get("previous_response_id") is not None:
+        # Speech, and conversations that the server remembers.
+        return [PromptBound(0 if route.form else sizes.context, sizes.context)]
+    messages = document.get("messages")
+    if isinstance(messages, list) and messages and all(isinstance(one, list) for one in messages):
+        shared = len(json.dumps({name: value for name, value in document.items() if name != "messages"}))
+        return [_conversation(one, len(json.dumps(one)) + shared, visual, sizes) for one in messages]
+    if isinstance(tokens := document.get("token_ids"), list):
+        media = _bound(media_of(document.get("content_parts")), 0, visual, sizes)
+        return [PromptBound(media.visual, min(sizes.context, media.visual + len(tokens)))]
+    if "prompt" in document and messages is None:
+        return _texts(document, sizes)
+    return [_conversation(messages or document.get("input"), characters, visual, sizes)]
+
+
+def _conversation(messages: Any, characters: int, visual: VisualSpec | None, sizes: Sizes) -> PromptBound:
+    return _bound(media_of(messages), characters, visual, sizes)
+
+
+def _bound(media: Sequence[Media], characters: int, visual: VisualSpec | None, sizes: Sizes) -> PromptBound:
+    kept = min(sizes.context, kept_at_most(media, visual, sizes))
+    text = max(0, characters - sum(len(item.text) for item in media)) + TEMPLATE_TOKENS
+    return PromptBound(kept, min(sizes.context, kept + text))
+
+
+def _texts(document: Mapping[str, Any], sizes: Sizes) -> list[PromptBound]:
+    """Prompts of `/v1/completions`: text or token ids, one or several, and embeddings of unknown length."""
+    prompt, embeds = document.get("prompt"), document.get("prompt_embeds")
+    if isinstance(prompt, str):
+        prompts: list[Any] = [prompt]
+    elif isinstance(prompt, list):
+        prompts = [prompt] if prompt and all(_is_count(one) for one in prompt) else prompt
+    else:
+        prompts = []
+    lengths = [sizes.context] * (len(embeds) if isinstance(embeds, list) else embeds is not None)
+    for one in prompts:
+        size = (
+            len(one.encode("utf-8", "surrogatepass"))
+            if isinstance(one, str)
+            else len(one)
+            if isinstance(one, list)
+            else 0
+        )
+        lengths.append(size + TEMPLATE_TOKENS)
+    return [PromptBound(0, min(sizes.context, length)) for length in lengths] or [PromptBound(0, sizes.context)]

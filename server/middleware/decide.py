@@ -1,0 +1,175 @@
+"""Third step: the budget of a request, decided once, from its body, before the route is known to vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vllm_prune.budget.errors import BudgetError
+from vllm_prune.policy import Decision, config_for, decide, requested_parts
+from vllm_prune.request import RequestContext, current
+from vllm_prune.support import kv as kv_support
+from vllm_prune.telemetry import metrics
+
+from ..openai import documents, forms
+from ..openai.errors import Refusal, bad_request
+from ..openai.field import RequestedBudget, take_budget
+from ..openai.null_detail import drop_null_details
+from ..openai.response_inputs import make_readable
+from ..openai.routes import Route, route_of
+from .authenticate import BODY_METHODS
+from .body import replay
+from .paths import path_of
+
+BEAM_SEARCH = "KV eviction is refused: beam search copies caches, which eviction makes private; drop one of the two"
+
+
+class Decide:
+    """ASGI middleware; sets `decision` in the request's context, and rewrites its body where vLLM needs that.
+
+    Args:
+        app: the next step.
+        state: what the server knows of itself, a `ServerState`.
+    """
+
+    def __init__(self, app: ASGIApp, state: Any) -> None:
+        self.app, self.state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["method"] not in BODY_METHODS:
+            await self.app(scope, receive, send)
+            return
+        context = current()
+        assert context is not None
+        body = (await receive())["body"]
+        path = path_of(scope)
+        try:
+            rewritten = await self._decide(context, scope, path, body)
+        except Refusal as refusal:
+            await refusal.response(path)(scope, receive, send)
+            return
+        if rewritten is not None:
+            body = rewritten
+            scope = {**scope, "headers": _with_length(scope["headers"], len(body))}
+        await self.app(scope, replay(body, receive), send)
+
+    async def _decide(self, context: RequestContext, scope: Scope, path: str, body: bytes) -> bytes | None:
+        """Decide; returns the body for vLLM where it is another. Raises `Refusal`."""
+        route, kind = route_of(path), _content_type(scope)
+        if route.form:
+            if kind not in (b"multipart/form-data", b"application/x-www-form-urlencoded"):
+                return None
+            document, rewritten = await forms.fields_of(scope, replay(body, _nothing)), False
+        elif kind == b"application/json" and body:
+            document = documents.parse(body)
+            if not isinstance(document, dict):
+                return None
+            rewritten = _make_readable(path, document)
+        else:
+            return None
+        try:
+            requested = take_budget(document, lambda name: _is_served(scope, name))
+            self._settle(context, route, document, requested)
+        except BudgetError as error:
+            raise bad_request(str(error), error.param, "invalid_budget") from None
+        context.document = document
+        _describe(context, scope, route, document)
+        return documents.dump(document) if (rewritten or requested.rewritten) and not route.form else None
+
+    def _settle(
+        self, context: RequestContext, route: Route, document: dict[str, Any], requested: RequestedBudget
+    ) -> None:
+        """Set the context's decision. Raises `BudgetError` or `Refusal`."""
+        config = config_for(context.tenant)
+        if not route.honours:
+            if requested.present:
+                raise BudgetError("this route cannot honour a pruning budget; drop it", _param(requested))
+            return
+        decision = decide(config, requested.field, requested.preset)
+        parts = requested_parts(config, requested.field, requested.preset)
+        decision = _limited_to_route(decision, route, document, parts)
+        if decision.spec is not None and not self.state.verified:
+            reasons = "; ".join(self.state.findings)
+            raise bad_request(
+                f"visual budgets are not honoured by this server: {reasons}", "pruning.visual", "not_active"
+            )
+        if decision.kv is not None and (findings := self.state.kv_findings):
+            metrics.count_kv_skipped(kv_support.cause_of(findings[0]))
+            raise bad_request(
+                f"KV budgets are not honoured by this server: {'; '.join(findings)}", "pruning.kv", "not_active"
+            )
+        if decision.kv is not None and document.get("use_beam_search"):
+            metrics.count_kv_skipped("beam_search")
+            raise BudgetError(BEAM_SEARCH, "pruning.kv")
+        context.decide(decision)
+        context.media_param = "prompt" if "prompt" in document and "messages" not in document else route.media_param
+
+
+async def _nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+def _limited_to_route(
+    decision: Decision, route: Route, document: dict[str, Any], requested: frozenset[str]
+) -> Decision:
+    """The parts of a decision that the route can honour. Raises `BudgetError` for others that the request names."""
+    # Prompts that come as token ids have been rendered, with their budget, by another request.
+    visual = route.visual and ("token_ids" not in document or bool(document.get("content_parts")))
+    if not visual and decision.spec is not None:
+        if "visual" in requested:
+            text = "this request holds no media that could be pruned: a visual budget belongs to the request that "
+            raise BudgetError(f"{text}prepares them", "pruning.visual")
+        decision = replace(decision, spec=None)
+    if not route.kv and decision.kv is not None:
+        if "kv" in requested:
+            text = "nothing is decoded here: a KV budget belongs to the request that generates"
+            raise BudgetError(text, "pruning.kv")
+        decision = replace(decision, kv=None)
+    return decision
+
+
+def _make_readable(path: str, document: dict[str, Any]) -> bool:
+    """Rewrite what vLLM refuses or breaks on without need; returns whether anything was. Raises `Refusal`."""
+    rewritten = drop_null_details(document)
+    if path in ("/v1/responses", "/v1/responses/render"):
+        rewritten |= make_readable(document)
+    return rewritten
+
+
+def _param(requested: RequestedBudget) -> str:
+    return "model" if requested.field is None else "pruning"
+
+
+def _content_type(scope: Scope) -> bytes:
+    headers: dict[bytes, bytes] = dict(scope["headers"])
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+def _models(scope: Scope) -> Any:
+    return getattr(scope["app"].state, "openai_serving_models", None)
+
+
+def _is_served(scope: Scope, name: str) -> bool:
+    models = _models(scope)
+    return models is not None and (models.is_base_model(name) or name in models.lora_requests)
+
+
+def _describe(context: RequestContext, scope: Scope, route: Route, document: dict[str, Any]) -> None:
+    """Note what a log line may say, and have vLLM make its ids from the request's where the client sent none."""
+    name = document.get("model")
+    if route.honours and (name is None or (isinstance(name, str) and _is_served(scope, name))):
+        models = _models(scope)
+        context.model = name or (models.model_name() if models is not None else None)
+    context.stream = document.get("stream") is True
+    headers = scope["headers"]
+    named = isinstance(document.get("request_id"), str) or any(key == b"x-request-id" for key, _ in headers)
+    if route.honours and route.id_from_header and not named and context.request_id:
+        scope["headers"] = [*headers, (b"x-request-id", context.request_id.encode())]
+
+
+def _with_length(headers: Any, length: int) -> list[tuple[bytes, bytes]]:
+    kept = [pair for pair in headers if pair[0] != b"content-length"]
+    return [*kept, (b"content-length", str(length).encode())]
