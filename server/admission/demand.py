@@ -76,11 +76,10 @@ def demand_of(
     decision = decision or Decision(None)
     settings = document.get("sampling_params")
     source = settings if isinstance(settings, Mapping) else document
-    limits = [value for name in OUTPUT_LIMITS if _is_count(value := source.get(name))]
-    choices = source.get("n")
+    limits = [value for name in OUTPUT_LIMITS if (value := _count(source.get(name))) is not None]
     return Demand(
         _prompts(document, characters, route, decision.spec, sizes),
-        max(1, choices) if _is_count(choices) else 1,
+        max(1, _count(source.get("n")) or 1),
         min(limits) if limits else None,
         decision.kv,
         sizes.context,
@@ -88,8 +87,8 @@ def demand_of(
     )
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _prompts(
@@ -123,20 +122,13 @@ def _bound(media: Sequence[Media], characters: int, visual: VisualSpec | None, s
 def _texts(document: Mapping[str, Any], sizes: Sizes) -> list[PromptBound]:
     """Prompts of `/v1/completions`: text or token ids, one or several, and embeddings of unknown length."""
     prompt, embeds = document.get("prompt"), document.get("prompt_embeds")
-    if isinstance(prompt, str):
-        prompts: list[Any] = [prompt]
-    elif isinstance(prompt, list):
-        prompts = [prompt] if prompt and all(_is_count(one) for one in prompt) else prompt
-    else:
-        prompts = []
+    prompts = prompt if isinstance(prompt, list) else [prompt]
+    if prompts and all(_count(one) is not None for one in prompts):
+        prompts = [prompts]
     lengths = [sizes.context] * (len(embeds) if isinstance(embeds, list) else embeds is not None)
     for one in prompts:
-        size = (
-            len(one.encode("utf-8", "surrogatepass"))
-            if isinstance(one, str)
-            else len(one)
-            if isinstance(one, list)
-            else 0
-        )
-        lengths.append(size + TEMPLATE_TOKENS)
+        if isinstance(one, str):
+            lengths.append(len(one.encode("utf-8", "surrogatepass")) + TEMPLATE_TOKENS)
+        elif isinstance(one, list):
+            lengths.append(len(one))
     return [PromptBound(0, min(sizes.context, length)) for length in lengths] or [PromptBound(0, sizes.context)]

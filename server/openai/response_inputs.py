@@ -42,7 +42,10 @@ def _plain_tool_output(item: dict[str, Any], field: str) -> bool:
     if not isinstance(parts, list):
         return False
     _check_tool_parts(parts, field)
-    return any([item.pop(name, None) is not None for name in ("id", "status")])
+    present = [name for name in ("id", "status") if name in item]
+    for name in present:
+        del item[name]
+    return bool(present)
 
 
 def _check_tool_parts(parts: list[Any], field: str) -> None:
