@@ -173,10 +173,14 @@ def _bound(on_limit: OnLimit, clamped: list[dict[str, Any]], param: str, asked: 
     return allowed
 
 
-@lru_cache
 def config_for(tenant: Tenant | None) -> PruneConfig:
     """The process's configuration as it applies to a tenant, or to everybody."""
-    return configuration() if tenant is None else configuration().for_tenant(tenant)
+    return configuration() if tenant is None else _config_of(tenant)
+
+
+@lru_cache
+def _config_of(tenant: Tenant) -> PruneConfig:
+    return configuration().for_tenant(tenant)
 
 
 def field_of_xargs(value: object) -> object:

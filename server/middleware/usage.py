@@ -141,7 +141,8 @@ class Answer:
         self._streaming = False
         error = {"type": "error", "code": "invalid_request_error", "message": str(fault), "param": None}
         data = json.dumps({**error, "sequence_number": self._events}, ensure_ascii=False)
-        body = self._pending + f"event: error\ndata: {data}\n\n".encode()
+        # Half an event that may be pending is of no use to anybody.
+        body = f"event: error\ndata: {data}\n\n".encode()
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
         return True
 

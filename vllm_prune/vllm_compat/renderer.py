@@ -133,7 +133,8 @@ def _refuse_unsupported_kv(vllm_config: Any, context: RequestContext) -> None:
     from ..support import kv as support
     from ..telemetry import metrics
 
-    assert context.decision is not None and context.decision.kv is not None
+    assert context.decision is not None
+    assert context.decision.kv is not None
     reason = support.refusal(vllm_config)
     if reason is None and getattr(context.prepared, "use_beam_search", False):
         reason = support.because("beam_search", "it copies caches, which eviction makes private; drop one of the two")
