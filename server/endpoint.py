@@ -24,6 +24,7 @@ from vllm_prune.support.self_check import EXTENSION
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
 from vllm_prune.vllm_compat import input_processor, item_sizes, output_processor, renderer, version
+from vllm_prune.vllm_compat.validation_errors import replace_validation_handler
 
 from .admission.accounts import Accounts
 from .admission.estimate import Sizes
@@ -35,6 +36,7 @@ from .middleware.chain import Chain
 from .middleware.observe import install
 from .openai.errors import Reason
 from .openai.schema import describe
+from .openai.validation import answer_validation_error
 from .telemetry import tracing
 
 logger = init_logger("vllm.vllm_prune")
@@ -77,6 +79,7 @@ class PruneEndpoint:
         """Add our routes and our middleware."""
         app.include_router(router)
         describe(app)
+        replace_validation_handler(answer_validation_error)
         own = ServerState()
         app.state.vllm_prune = own
         accounts = Accounts(configuration().tenants)

@@ -27,6 +27,8 @@ from .grid import MODALITIES, Modality
 XARG = "pruning"
 """Key of `vllm_xargs` that carries the field, as JSON text or as a preset's name."""
 
+BOTH = "give `pruning` or `vllm_xargs.pruning`, not both"
+
 
 @dataclass(frozen=True)
 class Decision:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_prune.budget.errors import BudgetError
-from vllm_prune.policy import XARG, field_of_xargs
+from vllm_prune.policy import BOTH, XARG, field_of_xargs
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def take_budget(document: dict[str, Any], is_served: Callable[[str], bool]) -> R
         if not xargs:
             del document["vllm_xargs"]
         if field is not None and value is not None:
-            raise BudgetError("give `pruning` or `vllm_xargs.pruning`, not both", "vllm_xargs.pruning")
+            raise BudgetError(BOTH, "vllm_xargs.pruning")
         if value is not None:
             field = field_of_xargs(value)
     preset = None

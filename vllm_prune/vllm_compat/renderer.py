@@ -50,7 +50,7 @@ def _with_context(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awai
 def _ensure_context(vllm_config: Any, request: Any) -> None:
     """Make the request's context under plain `vllm serve`, where no middleware of ours has made one."""
     from ..budget.errors import BudgetError
-    from ..policy import XARG, config_for, decide, field_of_xargs
+    from ..policy import BOTH, XARG, config_for, decide, field_of_xargs
     from ..request import CURRENT, RequestContext, current
 
     context = current()
@@ -58,11 +58,19 @@ def _ensure_context(vllm_config: Any, request: Any) -> None:
         return
     context = RequestContext(prepared=request)
     CURRENT.set(context)
-    value = (getattr(request, "vllm_xargs", None) or {}).get(XARG)
+    field, xarg = (getattr(request, "model_extra", None) or {}).get(XARG), _xarg(request)
     try:
-        context.decide(decide(config_for(None), None if value is None else field_of_xargs(value)))
+        if field is not None and xarg is not None:
+            raise BudgetError(BOTH, f"vllm_xargs.{XARG}")
+        context.decide(decide(config_for(None), field if xarg is None else field_of_xargs(xarg)))
     except BudgetError as error:
         raise _refused(error) from None
+
+
+def _xarg(request: Any) -> Any:
+    from ..policy import XARG
+
+    return (getattr(request, "vllm_xargs", None) or {}).get(XARG)
 
 
 def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
