@@ -104,7 +104,7 @@ def _prompts(
     if isinstance(tokens := document.get("token_ids"), list):
         media = _bound(media_of(document.get("content_parts")), 0, visual, sizes)
         return [PromptBound(media.visual, min(sizes.context, media.visual + len(tokens)))]
-    if "prompt" in document and messages is None:
+    if messages is None and ("prompt" in document or "prompt_embeds" in document):
         return _texts(document, sizes)
     return [_conversation(messages or document.get("input"), characters, visual, sizes)]
 

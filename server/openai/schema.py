@@ -9,7 +9,17 @@ from fastapi import FastAPI
 
 from vllm_prune.budget.fields import PruningField
 
-REQUESTS = ("ChatCompletionRequest", "CompletionRequest", "ResponsesRequest")
+REQUESTS = (
+    "AnthropicCountTokensRequest",
+    "AnthropicMessagesRequest",
+    "BatchChatCompletionRequest",
+    "ChatCompletionRequest",
+    "CompletionRequest",
+    "GenerateRequest",
+    "ResponsesRequest",
+    "TokenizeChatRequest",
+    "TokenizeCompletionRequest",
+)
 _REFERENCE = "#/components/schemas/{model}"
 
 

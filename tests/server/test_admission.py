@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 import threading
 import time
 from contextlib import ExitStack
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,9 +19,13 @@ from vllm_prune.budget.errors import BudgetError
 from vllm_prune.budget.fields import VisualField
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.config.admission import Admission
-from vllm_prune_server.admission.estimate import Sizes, media_of, rows_held, upper_bound
+from vllm_prune.policy import Decision
+from vllm_prune_server.admission.demand import Demand, demand_of
+from vllm_prune_server.admission.estimate import Sizes, media_of, rows_held
 from vllm_prune_server.admission.ledger import Amount, Ledger
+from vllm_prune_server.admission.room import HeldRoom
 from vllm_prune_server.openai.errors import Refusal
+from vllm_prune_server.openai.routes import route_of
 
 from .guarded import ALPHA, BETA, MIDDLE, SMALL, Guarded, headers, refused, until
 from .media import image_part, jpeg, mp4, png, text_part, user, video_part
@@ -117,54 +121,122 @@ async def test_who_gives_up_leaves_nothing_behind() -> None:
     assert (ledger.total, ledger.waiting) == (Amount(), [])
 
 
-def request(**fields: Any) -> Any:
-    return SimpleNamespace(**{"max_tokens": 10, "n": None, **fields})
-
-
 def test_rows_know_the_budget() -> None:
-    assert rows_held(request(), [100], None, 1000) == 110
-    assert rows_held(request(n=3), [100], None, 1000) == 130
-    assert rows_held(request(max_tokens=None), [100, 50], None, 1000) == 2000
+    assert rows_held(1, 10, [100], None, 1000) == 110
+    assert rows_held(3, 10, [100], None, 1000) == 130
+    assert rows_held(1, None, [100, 50], None, 1000) == 2000
     kv = KvSpec("gui_kv", keep="0.2", buffer=4)
-    assert rows_held(request(), [100], kv, 1000) == 24
-    assert rows_held(request(max_tokens=2, n=2), [100], kv, 1000) == 44
-    assert rows_held(request(), [3], KvSpec("gui_kv", max_tokens=500), 1000) == 13
+    assert rows_held(1, 10, [100], kv, 1000) == 24
+    assert rows_held(2, 2, [100], kv, 1000) == 44
+    assert rows_held(1, 10, [3], KvSpec("gui_kv", max_tokens=500), 1000) == 13
+
+
+SIZES = Sizes(8192, {"image": 400, "video": 6000}, lambda width, height: width * height // 784)
+CHAT = "/v1/chat/completions"
+
+
+def demand(path: str, body: dict[str, Any], visual: Any = None) -> Demand:
+    document = {"max_tokens": 10, **body}
+    decision = Decision(None if visual is None else canonical(VisualField(**visual)))
+    return demand_of(document, len(json.dumps(document)), route_of(path), decision, SIZES)
+
+
+def visual_of(parts: list[dict[str, Any]], visual: Any = None) -> int:
+    return demand(CHAT, {"messages": user(parts)}, visual).amount().visual
 
 
 def test_bounds_hold_before_anything_is_decoded() -> None:
-    sizes = Sizes(8192, {"image": 400, "video": 6000}, lambda width, height: width * height // 784)
     parts = [
         image_part(png(280, 280)),
         image_part(jpeg(112, 140), "image/jpeg"),
         {"type": "image_url", "image_url": {}},
     ]
-    media = media_of({"messages": user(parts)})
-    assert [item.kind for item in media] == ["image"] * 3
-    assert upper_bound(request(), media, 10**6, None, None, sizes).visual == 100 + 20 + 400
-    half = canonical(VisualField(keep=0.5))
-    assert upper_bound(request(), media, 10**6, half, None, sizes).visual == 50 + 10 + 200
-    few = canonical(VisualField(max_tokens=30))
-    assert upper_bound(request(), media, 10**6, few, None, sizes).visual == 30
-    video = media_of({"messages": user([video_part(mp4(4, 84, 84))])})
-    assert upper_bound(request(), video, 10**6, None, None, sizes) == Amount(1, 6000, 8192)
-    broken = media_of({"input": [{"content": [{"type": "input_image", "image_url": "data:image/png;base64,!"}]}]})
-    assert upper_bound(request(), broken, 60, None, None, sizes).visual == 400
-    text = upper_bound(request(), [], 50, None, None, sizes)
-    assert (text.visual, text.rows) == (0, 50 + 256 + 10)
+    assert [item.kind for item in media_of(user(parts))] == ["image"] * 3
+    assert visual_of(parts) == 100 + 20 + 400
+    assert visual_of(parts, {"keep": 0.5}) == 50 + 10 + 200
+    assert visual_of(parts, {"max_tokens": 30}) == 30
+    assert visual_of([video_part(mp4(4, 84, 84))]) == 6000
+    broken = [{"content": [{"type": "input_image", "image_url": "data:image/png;base64,!"}]}]
+    assert demand("/v1/responses", {"input": broken}).amount().visual == 400
+    text = "x" * 50
+    for path, body in ((CHAT, {"messages": user([text_part(text)])}), ("/v1/responses", {"input": text})):
+        amount = demand(path, body).amount()
+        assert amount.visual == 0
+        assert 50 + 256 + 10 <= amount.rows <= 50 + 256 + 10 + 200
+
+
+def test_anthropics_images_have_a_size_too() -> None:
+    data = image_part(png(280, 280))["image_url"]["url"].partition(",")[2]
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    parts = [
+        {"type": "image", "source": source},
+        {"type": "tool_result", "content": [{"type": "image", "source": source}]},
+    ]
+    for path, rows in (("/v1/messages", True), ("/v1/messages/count_tokens", False)):
+        amount = demand(path, {"messages": [{"role": "user", "content": parts}]}).amount()
+        assert amount.visual == 200
+        assert bool(amount.rows) is rows
+
+
+def test_every_prompt_has_its_own_bound() -> None:
+    def rows(path: str, **body: Any) -> int:
+        return demand(path, body).amount().rows
+
+    one = rows("/v1/completions", prompt="word " * 100)
+    assert one == 500 + 256 + 10
+    assert rows("/v1/completions", prompt=["word " * 100] * 7) == 7 * one
+    assert rows("/v1/completions", prompt=["word " * 100, "é"]) == one + 2 + 256 + 10
+    assert rows("/v1/completions", prompt=[1] * 300) == 310
+    assert rows("/v1/completions", prompt=[[1] * 300, [2] * 100]) == 420
+    assert rows("/v1/completions", prompt_embeds=["AA", "BB"]) == 2 * 8192
+    assert rows("/v1/completions", prompt=["a" * 100_000] * 2) == 2 * 8192
+    assert rows("/v1/completions", prompt="word " * 100, n=3) == one + 20
+    assert rows("/v1/responses", input="hi", previous_response_id="resp_1") == 8192
+    tokens = {"token_ids": [1] * 100, "sampling_params": {"max_tokens": 7, "n": 2}}
+    assert rows("/inference/v1/generate", **tokens) == 114
+
+
+def test_every_conversation_of_a_batch_has_its_own_bound() -> None:
+    picture = user([image_part(png(280, 280))])
+    batch = demand("/v1/chat/completions/batch", {"messages": [picture, picture, user([])]})
+    assert [prompt.visual for prompt in batch.prompts] == [100, 100, 0]
+    alone = demand(CHAT, {"messages": picture}).prompts[0]
+    assert all(prompt.tokens >= alone.tokens - 40 for prompt in batch.prompts[:2])
+    assert batch.prompts[2].tokens < alone.tokens
+
+
+async def test_prompts_take_their_true_size_one_after_the_other() -> None:
+    ledger = Ledger(Admission(max_inflight_visual_tokens=1000, max_inflight_kv_rows=100_000))
+    picture = user([image_part(png(280, 280))])
+    needed = demand("/v1/chat/completions/batch", {"messages": [picture, picture]})
+    with ExitStack() as exits:
+        room = HeldRoom(await ledger.admit("a", needed.amount(), exits), needed)
+        bound = needed.prompts[1]
+        assert room.amount().visual == 200
+        room.resize(50, [60])
+        assert room.amount() == Amount(1, 50 + bound.visual, 70 + needed.rows(bound.tokens))
+        room.resize(None, [110])
+        assert room.amount() == Amount(1, 50 + 100, 70 + 120)
+        # Another turn of the same request, once its tool has answered.
+        room.resize(0, [200])
+        assert room.amount() == Amount(1, 0, 210)
+        with pytest.raises(BudgetError):
+            room.resize(1001, [1100])
+    assert ledger.total == Amount()
 
 
 def test_media_are_found_wherever_a_client_may_put_them() -> None:
     url = {"url": "https://example.org/a.png"}
     tool = {"type": "function_call_output", "output": [{"type": "input_image", "image_url": url["url"]}]}
-    assert len(media_of({"input": [tool, {"content": [{"image_url": url, "uuid": "x"}]}]})) == 2
+    assert len(media_of([tool, {"content": [{"image_url": url, "uuid": "x"}]}])) == 2
     anthropic = {"type": "image", "source": {"type": "base64", "data": ""}}
     result = {"type": "tool_result", "content": [anthropic]}
-    assert len(media_of({"messages": [{"content": [anthropic, result, {"type": "text", "text": "x"}]}]})) == 2
+    assert len(media_of([{"content": [anthropic, result, {"type": "text", "text": "x"}]}])) == 2
     deep: Any = [{"image_url": url}]
     for _ in range(5000):
         deep = [{"content": deep}]
-    assert media_of({"messages": deep}) == []
-    assert media_of({"prompt": ["a", "b"]}) == []
+    assert media_of(deep) == []
+    assert media_of(["a", "b"]) == []
 
 
 def test_over_capacity_waits_then_503(guarded: Guarded) -> None:
