@@ -13,6 +13,7 @@ from .admit import Admit
 from .authenticate import Authenticate
 from .body import BufferBody
 from .decide import Decide
+from .faults import Faults
 from .paths import is_open
 from .protocol import answer_head_like_get
 from .usage import ReportUsage
@@ -29,7 +30,7 @@ class Chain:
 
     def __init__(self, app: ASGIApp, accounts: Accounts, state: Any) -> None:
         self.app = app
-        admitted = Admit(ReportUsage(app), state)
+        admitted = Admit(Faults(ReportUsage(app), state), state)
         buffered = BufferBody(Decide(admitted, state), state.ledger.settings, state.lifecycle)
         self.authenticate = Authenticate(buffered, app, accounts, state.ledger.settings, state.lifecycle)
 

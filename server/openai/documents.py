@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from .errors import Refusal, bad_request
+
+_MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
 
 MAX_DEPTH = 128
 """Nesting of objects and lists. Deeper ones exhaust the stack of whoever walks them later."""
@@ -19,6 +22,10 @@ def parse(body: bytes) -> Any:
     """
     try:
         document = json.loads(body)
+        if _MAYBE_SURROGATE.search(body) or b"\0" in body[:4]:
+            json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise bad_request("a string in the body holds half of a surrogate pair", None, "invalid_body") from None
     except json.JSONDecodeError as error:
         raise bad_request(f"the body is not JSON: {error}", None, "invalid_body") from None
     except UnicodeDecodeError as error:

@@ -174,7 +174,7 @@ def test_a_served_name_with_an_at_sign_is_no_preset(served: Served) -> None:
 
 
 def test_rewritten_bodies_have_their_length_and_all_else(served: Served) -> None:
-    odd = {"text": "é\ud800\u0000", "number": 1e400, "big": 10**30, "model": f"{MODEL}@fast"}
+    odd = {"text": "é\U0001f600\u0000", "number": 1e400, "big": 10**30, "model": f"{MODEL}@fast"}
     content = json.dumps(odd).encode()
     answer = served.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 200
@@ -204,6 +204,8 @@ FAULTS: tuple[tuple[str, bytes, dict[str, str], int], ...] = (
     ("5000 digits", b'{"max_tokens": ' + b"9" * 5000 + b"}", {}, 400),
     ("deep objects", b'{"a":' * 3000 + b"1" + b"}" * 3000, {}, 400),
     ("deep lists", b"[" * 200 + b"]" * 200, {}, 400),
+    ("half a pair", b'{"model": "\\ud800"}', {}, 400),
+    ("half a pair as bytes", b'{"model": "\xed\xa0\x80"}', {}, 400),
     ("gzip", b"\x1f\x8b", {"content-encoding": "gzip"}, 415),
 )
 
