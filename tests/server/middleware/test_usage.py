@@ -68,7 +68,7 @@ def test_in_a_header_where_the_answer_is_another_routes_request(monkeypatch: pyt
     assert json.loads(answer.headers["x-pruning-usage"]) == PRUNED
 
 
-@pytest.mark.parametrize("status", [200, 400, 404, 500])
+@pytest.mark.parametrize("status", [200, 400, 404, 503])
 def test_answers_without_usage_stay_as_they_are(monkeypatch: pytest.MonkeyPatch, status: int) -> None:
     async def answer(request: Any, parsed: Any) -> Response:
         return JSONResponse({"error": {"message": "é"}}, status_code=status)
