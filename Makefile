@@ -6,12 +6,10 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 MODEL  ?= benchmarks/demo_model/checkpoint
 ARGS   ?=
-CC     ?= cc
 
 BIN   := $(VENV)/bin
 # `exec`, as a shell in between would keep the signals that make hands on.
 SETUP := exec $(PYTHON) scripts/setup_env.py --venv "$(VENV)"
-MAKE_SIGNALS := build/make_signals.so
 
 # Engines in the test's own process set variables that a server would inherit, so the two do not meet in a process.
 ENGINES := tests/engine tests/kv tests/visual
@@ -23,16 +21,6 @@ PYTESTS = status=0; \
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test bench lint clean
-
-# Lets `make serve` end with status 0 after Ctrl-C or SIGTERM. See scripts/make_signals.c.
-ifneq (,$(filter serve,$(MAKECMDGOALS)))
-ifneq (,$(filter load,$(.FEATURES)))
--load $(MAKE_SIGNALS)
-endif
-endif
-
-$(MAKE_SIGNALS): scripts/make_signals.c
-	@mkdir -p $(@D) 2>/dev/null && $(CC) -shared -fPIC -O1 -o $@ $< 2>/dev/null || true
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

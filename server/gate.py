@@ -176,7 +176,7 @@ class Gate:
         visit.exits.callback(self._forget_body, visit)
         try:
             return await asyncio.wait_for(self._read(visit, receive), settings.max_body_seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             message = f"the body did not arrive within {settings.max_body_seconds:g} s"
             raise Refusal(408, "body_timeout", message, code="request_timeout", headers=CLOSE) from None
 
