@@ -1,4 +1,4 @@
-"""What is built and what it needs: the files of the wheel and of the sdist, and a declared dependency for each import."""
+"""What is built and what it needs: files of the wheel and the sdist, and a declared dependency for each import."""
 
 from __future__ import annotations
 
@@ -179,7 +179,8 @@ def test_every_dependency_is_imported() -> None:
 
 def test_an_undeclared_import_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sample").mkdir()
-    (tmp_path / "sample" / "a.py").write_text("import os, httpx, vllm\ndef f():\n    import matplotlib, nowhere.at_all\n")
+    lazy = "def f():\n    import matplotlib, nowhere.at_all\n"
+    (tmp_path / "sample" / "a.py").write_text(f"import os, httpx, vllm\n{lazy}")
     (tmp_path / "sample" / "b.py").write_text("from matplotlib import pyplot\nfrom .a import f\n")
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     assert undeclared("sample", (), ("bench",)) == {"nowhere": "sample/a.py:3", "matplotlib": "sample/b.py:1"}
