@@ -20,7 +20,7 @@ PYTESTS = status=0; \
 	exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test bench lint clean
+.PHONY: help serve test quick bench lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ test: ## set up .venv, then lint, check types and run every test that needs no G
 	@"$(BIN)/python" scripts/deploy_tools.py
 	@$(MAKE) --no-print-directory check
 	@$(if $(strip $(ARGS)),"$(BIN)/python" -m pytest -q $(ARGS),$(PYTESTS))
+
+# Without the folder that starts engines, as importing it takes long; the markers are those of tests/engine_guard.py.
+quick: ## set up .venv and run what needs no engine, in under a minute
+	@$(SETUP) --extra test
+	@"$(BIN)/python" scripts/deploy_tools.py
+	@$(PYTEST) --ignore=tests/engine -m 'not engine and not slow and not gpu' $(ARGS)
 
 lint: ## set up .venv, then lint and check types
 	@$(SETUP) --extra test

@@ -39,6 +39,7 @@ def test_strategies_in_three_forms() -> None:
     assert [entry["name"] for entry in listed] == [*names(), *kv_names()]
 
 
+@pytest.mark.slow
 def test_doctor_passes_here() -> None:
     found = run("doctor")
     assert found.returncode == 0, found.stdout
@@ -56,6 +57,7 @@ def test_doctor_passes_here() -> None:
     assert "PROBLEM" not in found.stdout
 
 
+@pytest.mark.slow
 def test_doctor_fails_when_the_plugin_is_left_out() -> None:
     found = run("doctor", VLLM_PLUGINS="something_else")
     assert found.returncode == 1
@@ -63,6 +65,7 @@ def test_doctor_fails_when_the_plugin_is_left_out() -> None:
     assert "VLLM_PLUGINS" in found.stdout
 
 
+@pytest.mark.slow
 def test_doctor_fails_on_a_broken_configuration(tmp_path: Path) -> None:
     config = tmp_path / "prune.yaml"
     config.write_text("limits:\n  most: 3\n")
@@ -71,6 +74,7 @@ def test_doctor_fails_on_a_broken_configuration(tmp_path: Path) -> None:
     assert "prune.yaml:2" in found.stdout.replace("\n", "").replace("│", "").replace(" ", "")
 
 
+@pytest.mark.slow
 def test_doctor_fails_on_a_scorer_that_is_missing(tmp_path: Path) -> None:
     config = tmp_path / "prune.yaml"
     config.write_text(f"stts: {{scorer: {tmp_path}/none.safetensors}}\n")
@@ -79,6 +83,7 @@ def test_doctor_fails_on_a_scorer_that_is_missing(tmp_path: Path) -> None:
     assert "none.safetensorscannotberead" in found.stdout.replace("\n", "").replace("│", "").replace(" ", "")
 
 
+@pytest.mark.engine
 def test_serve_says_what_to_change(tmp_path: Path) -> None:
     missing = run("serve", "./no/such/model")
     assert missing.returncode == 2

@@ -87,6 +87,7 @@ def test_file_systems_that_cannot_reserve_are_used_as_before(tmp_path: Path, mon
     assert counted(path) == {key(0): 2.0}
 
 
+@pytest.mark.slow
 def test_the_library_uses_it_in_a_process_of_its_own(tmp_path: Path) -> None:
     code = """
 from vllm_prune.compat_metrics import reserve_metric_files

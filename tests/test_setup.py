@@ -101,6 +101,7 @@ class TestShim:
         code = HOOKED + "import torchvision; print(torchvision.FOUND, shim._fragments)"
         assert run_python(code, path=(tmp_path, SCRIPTS)) == "[] []"
 
+    @pytest.mark.slow
     def test_the_installed_torchvision_serves_the_image_processors(self):
         if not importlib.util.find_spec("torchvision") or not importlib.util.find_spec("transformers"):
             pytest.skip("needs torchvision and transformers")

@@ -24,6 +24,8 @@ from .conftest import DEMO
 from .guarded import refused, until
 from .media import image_part, png, user
 
+pytestmark = pytest.mark.engine
+
 
 def ask(server: Server, **more: Any) -> httpx.Response:
     body = {"model": server.model_name, "messages": user([image_part(png(112, 140))]), "max_tokens": 2, **more}
