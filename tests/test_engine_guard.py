@@ -43,7 +43,9 @@ def test_an_engine_in_this_process_and_in_another() -> None:
 def test_a_child_process() -> None:
     with REFUSED:
         subprocess.run(["vllm-prune", "serve", "/nowhere"], check=False)
-    assert subprocess.run([sys.executable, "-c", "print('serve')"], capture_output=True, check=True).stdout == b"serve\n"
+    assert (
+        subprocess.run([sys.executable, "-c", "print('serve')"], capture_output=True, check=True).stdout == b"serve\n"
+    )
 
 
 @pytest.mark.parametrize(
