@@ -56,7 +56,9 @@ def refuse(what: str) -> None:
 def starts_engine(command: str | Sequence[object]) -> bool:
     """Whether a command runs a server, or one of the engine tests' own programs."""
     words = command.split() if isinstance(command, str) else [str(word) for word in command]
-    serves = "serve" in words and any(Path(word).name in COMMANDS or word == "vllm_prune.cli" for word in words)
+    serves = "serve" in words and any(
+        Path(word).name in COMMANDS or word.startswith("vllm_prune.cli") for word in words
+    )
     return serves or any(word.startswith(("vllm.entrypoints", ENGINE_TESTS)) for word in words)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.servers import Server
 
-from .engine_guard import ENGINE_TESTS, NOT_QUICK, starts_engine
+from . import engine_guard
+from .engine_guard import ENGINE_TESTS, NOT_QUICK, STARTS, starts_engine
 
 ROOT = Path(__file__).resolve().parent.parent
 REFUSED = pytest.raises(pytest.fail.Exception, match=r"mark it with pytest\.mark\.engine")
@@ -31,21 +32,22 @@ def test_a_server(kind: type[Server]) -> None:
         pass
 
 
-def test_an_engine_in_this_process_and_in_another() -> None:
-    from vllm.v1.engine.core import EngineCore
-    from vllm.v1.engine.core_client import MPClient
-
-    for start in (EngineCore, MPClient):
-        with REFUSED:
-            start(None, None, None)  # type: ignore[arg-type, call-arg]
+def test_a_class_of_a_module_that_is_imported_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "later_engine.py").write_text("class Engine:\n    def __init__(self, size):\n        self.size = size")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(STARTS, "later_engine", ("Engine", "__init__"))
+    engine = importlib.import_module("later_engine").Engine
+    with REFUSED:
+        engine(3)
+    monkeypatch.setattr(engine_guard, "_running", None)
+    assert engine(3).size == 3
 
 
 def test_a_child_process() -> None:
     with REFUSED:
         subprocess.run(["vllm-prune", "serve", "/nowhere"], check=False)
-    assert (
-        subprocess.run([sys.executable, "-c", "print('serve')"], capture_output=True, check=True).stdout == b"serve\n"
-    )
+    other = subprocess.run([sys.executable, "-c", "print('serve')"], capture_output=True, check=True)
+    assert other.stdout == b"serve\n"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,7 @@ def test_a_child_process() -> None:
     [
         (["/venv/bin/vllm-prune", "serve", "model"], True),
         ("vllm serve model", True),
-        ([sys.executable, "-m", "vllm_prune.cli", "serve", "model"], True),
+        ([sys.executable, "-m", "vllm_prune.cli.main", "serve", "model"], True),
         ([sys.executable, "-m", "vllm.entrypoints.openai.api_server"], True),
         ([sys.executable, f"{ENGINE_TESTS}/off_child.py"], True),
         (["vllm-prune", "doctor"], False),
@@ -64,12 +66,21 @@ def test_commands_that_start_an_engine(command: str | list[str], starts: bool) -
     assert starts_engine(command) is starts
 
 
-@pytest.mark.engine
-def test_a_marked_test_may(request: pytest.FixtureRequest) -> None:
-    from vllm.v1.engine.core import EngineCore
+@pytest.mark.slow
+def test_vllms_engines_are_what_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of a test's own process, and the client that starts one in another: all kinds derive from these."""
+    from vllm.v1.engine import core, core_client
 
-    with pytest.raises(AttributeError):  # of the engine's own, as this is no configuration
-        EngineCore(SimpleNamespace(), None, False)  # type: ignore[arg-type]
+    assert issubclass(core.EngineCoreProc, core.EngineCore)
+    assert issubclass(core_client.AsyncMPClient, core_client.MPClient)
+    assert issubclass(core_client.SyncMPClient, core_client.MPClient)
+    monkeypatch.setattr(engine_guard, "_running", "a quick test")
+    for start in (core.EngineCore, core_client.MPClient):
+        with REFUSED:
+            start(None, None, None)  # type: ignore[arg-type, call-arg]
+    monkeypatch.setattr(engine_guard, "_running", None)
+    with pytest.raises(AttributeError):  # the engine's own, as None is no configuration
+        core.EngineCore(None, None, False)  # type: ignore[arg-type]
 
 
 def test_make_quick_selects_by_these_markers() -> None:

@@ -249,7 +249,7 @@ async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) 
     await send(start)
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
     if refusal.status == 413:
-        with suppress(asyncio.TimeoutError):
+        with suppress(TimeoutError):
             await asyncio.wait_for(_drain(receive), LINGER_SECONDS)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
