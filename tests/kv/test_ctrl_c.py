@@ -1,4 +1,4 @@
-"""Who ignores Ctrl-C: the processes of a launched server that are drained. The lifecycle tests send it to a real one."""
+"""Who ignores Ctrl-C: the processes of a launched server that are drained. Lifecycle tests send it to a real one."""
 
 from __future__ import annotations
 
