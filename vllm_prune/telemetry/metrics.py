@@ -127,7 +127,7 @@ def count_clamped(reason: str, times: int = 1) -> None:
 
 
 def publish_build(version: str, vllm: str, verified: bool) -> None:
-    """One constant series that says what runs here."""
+    """One constant series with the versions in use."""
     _gauge("build_info", "Versions; 1 when the self-check passed.", ("version", "vllm")).labels(
         _model_name, version, vllm
     ).set(1 if verified else 0)
