@@ -80,6 +80,7 @@ class TestShim:
         assert finder.find_spec("torch") is None
         assert finder.find_spec("torchvision.ops") is None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("compiled", [None, b"not a library"], ids=["absent", "broken"])
     def test_declares_the_operators_where_the_compiled_part_does_not_load(self, tmp_path, compiled):
         pytest.importorskip("torch")
@@ -87,6 +88,7 @@ class TestShim:
         code = HOOKED + "import torchvision; print(torchvision.FOUND)"
         assert run_python(code, path=(tmp_path, SCRIPTS)) == "['nms', 'qnms']"
 
+    @pytest.mark.slow
     def test_survives_a_reload(self, tmp_path):
         pytest.importorskip("torch")
         fake_torchvision(tmp_path, None)
@@ -95,6 +97,7 @@ class TestShim:
         )
         assert run_python(code, path=(tmp_path, SCRIPTS)) == "['nms', 'qnms'] 1"
 
+    @pytest.mark.slow
     def test_is_inert_where_the_compiled_part_loads(self, tmp_path):
         pytest.importorskip("torch")
         fake_torchvision(tmp_path, Path(_ctypes.__file__).read_bytes())  # any library that loads will do

@@ -112,6 +112,7 @@ def test_digest_notices_any_bit():
     assert len(maths.cells_of(changed).digest.unique()) == 33
 
 
+@pytest.mark.slow
 def test_digest_is_the_same_in_other_processes_and_chunks():
     pixels = torch.arange(5000, dtype=torch.uint8).view(10, 500)
     code = (
