@@ -36,6 +36,7 @@ COME_WITH_VLLM = {
     "tokenizers": "transformers pins it",
     "fastapi": "we add routes to vLLM's application, so the version is vLLM's choice",
     "starlette": "as fastapi",
+    "uvicorn": "the server that vLLM's application runs in",
     "cv2": "two distributions of it must not meet, and vLLM names one",
     "opentelemetry": "used where vLLM exports traces, with vLLM's exporter",
 }
