@@ -32,7 +32,7 @@ def serving(model: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "vllm_prune.cli", "serve", model, "--host", "127.0.0.1", "--port", port]
+    command = [sys.executable, "-m", "vllm_prune.cli.main", "serve", model, "--host", "127.0.0.1", "--port", port]
     with tempfile.TemporaryDirectory(prefix="vllm-prune-sweep-") as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as sink:
@@ -61,7 +61,7 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    raise SweepError(f"the server did not start; what its log says:\n{_causes(log.read_text(errors='replace'))}")
+    raise SweepError(f"the server did not start; from its log:\n{_causes(log.read_text(errors='replace'))}")
 
 
 def _causes(log: str) -> str:
