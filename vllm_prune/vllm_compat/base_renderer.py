@@ -12,11 +12,14 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
+from ..request import RequestContext, current, reject
 from ..visual.frontend.media_uuids import MediaUuidError, MediaUuids, MissingMediaError, OwnedUuid
-from .request_owner import current, owner_secret, serves_http
+from .request_owner import CONTEXT, owner_secret, serves_http
 
 UUIDS = MediaUuids()
 """The uuids of this process's clients."""
+
+OPTIONS = "mm_processor_kwargs"
 
 
 def patch_base_renderer() -> None:
@@ -35,10 +38,10 @@ def patch_base_renderer() -> None:
 def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def process(self: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        _check_budget(self, prompt)
-        prompt = _with_owners(prompt)
+        context = current()
+        prompt = _with_owners(_with_budget(self, prompt, context), owner_secret(context))
         with _readable_errors(prompt):
-            return original(self, prompt, *args, **kwargs)
+            return _with_context(original(self, prompt, *args, **kwargs), context)
 
     return process
 
@@ -46,38 +49,58 @@ def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
 def _checked_async(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     async def process(self: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        _check_budget(self, prompt)
-        prompt = _with_owners(prompt)
+        context = current()
+        prompt = _with_owners(_with_budget(self, prompt, context), owner_secret(context))
         with _readable_errors(prompt):
-            return await original(self, prompt, *args, **kwargs)
+            return _with_context(await original(self, prompt, *args, **kwargs), context)
 
     return process
 
 
-def _check_budget(renderer: Any, prompt: Mapping[str, Any]) -> None:
-    """Refuse a budget among the processor's options that is not this request's.
+def _with_context(prepared: Any, context: RequestContext | None) -> Any:
+    if context is not None:
+        prepared[CONTEXT] = context
+    return prepared
+
+
+def _with_budget(renderer: Any, prompt: Any, context: RequestContext | None) -> Any:
+    """The prompt with the budget of its request among the processor's options, and no other one.
 
     Without a server the caller is the operator, who passes the budget of `LLM.generate` in just this way.
+
+    Raises:
+        VLLMValidationError: a client has set what is the server's to set, or the model cannot be pruned.
     """
+    from ..budget.canonical import KEY
+
+    if not serves_http(renderer):
+        return prompt
+    options = prompt.get(OPTIONS) or {}
+    spec = None if context is None or context.decision is None else context.decision.spec
+    wire = None if spec is None else spec.wire()
+    if KEY in options:
+        if wire is None or options[KEY] != wire:
+            raise _refusal("internal_key", f"{KEY} is set by the server; ask for a budget with `pruning`", OPTIONS)
+        return prompt
+    if wire is None or not prompt.get("multi_modal_data"):
+        return prompt
+    # A route of vLLM's that prepares media without the wrapper of `OnlineRenderer`.
+    from ..support.visual import has_adapted_processor, unsupported_model
+
+    if not has_adapted_processor(renderer):
+        raise _refusal("invalid_budget", unsupported_model(renderer.model_config), "pruning.visual")
+    return {**prompt, OPTIONS: {**options, KEY: wire}}
+
+
+def _refusal(reason: str, message: str, parameter: str) -> Exception:
     from vllm.exceptions import VLLMValidationError
 
-    from ..budget.canonical import KEY
-    from ..telemetry import metrics
-
-    options = prompt.get("mm_processor_kwargs")
-    if not isinstance(options, Mapping) or KEY not in options or not serves_http(renderer):
-        return
-    context = current()
-    spec = None if context is None or context.decision is None else context.decision.spec
-    if spec is None or options[KEY] != spec.wire():
-        metrics.count_rejection("internal_key")
-        raise VLLMValidationError(
-            f"{KEY} is set by the server; ask for a budget with `pruning`", parameter="mm_processor_kwargs"
-        )
+    reject(reason)
+    return VLLMValidationError(message, parameter=parameter)
 
 
-def _with_owners(prompt: Any) -> Any:
-    """The prompt with every uuid bound to the tenant of the request at hand.
+def _with_owners(prompt: Any, owner: str) -> Any:
+    """The prompt with every uuid bound to its owner.
 
     Here, because the processor runs in a thread that knows of no request.
 
@@ -87,7 +110,6 @@ def _with_owners(prompt: Any) -> Any:
     by_modality = prompt.get("multi_modal_uuids")
     if not by_modality:
         return prompt
-    owner = owner_secret()
     owned = {
         modality: [_owned(uuid, owner) for uuid in ([uuids] if isinstance(uuids, str) else uuids)]
         for modality, uuids in by_modality.items()
@@ -96,30 +118,23 @@ def _with_owners(prompt: Any) -> Any:
 
 
 def _owned(uuid: Any, owner: str) -> OwnedUuid | None:
-    from vllm.exceptions import VLLMValidationError
-
     if uuid is None:
         return None
     if not isinstance(uuid, str):
-        raise VLLMValidationError("the uuid of a media item is text", parameter="uuid")
+        raise _refusal("media_uuid", "the uuid of a media item is text", "uuid")
     return OwnedUuid(uuid, owner)
 
 
 @contextmanager
 def _readable_errors(prompt: Mapping[str, Any]) -> Iterator[None]:
     """Answer what is wrong with a uuid with HTTP 400, and say which uuid and which budget."""
-    from vllm.exceptions import VLLMValidationError
-
-    from ..telemetry import metrics
-
     try:
         yield
     except MediaUuidError as error:
-        metrics.count_rejection("media_uuid")
         text = str(error)
         if isinstance(error, MissingMediaError):
             text = error.text(*_circumstances(prompt, error.modality, error.index))
-        raise VLLMValidationError(text, parameter="uuid") from None
+        raise _refusal("media_uuid", text, "uuid") from None
 
 
 def _circumstances(prompt: Mapping[str, Any], modality: str, index: int) -> tuple[str | None, str | None]:
@@ -128,7 +143,7 @@ def _circumstances(prompt: Mapping[str, Any], modality: str, index: int) -> tupl
 
     names = (prompt.get("multi_modal_uuids") or {}).get(modality) or []
     name = names[index] if index < len(names) else None
-    wire = (prompt.get("mm_processor_kwargs") or {}).get(KEY)
+    wire = (prompt.get(OPTIONS) or {}).get(KEY)
     spec = None if wire is None else VisualSpec.from_wire(wire)
     part = None if spec is None or modality not in ("image", "video") else spec.part(modality)  # type: ignore[arg-type]
     if spec is None or part is None:

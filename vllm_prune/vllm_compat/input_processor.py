@@ -17,7 +17,8 @@ from dataclasses import replace
 from functools import partial, wraps
 from typing import Any
 
-from .request_owner import current, owner_secret, serves_http
+from ..request import RequestContext, current, reject
+from .request_owner import CONTEXT, owner_secret, serves_http
 
 
 def patch_input_processor() -> None:
@@ -48,18 +49,22 @@ def _with_context_in_threads(original: Callable[..., None]) -> Callable[..., Non
 def _guarded(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
-        params = _with_budget(self, params)
+        # A stream starts its engine request in another task than the one that prepared the prompt.
+        context = (prompt.get(CONTEXT) if isinstance(prompt, dict) else None) or current()
+        params = _with_budget(params, context, serves_http(self.renderer))
+        if context is not None:
+            params = _with_reports(params, prompt, context)
         request = original(self, request_id, prompt, params, *args, **kwargs)
-        if owner := owner_secret():
+        if owner := owner_secret(context):
             request.cache_salt = salt_of(owner, request.cache_salt)
-        if (context := current()) is not None:
+        if context is not None:
             context.add_engine_request(request.request_id)
         return request
 
     return process_inputs
 
 
-def _with_budget(processor: Any, params: Any) -> Any:
+def _with_budget(params: Any, context: RequestContext | None, serving: bool) -> Any:
     """The sampling parameters with the KV budget that was decided, on a copy: a caller may use its own again.
 
     Without a server the caller is the operator, whose own budget among the extra arguments is checked and kept.
@@ -68,32 +73,45 @@ def _with_budget(processor: Any, params: Any) -> Any:
         VLLMValidationError: a client has set what is the server's to set.
         BudgetError: the operator's budget is malformed.
     """
+    from vllm.exceptions import VLLMValidationError
+
     from ..budget.kv import KEY, KvSpec
 
     if not hasattr(params, "extra_args"):
         return params
     extra = params.extra_args or {}
     if KEY in extra:
-        if serves_http(processor.renderer):
-            raise _refusal(KEY)
+        if serving:
+            reject("internal_key")
+            raise VLLMValidationError(
+                f"{KEY} is set by the server; ask for a budget with `pruning`", parameter="vllm_xargs"
+            )
         KvSpec.of(extra)
         return params
-    context = current()
     spec = None if context is None or context.decision is None else context.decision.kv
     if context is None or spec is None:
         return params
-    budgeted = copy.copy(params)
-    budgeted.extra_args = {**extra, KEY: replace(spec, ticket=context.id).wire()}
-    return budgeted
+    return _changed(params, extra_args={**extra, KEY: replace(spec, ticket=context.id).wire()})
 
 
-def _refusal(key: str) -> Exception:
-    from vllm.exceptions import VLLMValidationError
+def _with_reports(params: Any, prompt: Any, context: RequestContext) -> Any:
+    """Record what the processor has left in a prompt that did not pass the wrapper of `OnlineRenderer`."""
+    from ..visual.frontend.processor import MAX_OUTPUT, REPORT
 
-    from ..telemetry import metrics
+    if not isinstance(prompt, dict):
+        return params
+    context.record_items(prompt.pop(REPORT, ()))
+    most = prompt.pop(MAX_OUTPUT, None)
+    if most is None or not hasattr(params, "max_tokens"):
+        return params
+    return _changed(params, max_tokens=most if params.max_tokens is None else min(most, params.max_tokens))
 
-    metrics.count_rejection("internal_key")
-    return VLLMValidationError(f"{key} is set by the server; ask for a budget with `pruning`", parameter="vllm_xargs")
+
+def _changed(params: Any, **values: Any) -> Any:
+    changed = copy.copy(params)
+    for name, value in values.items():
+        setattr(changed, name, value)
+    return changed
 
 
 def salt_of(tenant: str, client: str | None) -> str:

@@ -6,28 +6,21 @@ import importlib
 from functools import wraps
 from typing import Any
 
-from ..policy import SCOPE, TENANT
+from ..request import RequestContext
+
+CONTEXT = "vllm_prune_context"
+"""Key of a prepared prompt that holds the context of its request, for code that runs in another task."""
 
 
-def current() -> Any:
-    """SHIM until context-step1."""
-    from types import SimpleNamespace
-
-    scope = SCOPE.get()
-    if scope is None:
-        return None
-    return SimpleNamespace(id=scope.ticket, decision=scope.decision, add_engine_request=lambda i: None)
-
-
-def owner_secret() -> str:
-    """What separates the caches of the tenant at hand from others'; empty where there are no tenants."""
-    tenant = TENANT.get()
+def owner_secret(context: RequestContext | None) -> str:
+    """What separates the caches of a request's tenant from others'; empty where there are no tenants."""
+    tenant = None if context is None else context.tenant
     return "" if tenant is None else tenant.cache_salt or f"tenant {tenant.name}"
 
 
 def serves_http(renderer: Any) -> bool:
     """Whether a renderer answers HTTP requests, whose callers are not the operator."""
-    return getattr(renderer, "vllm_prune_serves_http", False)
+    return bool(getattr(renderer, "vllm_prune_serves_http", False))
 
 
 def mark_serving_renderers() -> None:

@@ -11,9 +11,11 @@ import importlib
 from functools import wraps
 from typing import Any
 
+from ..budget.errors import BudgetError
+from ..request import current, reject
 from ..visual.frontend.media_uuids import MediaUuidError, MissingMediaError, OwnedUuid
 from .base_renderer import UUIDS
-from .request_owner import current, owner_secret
+from .request_owner import owner_secret
 
 _MODULE = "vllm.entrypoints.scale_out.token_in_token_out"
 
@@ -29,7 +31,11 @@ def patch_serving_tokens() -> None:
     async def serve_tokens(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
         if request.features is not None:
             _check_features(self, request.features)
-        return await original(self, request, *args, **kwargs)
+        try:
+            return await original(self, request, *args, **kwargs)
+        except BudgetError as error:
+            reject("invalid_budget")
+            raise _error(str(error), error.param) from None
 
     serving.serve_tokens = serve_tokens
     serving.vllm_prune_patched = True
@@ -41,16 +47,16 @@ def _check_features(serving: Any, features: Any) -> None:
     Raises:
         VLLMValidationError: media that are not taken, cannot be read, or whose key stands for other content.
     """
-    media = serving.model_config.multimodal_config
-    if current() is not None and (media is None or not media.enable_mm_embeds):
+    context, media = current(), serving.model_config.multimodal_config
+    if context is not None and (media is None or not media.enable_mm_embeds):
         raise _refusal(
             "processed media are not taken, as tensors of a wrong shape end the engine; send them in content_parts, or "
             "start the server with --enable-mm-embeds where all clients are trusted"
         )
     _check_items(features)
-    if current() is None:
+    if context is None:
         return
-    owner, payloads = owner_secret(), features.kwargs_data or {}
+    owner, payloads = owner_secret(context), features.kwargs_data or {}
     for modality, hashes in features.mm_hashes.items():
         contents = payloads.get(modality) or [None] * len(hashes)
         for i, (name, content) in enumerate(zip(hashes, contents, strict=True)):
@@ -93,9 +99,11 @@ def _check_items(features: Any) -> None:
 
 
 def _refusal(message: str) -> Exception:
+    reject("features")
+    return _error(message, "features")
+
+
+def _error(message: str, parameter: str) -> Exception:
     from vllm.exceptions import VLLMValidationError
 
-    from ..telemetry import metrics
-
-    metrics.count_rejection("features")
-    return VLLMValidationError(message, parameter="features")
+    return VLLMValidationError(message, parameter=parameter)

@@ -30,7 +30,7 @@ from .item_cache import ItemCache
 REPORT = "vllm_prune_report"
 """Key under which `apply` leaves what was done; the request seam takes it off again."""
 
-ROOM = "vllm_prune_room"
+MAX_OUTPUT = "vllm_prune_max_output"
 """Key under which `apply` leaves how many tokens may still follow before the model runs out of positions."""
 
 
@@ -62,7 +62,7 @@ class PrunedProcessor(GridItems):
         result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         result[REPORT] = self._report(inputs, grants, result)
         if any(grant.budget for items in grants.values() for grant in items):
-            result[ROOM] = self._room(grants, result)
+            result[MAX_OUTPUT] = self._room(grants, result)
         return result
 
     def positions(self) -> int:
