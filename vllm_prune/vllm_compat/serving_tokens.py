@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -29,6 +30,7 @@ def patch_serving_tokens() -> None:
 
     @wraps(original)
     async def serve_tokens(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_parts(request.content_parts or ())
         if request.features is not None:
             _check_features(self, request.features)
         try:
@@ -39,6 +41,12 @@ def patch_serving_tokens() -> None:
 
     serving.serve_tokens = serve_tokens
     serving.vllm_prune_patched = True
+
+
+def _check_parts(parts: Sequence[Mapping[str, Any]]) -> None:
+    for part in parts:
+        if not isinstance(part.get("url"), str | None):
+            raise _error("the url of a content part is text, or null where its uuid is enough", "content_parts")
 
 
 def _check_features(serving: Any, features: Any) -> None:
