@@ -23,7 +23,7 @@ from vllm_prune.support import kv, self_check, visual
 from vllm_prune.support.self_check import EXTENSION
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
-from vllm_prune.vllm_compat import input_processor, item_sizes, output_processor, renderer, version
+from vllm_prune.vllm_compat import item_sizes, output_processor, renderer, version
 from vllm_prune.vllm_compat.validation_errors import replace_validation_handler
 
 from .admission.accounts import Accounts
@@ -97,9 +97,8 @@ class PruneEndpoint:
             raise ValueError(KEYS_CONFLICT)
         own.sizes = sizes_of(engine_client, configuration().admission.weighs)
         own.lifecycle.supervise(engine_client, state, own.ledger.refuse_waiting)
-        input_processor.salt_requests(engine_client)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
-        preregister_labels(entries(), get_args(Reason), MESSAGES, (*REFUSED, "pool_full"))
+        preregister_labels(entries(), get_args(Reason), MESSAGES, (*REFUSED, "pool_full", "malformed"))
         install(self._app, configuration().logging.lines(), tracing.wanted(engine_client.vllm_config))
         workers = await inspect_workers(engine_client)
         own.findings = visual_findings(engine_client, workers)

@@ -23,7 +23,10 @@ class _Strict(BaseModel):
 Keep = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
-MaxTokens = Annotated[int, Field(ge=1, le=1 << 24)]
+MAX_TOKENS = 1 << 24
+MAX_WINDOW = 1024
+MAX_BUFFER = 1 << 20
+MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
 class VisualPart(_Strict):
@@ -54,8 +57,8 @@ class KvField(_Strict):
     strategy: str | None = None
     keep: Keep | None = None
     max_tokens: MaxTokens | None = None
-    window: Annotated[int, Field(ge=1, le=1024)] = 8
-    buffer: Annotated[int, Field(ge=1, le=1 << 20)] = 128
+    window: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 8
+    buffer: Annotated[int, Field(ge=1, le=MAX_BUFFER)] = 128
     options: dict[str, Any] | None = None
 
 

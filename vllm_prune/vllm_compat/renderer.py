@@ -171,10 +171,10 @@ def _collect(context: RequestContext, result: Any) -> None:
 
 
 def _limit_outputs(request: Any, result: Any, model_length: int) -> None:
-    from ..visual.frontend.processor import ROOM
+    from ..visual.frontend.processor import MAX_OUTPUT
 
     for prompt in _prompts_of(result):
-        room = prompt.pop(ROOM, None)
+        room = prompt.pop(MAX_OUTPUT, None)
         # The usual case: the context ends before the rotary table does.
         if room is not None and room < model_length - len(prompt["prompt_token_ids"]):
             _limit_output(request, room)

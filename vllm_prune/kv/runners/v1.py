@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...budget.errors import BudgetError
 from ...budget.kv import KvSpec
 from ...telemetry import engine_spans, metrics
 from ..cache import UnknownLayout, open_rows
@@ -120,7 +121,11 @@ class CompactingRunnerMixin:
 
     def _follow(self, request_id: str, state: Any) -> None:
         self._forget(request_id)
-        spec = KvSpec.of(state.sampling_params.extra_args) if state.sampling_params is not None else None
+        try:
+            spec = KvSpec.of(state.sampling_params.extra_args) if state.sampling_params is not None else None
+        except BudgetError:
+            # The scheduler has said so, and orders nothing.
+            return
         if spec is not None and self.kv_compactor is not None and state.prompt_token_ids is not None:
             store = self.kv_compactor.store
             self.kv_requests[request_id] = remember(spec, state.prompt_token_ids, state.mm_features, store)
