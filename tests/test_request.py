@@ -66,6 +66,15 @@ def test_two_requests_of_one_id_are_not_mixed_up() -> None:
     assert context_of_engine_request("chatcmpl-twin") is long
 
 
+def test_vllms_ids_differ_while_two_requests_have_the_same() -> None:
+    first, second = RequestContext(request_id="twin"), RequestContext(request_id="twin")
+    assert first.engine_id() == first.engine_id() == "twin"
+    assert second.engine_id() == f"twin-{second.id[:8]}"
+    first.ended = 1.0
+    assert RequestContext(request_id="twin").engine_id() == "twin"
+    assert RequestContext(request_id="other").engine_id() == "other"
+
+
 def test_kv_reports_add_up_over_engine_requests_and_the_latest_of_each_counts() -> None:
     context = RequestContext(decision=Decision(None, kv=KvSpec("gui_kv", keep="0.5")))
     assert context.usage()["kv"] is None

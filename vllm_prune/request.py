@@ -178,6 +178,13 @@ class RequestContext:
         """Keep vLLM's statistics of a finished engine request of this request."""
         self.engine.append((time.perf_counter(), stats))
 
+    def engine_id(self) -> str:
+        """The id for vLLM to make its ids from: `request_id`, or one of ours while another request has the same."""
+        holder = _ENGINE_IDS.get(self.request_id)
+        if holder is None or holder.ended is not None:
+            _ENGINE_IDS[self.request_id] = holder = self
+        return self.request_id if holder is self else f"{self.request_id}-{self.id[:8]}"
+
     def add_engine_request(self, engine_request_id: str) -> None:
         """Tie an engine request to this request, by the id that vLLM's statistics will name."""
         shared = _ENGINE_REQUESTS.get(engine_request_id)
@@ -202,6 +209,7 @@ class RequestContext:
 CURRENT: ContextVar[RequestContext | None] = ContextVar("vllm_prune_request", default=None)
 
 _LIVE: WeakValueDictionary[str, RequestContext] = WeakValueDictionary()
+_ENGINE_IDS: WeakValueDictionary[str, RequestContext] = WeakValueDictionary()
 _ENGINE_REQUESTS: WeakValueDictionary[str, _EngineRequest] = WeakValueDictionary()
 
 

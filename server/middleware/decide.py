@@ -19,6 +19,7 @@ from ..openai.field import RequestedBudget, take_budget
 from ..openai.null_detail import drop_null_details
 from ..openai.response_inputs import make_readable
 from ..openai.routes import Route, route_of
+from ..telemetry.request_id import HEADER
 from .authenticate import BODY_METHODS
 from .body import replay
 from .paths import path_of
@@ -158,16 +159,16 @@ def _is_served(scope: Scope, name: str) -> bool:
 
 
 def _describe(context: RequestContext, scope: Scope, route: Route, document: dict[str, Any]) -> None:
-    """Note what a log line may say, and have vLLM make its ids from the request's where the client sent none."""
+    """Note what a log line may say, and have vLLM make its ids from the request's, so that no two are equal."""
     name = document.get("model")
     if route.honours and (name is None or (isinstance(name, str) and _is_served(scope, name))):
         models = _models(scope)
         context.model = name or (models.model_name() if models is not None else None)
     context.stream = document.get("stream") is True
-    headers = scope["headers"]
-    named = isinstance(document.get("request_id"), str) or any(key == b"x-request-id" for key, _ in headers)
+    others = [pair for pair in scope["headers"] if pair[0] != HEADER]
+    named = isinstance(document.get("request_id"), str) and len(others) == len(scope["headers"])
     if route.honours and route.id_from_header and not named and context.request_id:
-        scope["headers"] = [*headers, (b"x-request-id", context.request_id.encode())]
+        scope["headers"] = [*others, (HEADER, context.engine_id().encode())]
 
 
 def _with_length(headers: Any, length: int) -> list[tuple[bytes, bytes]]:
