@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ._pooling import Kernel, max_pool
-from .base import KvStrategy, LayerView, NoKvOptions, Scores, window_attention
+from .base import KvStrategy, LayerView, NoKvOptions, Scores, summed_attention
 
 CHUNK = 1 << 22
 """Similarities held at once."""
@@ -37,7 +37,7 @@ class RKv(KvStrategy):
     def score(self, view: LayerView) -> Scores:
         """Weigh attention against redundancy; both sum to one over the rows outside the window."""
         free = view.rows - view.window
-        attention = window_attention(view).mean(dim=2).amax(dim=1)[:, :free]
+        attention = summed_attention(view).amax(dim=1)[:, :free] / view.window
         attention = max_pool(attention, self.options.pooling)
         attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-12)
         redundancy = self._similarity(view.keys[:, :free]).softmax(dim=1)
