@@ -131,7 +131,7 @@ def safe_in_place(source: Sequence[int], target: Sequence[int]) -> bool:
     """Whether rows can be moved in ascending order without a copy.
 
     Kept rows ascend, so row i of the target comes from row i or later. A target block that is the m-th
-    source block may therefore be overwritten as soon as it is not before its turn: m <= its own place.
+    source block may therefore be overwritten once the rows in it have moved: m <= its own index.
     """
     place = {block: m for m, block in enumerate(source)}
     return all(place.get(block, 0) <= k for k, block in enumerate(target))

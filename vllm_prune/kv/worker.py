@@ -8,7 +8,7 @@ from typing import Any
 from vllm.platforms import current_platform
 
 from ..telemetry import metrics
-from .runners.v1 import adopt
+from .runners.v1 import make_compacting
 from .suitability import because
 
 if current_platform.is_cpu():
@@ -21,7 +21,7 @@ EVERYTHING = frozenset({"queries", "values", "saliency", "rotation"})
 
 
 class CompactingWorker(PlatformWorker):
-    """vLLM's worker; its V1 runner is adopted as soon as it exists."""
+    """vLLM's worker; its V1 runner becomes a compacting one as soon as it exists."""
 
     def init_device(self) -> None:
         """Construct the runner as vLLM does, then put our mixin in front of it."""
@@ -31,15 +31,21 @@ class CompactingWorker(PlatformWorker):
             # Hooks change the compiled graph, so a compile cache of a server without them must not serve it.
             if isinstance(self.vllm_config.additional_config, dict):
                 self.vllm_config.additional_config["vllm_prune_saliency"] = True
-            adopt(self.model_runner)
+            make_compacting(self.model_runner)
+
+    def determine_available_memory(self) -> int:
+        """Allocate the windows' queries first, so that vLLM sizes the KV cache beside them."""
+        if not self.use_v2_model_runner:
+            self.model_runner.reserve_windows()
+        return int(super().determine_available_memory())
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to start under plain vLLM, where nothing else would refuse budgets that cannot be honoured."""
         result = super().initialize_from_config(*args, **kwargs)
-        found = inspect(self.model_runner)
+        inspection = inspect(self.model_runner)
         reasons = [
-            *found["reasons"],
-            *(f"the model gives no {name}" for name in sorted(EVERYTHING - {*found["offers"]})),
+            *inspection["reasons"],
+            *(f"the model gives no {name}" for name in sorted(EVERYTHING - {*inspection["offers"]})),
         ]
         if reasons and LAUNCHED not in os.environ:
             why = "; ".join(reasons)
@@ -48,7 +54,7 @@ class CompactingWorker(PlatformWorker):
 
 
 def inspect(runner: Any) -> dict[str, Any]:
-    """Why a runner cannot compact (empty when it can), and the signals that it offers to strategies."""
+    """Why a runner cannot compact (empty when it can), and the signals that strategies can have there."""
     compactor = getattr(runner, "kv_compactor", None)
-    reasons = getattr(runner, "kv_reasons", [because("worker", "its runner was not adopted")])
+    reasons = getattr(runner, "kv_reasons", [because("worker", "its runner does not compact")])
     return {"reasons": list(reasons), "offers": sorted(compactor.offers()) if compactor is not None else []}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vllm_prune.catalogue import KV
+from vllm_prune.kv.compaction import transient_bytes
 from vllm_prune.kv.strategies import base, expected_attention
 from vllm_prune.kv.strategies.base import LayerView, summed_attention, window_attention
 
@@ -66,6 +68,20 @@ def test_memory_follows_the_part(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     seen = view(heads, group, rows, 4, MAX_WINDOW)
     attention = 4 * heads * group * MAX_WINDOW * rows
     assert peak_of(name, seen, 512) < 0.6 * attention
+
+
+@pytest.mark.parametrize("name", KV.names())
+def test_what_is_reserved_at_profiling_suffices(name: str) -> None:
+    """All rows belong to two screenshots, the most that GUI-KV compares."""
+    heads, group, rows = 4, 7, 2048 if name == "r_kv" else 16384
+    seen = view(heads, group, rows, 0, MAX_WINDOW)
+    media = (torch.arange(rows) > rows // 3).long()
+    seen = replace(seen, media=media.expand(heads, rows))
+    layer = SimpleNamespace(
+        num_kv_heads=heads, num_heads=heads * group, head_size=seen.keys.shape[2], dtype=torch.float32
+    )
+    made_by_the_compactor = 4 * seen.keys.numel() * 4
+    assert peak_of(name, seen, 1024) + made_by_the_compactor < transient_bytes(layer, rows)
 
 
 def test_the_whole_attention_at_once_would_be_noticed() -> None:

@@ -13,7 +13,7 @@ from ._pooling import Kernel, max_pool
 from .base import KvStrategy, LayerView, NoKvOptions, Scores, summed_attention
 
 CHUNK = 1 << 22
-"""Similarities held at once."""
+"""Most similarities that are held at once."""
 
 
 class RKvOptions(NoKvOptions):
@@ -53,8 +53,8 @@ class RKv(KvStrategy):
         for start in range(0, count, step):
             end = min(count, start + step)
             cosine = unit[:, start:end] @ unit.transpose(1, 2)
-            own = torch.arange(start, end, device=keys.device)
-            cosine[:, own - start, own] = 0
+            chunk = torch.arange(start, end, device=keys.device)
+            cosine[:, chunk - start, chunk] = 0
             close = cosine > self.options.similar
             order = torch.arange(1, count + 1, device=keys.device)
             latest = (close * order).argmax(dim=2, keepdim=True)
