@@ -84,7 +84,7 @@ class KvSpec:
         room = max(1, self.count(prompt) - 2)
         window = self.window_of(self.count(prompt), max_window)
         if self.window_named and window < self.window:
-            add("window", self.window, window, "budget" if window == room else "max_window")
+            add("window", self.window, window, "window_over_budget" if window == room else "max_window")
         return entries
 
     def due(self, prompt: int, rows: int, compacted: bool) -> bool:
