@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,10 +10,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vllm_prune.budget.kv import KvSpec
+from vllm_prune.catalogue import KV
 from vllm_prune.kv.query_window import QueryStore, StepPlan
 from vllm_prune.kv.window_slots import MAX_WINDOW, WindowLimits, WindowSlots
+
+from .strategies.views import view
+
+
+class CountedWork(TorchDispatchMode):
+    """Elements of all results of operations inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            self.elements += tensor.numel() if isinstance(tensor, torch.Tensor) else 0
+        return result
+
 
 LONG = KvSpec("snapkv", keep="0.5", window=MAX_WINDOW)
 
@@ -34,7 +54,36 @@ def test_only_strategies_that_look_at_queries_hold_slots() -> None:
     assert limits.slots_of(KvSpec("snapkv", keep="0.5", window=1024), 1000) == 64
     assert limits.slots_of(KvSpec("snapkv", max_tokens=5, window=64), 1000) == 3
     assert limits.slots_of(KvSpec("keydiff", keep="0.5", window=64), 1000) == 0
-    assert limits.window_of(KvSpec("keydiff", keep="0.5", window=64), 1000) == 64
+    assert limits.bounded(KvSpec("keydiff", keep="0.5", window=1024), 1000).window == 64
+
+
+def test_quadratic_scoring_waits_for_a_share_of_the_budget() -> None:
+    limits = WindowLimits.of(engine(8))
+    for spec, prompt, buffer in (
+        (KvSpec("r_kv", keep="0.5", buffer=16), 2000, 16),
+        (KvSpec("r_kv", keep="0.5", buffer=16), 32768, 256),
+        (KvSpec("r_kv", max_tokens=32768), 40000, 512),
+        (KvSpec("r_kv", max_tokens=6400), 40000, 128),
+        (KvSpec("snapkv", keep="0.5", buffer=16), 32768, 16),
+    ):
+        assert limits.bounded(spec, prompt).buffer == buffer
+        assert limits.clamped(spec, prompt) == []
+        named = replace(spec, buffer_named=True)
+        entry = {"param": "pruning.kv.buffer", "requested": spec.buffer, "applied": buffer, "reason": "quadratic"}
+        assert limits.clamped(named, prompt) == ([] if buffer == spec.buffer else [entry])
+
+
+@pytest.mark.parametrize("name", KV.names())
+def test_only_strategies_that_say_so_are_quadratic(name: str) -> None:
+    """Elements that the operations of a scoring touch, at four times the rows."""
+
+    def work(rows: int) -> int:
+        with CountedWork() as counted:
+            KV.create(name).score(view(1, 1, rows, 4, 4))
+        return counted.elements
+
+    growth = work(8192) / work(2048)
+    assert (growth > 8) == KV.strategy_class(name).quadratic
 
 
 def test_a_long_window_is_not_starved_by_short_ones() -> None:

@@ -16,6 +16,9 @@ REPORT = "vllm_prune_kv"
 
 DEFAULT_WINDOW = 8
 
+QUADRATIC_SHARE = 64
+"""Rows of the budget for each row of the smallest buffer, where scoring is quadratic."""
+
 FEWEST_ROWS = 3
 """Smallest budget: one scored row and a window, as in GUI-KV (its window is min(8, C - 2))."""
 
@@ -32,7 +35,7 @@ class KvSpec:
         window: rows at the end that are always kept; fewer where the budget is small, see `window_of`.
         buffer: decode rows past the budget before it is compacted again.
         ticket: names the HTTP request that waits for the report.
-        window_named: whether the request names the window; the default follows the budget and is never "clamped".
+        window_named, buffer_named: whether the request names them; defaults follow the budget and are never "clamped".
     """
 
     strategy: str
@@ -43,6 +46,7 @@ class KvSpec:
     buffer: int = 128
     ticket: str = ""
     window_named: bool = False
+    buffer_named: bool = False
 
     def count(self, prompt: int) -> int:
         """C, rows that a compaction leaves, for a prompt of that many cached rows."""
@@ -63,12 +67,21 @@ class KvSpec:
         """
         return max(1, min(self.window, count - 2, self.window if max_window is None else max_window))
 
-    def clamped(self, prompt: int, max_window: int | None = None) -> list[dict[str, Any]]:
+    def buffer_of(self, count: int, quadratic: bool) -> int:
+        """Decode rows past a budget of `count` rows before it is compacted again.
+
+        A strategy whose time grows with the square of the rows gets at least 1/64 of the budget: then it takes time in
+        proportion to the rows per decoded token, as attention does.
+        """
+        return max(self.buffer, -(-count // QUADRATIC_SHARE)) if quadratic else self.buffer
+
+    def clamped(self, prompt: int, max_window: int | None = None, quadratic: bool = False) -> list[dict[str, Any]]:
         """Entries of `usage.pruning.clamped` for what this budget asks for and a prompt of that length cannot have.
 
         Args:
             prompt: rows of the prompt.
             max_window: most that the engine observes, None for no bound.
+            quadratic: see `buffer_of`.
         """
         entries: list[dict[str, Any]] = []
 
@@ -85,6 +98,9 @@ class KvSpec:
         window = self.window_of(self.count(prompt), max_window)
         if self.window_named and window < self.window:
             add("window", self.window, window, "window_over_budget" if window == room else "max_window")
+        buffer = self.buffer_of(self.count(prompt), quadratic)
+        if self.buffer_named and buffer > self.buffer:
+            add("buffer", self.buffer, buffer, "quadratic")
         return entries
 
     def due(self, prompt: int, rows: int, compacted: bool) -> bool:

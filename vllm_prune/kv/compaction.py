@@ -27,12 +27,11 @@ class CachedRequest:
     """State that a worker keeps of a request with a KV budget.
 
     Attributes:
-        spec: its budget.
+        spec: its budget, within the engine's bounds.
         strategy: the strategy, with its options.
         prompt: prompt tokens.
         media: int64 [prompt], media item of each prompt token, `TEXT` for text.
         seed: depends on the prompt only.
-        window: W, rows at the end that are always kept.
         window_slots: slots of the query store, W of them; none where the strategy looks at no queries.
         evicted: logical length minus cached length.
         positions: per layer int64 [H, C], what the rows kept by the last compaction hold; empty before the first.
@@ -44,11 +43,15 @@ class CachedRequest:
     prompt: int
     media: Tensor
     seed: int
-    window: int
     window_slots: list[int]
     evicted: int = 0
     positions: list[Tensor] = field(default_factory=list)
     carried: list[dict[str, Tensor]] = field(default_factory=list)
+
+    @property
+    def window(self) -> int:
+        """Number of rows at the end that are always kept, W."""
+        return self.spec.window
 
     def observed_from(self) -> int:
         """First position whose query may belong to the next window."""
@@ -82,8 +85,8 @@ def track(
     digest = hashlib.blake2b(torch.tensor(list(prompt)).numpy().tobytes(), digest_size=8).digest()
     strategy = KV.create(spec.strategy, json.loads(spec.options))
     slots = store.acquire(limits.slots_of(spec, len(prompt)))
-    window = limits.window_of(spec, len(prompt))
-    return CachedRequest(spec, strategy, len(prompt), media, int.from_bytes(digest) >> 1, window, slots)
+    spec = limits.bounded(spec, len(prompt))
+    return CachedRequest(spec, strategy, len(prompt), media, int.from_bytes(digest) >> 1, slots)
 
 
 class Compactor:

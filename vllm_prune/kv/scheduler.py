@@ -74,8 +74,9 @@ class CompactingMixin:
             metrics.count_kv_skipped(reason)
         elif spec is not None:
             prompt = request.num_prompt_tokens
-            tally = Tally.of(spec, prompt, self.windows.limits.max_window)
-            self.kv_specs[request.request_id] = spec
+            limits = self.windows.limits
+            tally = Tally.of(spec, prompt, limits.clamped(spec, prompt))
+            self.kv_specs[request.request_id] = limits.bounded(spec, prompt)
             self.windows.register(request.request_id, spec, prompt)
             self.tallies[request.request_id] = self.unsent[request.request_id] = tally
             metrics.observe_kv_ratio(tally.kept_tokens / prompt)
@@ -153,9 +154,8 @@ class CompactingMixin:
             return result
         assert self.compacting is not None
         blocks, hit, *rest = result
-        window = self.windows.limits.window_of(spec, request.num_prompt_tokens)
         size = self.compacting.block_size
-        longest = max(0, request.num_tokens - window) // size * size
+        longest = max(0, request.num_tokens - spec.window) // size * size
         if hit <= longest:
             return result
         return (self.kv_cache_manager.truncate_computed_blocks(blocks, longest), longest, *rest)

@@ -32,10 +32,9 @@ class Tally:
     clamped: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, spec: KvSpec, prompt: int, max_window: int) -> Tally:
+    def of(cls, spec: KvSpec, prompt: int, clamped: list[dict[str, Any]]) -> Tally:
         """The tally of a request that has not been compacted yet."""
-        kept = min(prompt, spec.count(prompt))
-        return cls(spec.ticket, spec.strategy, prompt, kept, clamped=spec.clamped(prompt, max_window))
+        return cls(spec.ticket, spec.strategy, prompt, min(prompt, spec.count(prompt)), clamped=clamped)
 
     def add(self, evicted: int, freed: int) -> None:
         """Add one compaction."""

@@ -7,7 +7,7 @@ with the same numbers: a request whose window does not fit waits until others ha
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..budget.kv import DEFAULT_WINDOW, KvSpec
@@ -38,14 +38,23 @@ class WindowLimits:
         max_window = int(facts.get("max_window", MAX_WINDOW))
         return cls(max_window, max(max_window, DEFAULT_WINDOW * vllm_config.scheduler_config.max_num_seqs))
 
-    def window_of(self, spec: KvSpec, prompt: int) -> int:
-        """Rows at the end of a request's cache that are always kept."""
-        return spec.window_of(spec.count(prompt), self.max_window)
+    def bounded(self, spec: KvSpec, prompt: int) -> KvSpec:
+        """The budget as it is carried out: window and buffer within what the engine can bear.
+
+        What the request named and does not get is in `clamped`.
+        """
+        count, quadratic = spec.count(prompt), KV.strategy_class(spec.strategy).quadratic
+        window, buffer = spec.window_of(count, self.max_window), spec.buffer_of(count, quadratic)
+        return replace(spec, window=window, buffer=buffer)
+
+    def clamped(self, spec: KvSpec, prompt: int) -> list[dict[str, Any]]:
+        """Entries of `usage.pruning.clamped` for a request."""
+        return spec.clamped(prompt, self.max_window, KV.strategy_class(spec.strategy).quadratic)
 
     def slots_of(self, spec: KvSpec, prompt: int) -> int:
         """Slots that a request holds: its window, or none where its strategy looks at no queries."""
         observes = "queries" in KV.create(spec.strategy, json.loads(spec.options)).wanted()
-        return self.window_of(spec, prompt) if observes else 0
+        return self.bounded(spec, prompt).window if observes else 0
 
 
 class WindowSlots:

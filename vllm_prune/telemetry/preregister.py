@@ -8,7 +8,16 @@ from typing import Any
 from . import metrics
 
 BUDGET_REJECTIONS = ("invalid_budget", "not_active")
-CLAMPED = ("min_keep", "max_keep", "min_tokens", "max_tokens", "max_window", "min_rows", "window_over_budget")
+CLAMPED = (
+    "min_keep",
+    "max_keep",
+    "min_tokens",
+    "max_tokens",
+    "max_window",
+    "min_rows",
+    "window_over_budget",
+    "quadratic",
+)
 
 
 def preregister_labels(

@@ -102,6 +102,8 @@ class KvStrategy(ABC):
         summary: one line for the catalogue table.
         modalities: always the cache; what the catalogue's tables call it.
         needs: signals that are captured only for strategies that declare them.
+        quadratic: whether scoring takes time that grows with the square of the rows; decoding then waits longer
+            between compactions, see `KvSpec.buffer_of`.
         Options: pydantic model of the strategy's options.
     """
 
@@ -110,6 +112,7 @@ class KvStrategy(ABC):
     summary: ClassVar[str]
     modalities: ClassVar[frozenset[str]] = frozenset({"cache"})
     needs: ClassVar[frozenset[KvNeed]] = frozenset()
+    quadratic: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = NoKvOptions
 
     def __init__(self, options: BaseModel | None = None) -> None:

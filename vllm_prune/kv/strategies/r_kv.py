@@ -31,6 +31,7 @@ class RKv(KvStrategy):
     paper = "R-KV, arXiv 2505.24133, section 3"
     summary = "attended rows that are not repeats; for long answers"
     needs = frozenset({"queries"})
+    quadratic = True
     Options = RKvOptions
     options: RKvOptions
 
