@@ -18,8 +18,6 @@ from weakref import WeakValueDictionary
 from .budget.canonical import Part, VisualSpec, canonical, canonical_kv
 from .budget.errors import BudgetError
 from .budget.fields import (
-    DEFAULT_KV_STRATEGY,
-    DEFAULT_STRATEGY,
     KvField,
     OnLimit,
     PruningField,
@@ -143,7 +141,8 @@ class Policy:
             base, raw = self._preset(raw, "pruning"), None
         asked = parse_pruning(raw) if raw is not None else PruningField()
         visual, kv = self._part("visual", asked, base), self._part("kv", asked, base)
-        decision = self._limited(None if visual is None else canonical(visual))
+        defaults = self.config.limits.default_strategies()
+        decision = self._limited(None if visual is None else canonical(visual, defaults))
         return decision if kv is None else self._with_kv(decision, kv)
 
     def _preset(self, name: str, param: str) -> PruningField:
@@ -159,10 +158,11 @@ class Policy:
         return getattr(self.config.defaults, name)
 
     def _with_kv(self, decision: Decision, field: KvField) -> Decision:
-        canonical_kv(field)
-        clamped: list[dict[str, Any]] = []
         limits = self.config.limits
-        spec = canonical_kv(_limit_kv(field, limits.kv, limits.on_limit, clamped))
+        default = limits.kv.default_strategy()
+        canonical_kv(field, default)
+        clamped: list[dict[str, Any]] = []
+        spec = canonical_kv(_limit_kv(field, limits.kv, limits.on_limit, clamped), default)
         for entry in clamped:
             metrics.count_clamped(entry["reason"])
         return replace(decision, kv=spec, clamped=(*decision.clamped, *clamped))
@@ -179,6 +179,9 @@ class Policy:
             total = _change(limits, clamped, "pruning.visual.max_tokens", total, limits.max_tokens, "max_tokens")
         strict = limits.max_tokens is not None and limits.on_limit == "reject"
         limited = VisualSpec(parts["image"], parts["video"], total, limits.max_tokens, strict)
+        if limits.max_tokens is not None:
+            defaults = limits.default_strategies()
+            limited = replace(limited, capped_image=defaults["image"], capped_video=defaults["video"])
         for entry in clamped:
             metrics.count_clamped(entry["reason"])
         return Decision(None if limited == VisualSpec() else limited, tuple(clamped))
@@ -189,8 +192,7 @@ def _limit_part(part: Part | None, limits: Limits, modality: Modality, clamped: 
         if limits.max_keep is None or limits.max_keep == 1:
             return None
         _change(limits, clamped, "pruning.visual.keep", 1.0, limits.max_keep, "max_keep")
-        ratio = VisualField(strategy=DEFAULT_STRATEGY[modality], keep=limits.max_keep)
-        return canonical(ratio).part(modality)
+        return canonical(VisualField(keep=limits.max_keep), limits.default_strategies()).part(modality)
     if limits.strategies is not None and part.strategy not in limits.strategies:
         raise BudgetError(
             f"strategy {part.strategy!r} is not allowed here; allowed: {', '.join(limits.strategies)}",
@@ -208,8 +210,8 @@ def _limit_part(part: Part | None, limits: Limits, modality: Modality, clamped: 
 
 def _limit_kv(field: KvField, limits: KvLimits, on_limit: OnLimit, clamped: list[dict[str, Any]]) -> KvField:
     """The field within the operator's bounds."""
-    strategy = field.strategy or DEFAULT_KV_STRATEGY
-    if limits.strategies is not None and strategy not in limits.strategies:
+    strategy = limits.default_strategy() if field.strategy is None else field.strategy
+    if limits.strategies is not None and strategy not in ("none", *limits.strategies):
         allowed = ", ".join(limits.strategies)
         raise BudgetError(f"KV strategy {strategy!r} is not allowed here; allowed: {allowed}", "pruning.kv.strategy")
     for name, low, high in (
@@ -224,7 +226,13 @@ def _limit_kv(field: KvField, limits: KvLimits, on_limit: OnLimit, clamped: list
         if high is not None and asked > high:
             asked = _bound(on_limit, clamped, f"pruning.kv.{name}", asked, high, f"max_{suffix}")
         field = field.model_copy(update={name: asked})
-    return field
+    window, buffer = min(field.window, limits.max_window), max(field.buffer, limits.min_buffer)
+    # Only what the request names is clamped or refused: a default follows the limits.
+    if "window" in field.model_fields_set and window < field.window:
+        _bound(on_limit, clamped, "pruning.kv.window", field.window, window, "max_window")
+    if "buffer" in field.model_fields_set and buffer > field.buffer:
+        _bound(on_limit, clamped, "pruning.kv.buffer", field.buffer, buffer, "min_buffer")
+    return field.model_copy(update={"window": window, "buffer": buffer})
 
 
 def _change(limits: Limits, clamped: list[dict[str, Any]], param: str, asked: Any, allowed: Any, reason: str) -> Any:

@@ -12,7 +12,6 @@ from vllm.exceptions import VLLMClientError
 
 from vllm_prune.budget.errors import BudgetError
 from vllm_prune.policy import SCOPE, Policy, Scope
-from vllm_prune.support import kv
 from vllm_prune.telemetry import metrics, request_record
 
 from ..openai.errors import Refusal
@@ -49,12 +48,13 @@ async def answer(policy: Policy, route: Route, request: Any, raw_request: Reques
         return error_response(*unreadable)
     if scope.decision.spec is not None and not raw_request.app.state.vllm_prune.verified:
         metrics.count_rejection("not_active")
-        reason = "; ".join(raw_request.app.state.vllm_prune.findings)
-        return error_response(f"visual budgets are not honoured by this server: {reason}", "pruning.visual")
+        refusal = raw_request.app.state.vllm_prune.findings[0].error()
+        return error_response(str(refusal), refusal.param)
     if scope.decision.kv is not None and (findings := raw_request.app.state.vllm_prune.kv_findings):
         metrics.count_rejection("not_active")
-        metrics.count_kv_skipped(kv.cause_of(findings[0]))
-        return error_response(f"KV budgets are not honoured by this server: {'; '.join(findings)}", "pruning.kv")
+        metrics.count_kv_skipped(findings[0].cause)
+        refusal = findings[0].error()
+        return error_response(str(refusal), refusal.param)
     scope.media_param = "input" if "input" in type(request).model_fields else "messages"
     visit: Visit = raw_request.scope[VISIT]
     try:

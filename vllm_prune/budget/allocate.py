@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from ..catalogue import VISUAL
 from ..grid import Grid, Modality
 from ..shares import largest_remainder
-from .canonical import Part, VisualSpec, options_of
+from .canonical import Part, VisualSpec
 from .errors import BudgetError
-from .fields import DEFAULT_STRATEGY
-
-
-def default_part(modality: Modality) -> Part:
-    """The default strategy of a modality with its default options, and no budget."""
-    name = DEFAULT_STRATEGY[modality]
-    return Part(name, options_of(name, {}, "pruning.visual"))
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ def _share(
         )
     counts = largest_remainder(min(total, sum(weights)), weights, weights, 1)
     for (modality, i), count in zip(places, counts, strict=True):
-        part = spec.part(modality) or default_part(modality)
+        part = spec.part_of_cap(modality)
         grants[modality][i] = (
             None if count >= sizes[modality][i] else ItemBudget(part.strategy, part.options, None, count, capped)
         )

@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ...grid import Grid, Modality
-
-Need = Literal["tower_attention", "pixels", "scorer", "selector"]
+from ...signals import VisualSignal
 
 
 class NoOptions(BaseModel):
@@ -77,7 +76,7 @@ class Strategy(ABC):
     paper: ClassVar[str]
     summary: ClassVar[str]
     modalities: ClassVar[frozenset[Modality]] = frozenset({"image", "video"})
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    needs: ClassVar[frozenset[VisualSignal]] = frozenset()
     frame_split: ClassVar[Literal["even", "energy"]] = "even"
     floor: ClassVar[bool] = True
     Options: ClassVar[type[BaseModel]] = NoOptions
