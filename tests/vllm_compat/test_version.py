@@ -68,7 +68,7 @@ def config(**changes: Any) -> Any:
 def test_refusals_have_a_reason_each(changes: dict[str, Any], word: str) -> None:
     reasons = visual.config_refusals(config(**changes))
     assert len(reasons) == 1
-    assert word in reasons[0]
+    assert word in reasons[0].text
 
 
 def test_what_is_supported_is_not_refused() -> None:

@@ -84,7 +84,7 @@ WORDS: dict[Cause, str] = {
     "beam_search": "beam search",
     "window": "windows larger than the workers have reserved memory for",
     "signal": "strategies whose signals the model does not give",
-    "no_media": "models without images and videos",
+    "no_media": "models that take no images or videos",
     "adapter": "models without an adapter",
     "extension": "workers without vllm-prune's extension",
     "vllm_pruning": "vLLM's own --video-pruning-rate",

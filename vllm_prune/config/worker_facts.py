@@ -88,9 +88,10 @@ _TAKEN = f"{FLAG} sets {KEY!r}, which vllm-prune serve sets itself; leave that k
 
 
 def _normal(argument: str) -> str:
-    """An argument with dashes in its flag, as vLLM reads it."""
+    """An argument with dashes in its flag, as vLLM reads it; keys behind a dot stay as they are."""
     flag, equals, value = argument.partition("=")
-    return flag.replace("_", "-").replace(f"{FLAG}.vllm-prune", f"{FLAG}.{KEY}") + equals + value
+    name, dot, keys = flag.partition(".")
+    return name.replace("_", "-") + dot + keys + equals + value
 
 
 def _split(arguments: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -30,7 +30,7 @@ def missing(spec: KvSpec, vllm_config: Any) -> Finding | None:
     """Why this budget cannot be honoured on the served model, None when it can."""
     largest = WorkerFacts.of(vllm_config).max_window
     if spec.window > largest:
-        detail = f"{spec.window}, and theirs is for {largest}; start with vllm-prune serve, which tells them the limit"
+        detail = f"{spec.window}, and they hold {largest}; give at most that, or start with vllm-prune serve"
         return kv_finding("window", detail, "pruning.kv.window")
     strategy = KV.create(spec.strategy, json.loads(spec.options))
     for name in sorted(strategy.wanted()):

@@ -5,10 +5,13 @@ How a worker provides it is in `visual/tower/signals.py` and `kv/signals.py` und
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
-from ..budget.errors import Finding, VisualCause
+from ..budget.errors import Finding
+from ..config.load import configuration
+from ..config.worker_facts import FLAG, KEY, WorkerFacts
 from ..signals import KvSignal, VisualSignal
 from ..visual.scorers.base import TrainedWeights
 from ..visual.scorers.stts.weights import STTS
@@ -61,9 +64,19 @@ def _selector(vllm_config: Any) -> Finding | None:
     return _weights(SELECTOR, "selector", vllm_config)
 
 
-def _weights(weights: TrainedWeights, cause: VisualCause, vllm_config: Any) -> Finding | None:
-    text = weights.refusal(vllm_config)
+def _weights(weights: TrainedWeights, cause: Literal["scorer", "selector"], vllm_config: Any) -> Finding | None:
+    text = _unknown_to_workers(cause, vllm_config) or weights.refusal(vllm_config)
     return None if text is None else Finding(cause, VISUAL_PARAM, text)
+
+
+def _unknown_to_workers(cause: Literal["scorer", "selector"], vllm_config: Any) -> str | None:
+    """Under plain `vllm serve` nothing carries the paths of the configuration to the workers."""
+    facts, configured = WorkerFacts.of(vllm_config), WorkerFacts.configured(configuration())
+    path = getattr(configured, cause)
+    if facts.launched or path is None or getattr(facts, cause) is not None:
+        return None
+    argument = json.dumps({KEY: {cause: path}})
+    return f"the workers do not know of {path}: start with vllm-prune serve, or give vllm serve {FLAG} '{argument}'"
 
 
 def _hidden(text: str) -> Finding:

@@ -59,7 +59,7 @@ def config_refusals(vllm_config: Any) -> list[Finding]:
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     mm, speculative = model.multimodal_config, vllm_config.speculative_config
     if mm is None:
-        return [visual_finding("no_media", "this one takes neither")]
+        return [visual_finding("no_media", "this one takes text only")]
     refused = []
     if mm.is_multimodal_pruning_enabled():
         refused.append(visual_finding("vllm_pruning", "it is set; drop it and use budgets per request"))

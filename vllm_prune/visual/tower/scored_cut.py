@@ -24,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class TowerScorer:
-    """A scorer and the attention that takes its bias; no module of the model, which loads its checkpoint's weights only.
+    """A scorer and the attention that takes its bias; no module of the model, which loads its checkpoint alone.
 
     Attributes:
         scorer: float32, moved to the tower's device when it is first used.
