@@ -103,6 +103,8 @@ def test_defaults_without_a_strategy_follow_the_limits() -> None:
         {"strategies": []},
         {"kv": {"strategies": []}},
         {"strategies": [""]},
+        {"strategies": ["none"], "max_keep": 0.5},
+        {"strategies": ["none"], "max_tokens": 5},
         {"min_keep": 0.5, "max_keep": 0.4},
         {"min_tokens": 5, "max_tokens": 4},
         {"kv": {"min_tokens": 5, "max_tokens": 4}},

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from vllm_prune.budget.canonical import VisualSpec, canonical
-from vllm_prune.budget.errors import Finding
+from vllm_prune.budget.errors import WORDS, Finding
 from vllm_prune.budget.fields import parse_visual
-from vllm_prune.support.visual import tower_refusal
+from vllm_prune.support.visual import config_refusals, tower_refusal
 from vllm_prune.visual.scorers.stts.files import PLACE, save
 from vllm_prune.visual.scorers.stts.model import Scorer, Shape
 
@@ -98,3 +98,44 @@ def test_a_scorer_needs_an_open_tower(changes: dict[str, Any], tmp_path: Path) -
     assert "name another one" in finding.text
     assert finding.cause in ("hidden_tower", "tower_backend")
     assert finding.param == "pruning.visual.strategy"
+
+
+def whole_config(**changes: Any) -> Any:
+    """The parts of a vLLM configuration that decide about visual pruning as a whole."""
+    mm = SimpleNamespace(is_multimodal_pruning_enabled=lambda: changes.get("rate", False), mm_encoder_tp_mode="data")
+    speculative = changes.get("speculative")
+    return SimpleNamespace(
+        model_config=SimpleNamespace(multimodal_config=changes.get("mm", mm)),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=changes.get("pipeline", 1), use_ubatching=changes.get("dbo", False)
+        ),
+        speculative_config=SimpleNamespace(method=speculative) if speculative else None,
+        compilation_config=SimpleNamespace(cudagraph_mm_encoder=changes.get("graphs", False)),
+        ec_transfer_config=changes.get("transfer"),
+        lora_config=SimpleNamespace(enable_tower_connector_lora=True) if changes.get("lora") else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause", "word"),
+    [
+        ({"rate": True}, "vllm_pruning", "video-pruning-rate"),
+        ({"pipeline": 2}, "pipeline_parallel", "first rank"),
+        ({"dbo": True}, "micro_batches", "DBO"),
+        ({"speculative": "eagle3"}, "speculative", "eagle3"),
+        ({"transfer": object()}, "encoder_transfer", "disaggregation"),
+        ({"lora": True}, "tower_lora", "LoRA"),
+        ({"graphs": True}, "encoder_graphs", "unpruned size"),
+        ({"mm": None}, "no_media", "text only"),
+    ],
+)
+def test_a_configuration_without_visual_pruning(changes: dict[str, Any], cause: str, word: str) -> None:
+    [finding] = config_refusals(whole_config(**changes))
+    assert (finding.cause, finding.param) == (cause, "pruning.visual")
+    assert word in finding.text
+    assert finding.text.startswith(WORDS[finding.cause])
+
+
+def test_what_is_supported_is_not_refused() -> None:
+    assert config_refusals(whole_config()) == []
+    assert config_refusals(whole_config(speculative="ngram")) == []

@@ -71,7 +71,7 @@ def allocate(spec: VisualSpec, sizes: Mapping[Modality, Sequence[int]]) -> dict[
 def _check_modality(strategy: str, modality: Modality) -> None:
     if modality not in VISUAL.strategy_class(strategy).modalities:
         raise BudgetError(
-            f"strategy {strategy!r} does not prune a {modality}; name another one in pruning.visual.{modality}, "
+            f"strategy {strategy!r} does not prune {modality}s; name another one in pruning.visual.{modality}, "
             f"or turn that modality off with null",
             "pruning.visual.strategy",
         )
@@ -99,6 +99,16 @@ def _share(
         )
 
 
+def _check_cap(spec: VisualSpec, modality: Modality, kept: int, items: int) -> None:
+    strategy = spec.part_of_cap(modality).strategy
+    if items and modality not in VISUAL.strategy_class(strategy).modalities:
+        raise BudgetError(
+            f"{kept} visual tokens are over the operator's limit of {spec.limit}, and no strategy that is allowed here "
+            f"prunes {modality}s; send fewer or smaller ones",
+            f"pruning.visual.{modality}",
+        )
+
+
 def _capped(
     grants: dict[Modality, list[ItemBudget | None]], spec: VisualSpec, sizes: Mapping[Modality, Sequence[int]]
 ) -> dict[Modality, list[ItemBudget | None]]:
@@ -113,6 +123,8 @@ def _capped(
     if kept > spec.limit and spec.strict:
         raise BudgetError(f"{kept} visual tokens are over the operator's limit of {spec.limit}", "pruning.visual")
     if kept > spec.limit:
+        for modality in sizes:
+            _check_cap(spec, modality, kept, len(sizes[modality]))
         everything = [(m, i) for m in sizes for i in range(len(sizes[m]))]
         _share(grants, spec, everything, sizes, spec.limit, capped=True)
     return grants

@@ -81,6 +81,9 @@ class Limits(Section):
     @model_validator(mode="after")
     def _known(self) -> Limits:
         _check(self, VISUAL.names())
+        bounds = self.max_tokens is not None or (self.max_keep is not None and self.max_keep < 1)
+        if bounds and self.strategies is not None and set(self.strategies) == {"none"}:
+            raise ValueError("max_keep below 1 and max_tokens need a strategy that prunes; strategies has none")
         return self
 
     def default_strategies(self) -> dict[Modality, str]:
