@@ -22,9 +22,10 @@ from vllm.logger import init_logger
 from vllm_prune import __version__
 from vllm_prune.budget.errors import KV_CAUSES, Finding
 from vllm_prune.catalogue import entries
-from vllm_prune.config.load import configuration
+from vllm_prune.config.load import PruneConfig, configuration
 from vllm_prune.config.tenants import KEYS_CONFLICT
-from vllm_prune.policy import policy
+from vllm_prune.policy import config_for
+from vllm_prune.request import current
 from vllm_prune.support.self_check import inspect_workers, kv_findings, visual_findings
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
@@ -41,12 +42,14 @@ from .middleware.observe import install
 from .middleware.usage import answer
 from .openai.errors import Reason
 from .openai.schema import describe
+from .readiness import address_of, announce
 from .telemetry import tracing
 
 logger = init_logger("vllm.vllm_prune")
 router = APIRouter()
 JSON_BODY = [Depends(validate_json_request)]
-URL_ENV = "VLLM_PRUNE_URL"
+LAUNCHED = "VLLM_PRUNE_LAUNCHED"
+"""Set by `vllm-prune serve`, which promises a line when the server is ready."""
 
 
 @dataclass
@@ -94,7 +97,6 @@ class PruneEndpoint:
         """Prove that our classes are in use, then announce the server once it answers."""
         renderer.patch_renderer()
         output_processor.patch_output_processor()
-        policy()
         own: ServerState = state.vllm_prune
         if configuration().tenants and (args.api_key or os.environ.get("VLLM_API_KEY")):
             raise ValueError(KEYS_CONFLICT)
@@ -103,7 +105,7 @@ class PruneEndpoint:
         input_processor.salt_requests(engine_client)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
         preregister_labels(entries(), get_args(Reason), MESSAGES, (*KV_CAUSES, "pool_full"))
-        install(self._app, policy().config.logging.lines(), tracing.wanted(engine_client.vllm_config))
+        install(self._app, configuration().logging.lines(), tracing.wanted(engine_client.vllm_config))
         workers = await inspect_workers(engine_client)
         own.findings = visual_findings(engine_client, workers)
         own.kv_findings = kv_findings(engine_client, workers)
@@ -117,8 +119,9 @@ class PruneEndpoint:
             logger.warning("KV budgets are refused: %s", finding)
         for line in own.media_findings:
             logger.warning("media intake: %s", line)
-        if url := os.environ.get(URL_ENV):
-            state.vllm_prune_announcer = asyncio.create_task(_announce(url, own))
+        if os.environ.get(LAUNCHED):
+            note = "" if own.verified else " (visual budgets are refused, see above)"
+            state.vllm_prune_announcer = asyncio.create_task(announce(address_of(args), note))
 
 
 def sizes_of(engine_client: Any, wanted: bool) -> Sizes:
@@ -130,37 +133,28 @@ def sizes_of(engine_client: Any, wanted: bool) -> Sizes:
     return Sizes(context, largest, image)
 
 
-async def _announce(url: str, own: ServerState) -> None:
-    import httpx
-
-    async with httpx.AsyncClient(verify=False, trust_env=False) as client:
-        while True:
-            try:
-                if (await client.get(f"{url}/health/live")).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            await asyncio.sleep(0.1)
-    note = "" if own.verified else " (visual budgets are refused, see above)"
-    print(f"vllm-prune is ready: {url}{note}", flush=True)
+def _config() -> PruneConfig:
+    """The configuration as it applies to the current request's tenant."""
+    context = current()
+    return config_for(context.tenant if context is not None else None)
 
 
 @router.post("/v1/chat/completions", dependencies=JSON_BODY)
 async def chat(request: ChatCompletionRequest, raw_request: Request) -> Response:
     """OpenAI chat completions with a `pruning` field."""
-    return await answer(policy(), create_chat_completion, request, raw_request)
+    return await answer(_config(), create_chat_completion, request, raw_request)
 
 
 @router.post("/v1/completions", dependencies=JSON_BODY)
 async def completions(request: CompletionRequest, raw_request: Request) -> Response:
     """OpenAI completions with a `pruning` field."""
-    return await answer(policy(), create_completion, request, raw_request)
+    return await answer(_config(), create_completion, request, raw_request)
 
 
 @router.post("/v1/responses", dependencies=JSON_BODY)
 async def responses(request: ResponsesRequest, raw_request: Request) -> Response:
     """OpenAI responses with a `pruning` field."""
-    return await answer(policy(), create_responses, request, raw_request)
+    return await answer(_config(), create_responses, request, raw_request)
 
 
 @router.get("/v1/pruning/strategies")
@@ -172,7 +166,7 @@ async def strategies() -> JSONResponse:
 @router.get("/v1/pruning/presets")
 async def presets() -> JSONResponse:
     """The operator's presets."""
-    found = policy().config.presets
+    found = _config().presets
     data = [{"name": name, "pruning": preset.model_dump(exclude_unset=True)} for name, preset in found.items()]
     return JSONResponse({"object": "list", "data": data})
 

@@ -9,11 +9,11 @@ from vllm_prune.budget.errors import BudgetError
 from vllm_prune.config.limits import Limits
 from vllm_prune.config.load import PruneConfig
 from vllm_prune.config.tenants import hash_key
-from vllm_prune.policy import Decision, Policy
+from vllm_prune.policy import Decision, decide
 
 
-def server(**sections: Any) -> Policy:
-    return Policy(PruneConfig.model_validate(sections))
+def server(**sections: Any) -> PruneConfig:
+    return PruneConfig.model_validate(sections)
 
 
 def strategies(decision: Decision) -> tuple[str | None, str | None]:
@@ -40,24 +40,24 @@ def test_the_default_is_among_the_allowed(allowed: tuple[str, ...] | None, image
 
 
 def test_a_request_without_a_strategy_gets_an_allowed_one() -> None:
-    policy = server(limits={"strategies": ["uniform", "evs"], "kv": {"strategies": ["streaming", "keydiff"]}})
-    decision = policy.decide({"visual": {"keep": 0.5}, "kv": {"keep": 0.5}})
+    config = server(limits={"strategies": ["uniform", "evs"], "kv": {"strategies": ["streaming", "keydiff"]}})
+    decision = decide(config, {"visual": {"keep": 0.5}, "kv": {"keep": 0.5}})
     assert strategies(decision) == ("uniform", "uniform")
     assert decision.kv is not None
     assert decision.kv.strategy == "streaming"
     assert decision.clamped == ()
-    assert server(limits={"kv": {"strategies": ["keydiff", "snapkv"]}}).decide({"kv": {"keep": 0.5}}).kv.strategy == (  # type: ignore[union-attr]
-        "snapkv"
-    )
+    both = decide(server(limits={"kv": {"strategies": ["keydiff", "snapkv"]}}), {"kv": {"keep": 0.5}})
+    assert both.kv is not None
+    assert both.kv.strategy == "snapkv"
 
 
 def test_limits_prune_with_allowed_strategies() -> None:
-    policy = server(limits={"strategies": ["uniform"], "max_keep": 0.5, "max_tokens": 100})
-    decision = policy.decide()
+    config = server(limits={"strategies": ["uniform"], "max_keep": 0.5, "max_tokens": 100})
+    decision = decide(config)
     assert strategies(decision) == ("uniform", "uniform")
-    off = policy.decide({"visual": {"keep": 0.5, "video": None}})
+    off = decide(config, {"visual": {"keep": 0.5, "video": None}})
     assert off.spec is not None
-    capped = server(limits={"strategies": ["uniform"], "max_tokens": 100}).decide()
+    capped = decide(server(limits={"strategies": ["uniform"], "max_tokens": 100}))
     assert capped.spec is not None
     assert capped.spec.image is None
     assert capped.spec.part_of_cap("image").strategy == "uniform"
@@ -65,11 +65,11 @@ def test_limits_prune_with_allowed_strategies() -> None:
 
 
 def test_a_named_strategy_is_refused_all_the_same() -> None:
-    policy = server(limits={"strategies": ["uniform"], "kv": {"strategies": ["keydiff"]}})
+    config = server(limits={"strategies": ["uniform"], "kv": {"strategies": ["keydiff"]}})
     for field in ({"visual": {"keep": 0.5, "strategy": "divprune"}}, {"kv": {"keep": 0.5, "strategy": "snapkv"}}):
         with pytest.raises(BudgetError, match="is not allowed here"):
-            policy.decide(field)
-    assert policy.decide({"kv": {"strategy": "none"}}).kv is None
+            decide(config, field)
+    assert decide(config, {"kv": {"strategy": "none"}}).kv is None
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_defaults_that_the_limits_forbid_are_an_error_at_start(defaults: dict[st
 
 def test_defaults_without_a_strategy_follow_the_limits() -> None:
     limits = {"strategies": ["uniform"], "kv": {"strategies": ["keydiff"]}}
-    policy = server(defaults={"visual": {"keep": 0.5}, "kv": {"keep": 0.5}}, limits=limits)
-    decision = policy.decide()
+    config = server(defaults={"visual": {"keep": 0.5}, "kv": {"keep": 0.5}}, limits=limits)
+    decision = decide(config)
     assert strategies(decision) == ("uniform", "uniform")
     assert decision.kv is not None
     assert decision.kv.strategy == "keydiff"
@@ -120,28 +120,28 @@ def test_limits_that_make_no_sense(limits: dict[str, Any]) -> None:
 
 
 def test_windows_and_buffers_are_clamped_and_said() -> None:
-    decision = server().decide({"kv": {"keep": 0.5, "window": 1024, "buffer": 1}})
+    decision = decide(server(), {"kv": {"keep": 0.5, "window": 1024, "buffer": 1}})
     assert decision.kv is not None
     assert (decision.kv.window, decision.kv.buffer) == (64, 16)
     assert decision.clamped == (
         {"param": "pruning.kv.window", "requested": 1024, "applied": 64, "reason": "max_window"},
         {"param": "pruning.kv.buffer", "requested": 1, "applied": 16, "reason": "min_buffer"},
     )
-    inside = server().decide({"kv": {"keep": 0.5, "window": 64, "buffer": 16}})
+    inside = decide(server(), {"kv": {"keep": 0.5, "window": 64, "buffer": 16}})
     assert inside.clamped == ()
 
 
 @pytest.mark.parametrize("field", ["window", "buffer"])
 def test_windows_and_buffers_are_refused_where_the_operator_says_so(field: str) -> None:
-    policy = server(limits={"on_limit": "reject"})
+    config = server(limits={"on_limit": "reject"})
     with pytest.raises(BudgetError, match="operator's limit") as caught:
-        policy.decide({"kv": {"keep": 0.5, field: 1024 if field == "window" else 1}})
+        decide(config, {"kv": {"keep": 0.5, field: 1024 if field == "window" else 1}})
     assert caught.value.param == f"pruning.kv.{field}"
 
 
 def test_defaults_of_window_and_buffer_follow_the_limits_without_a_word() -> None:
-    policy = server(limits={"on_limit": "reject", "kv": {"max_window": 4, "min_buffer": 256}})
-    decision = policy.decide({"kv": {"keep": 0.5}})
+    config = server(limits={"on_limit": "reject", "kv": {"max_window": 4, "min_buffer": 256}})
+    decision = decide(config, {"kv": {"keep": 0.5}})
     assert decision.kv is not None
     assert (decision.kv.window, decision.kv.buffer, decision.clamped) == (4, 256, ())
 

@@ -116,14 +116,14 @@ def _molmo2() -> Check:
 
 def _stts() -> Check:
     try:
-        scorer = load().stts.scorer
-        shape = read_shape(Path(scorer)) if scorer is not None else None
+        path = load().stts.scorer
+        shape = read_shape(Path(path)) if path is not None else None
     except ConfigError:
         return Check("stts scorer", True, "not looked at: the configuration cannot be read")
     except ScorerError as error:
         return Check("stts scorer", False, f"stts.scorer: {error}")
     if shape is not None:
-        return Check("stts scorer", True, f"{scorer}: {shape}; whether it fits is decided with the served model")
+        return Check("stts scorer", True, f"{path}: {shape}; whether it fits is decided with the served model")
     detail = f"none configured: strategy 'stts' runs where the served checkpoint has {PLACE}, and is refused with 400 "
     return Check(
         "stts scorer", True, detail + "elsewhere; name another file in the configuration, stts: {scorer: FILE}"

@@ -17,11 +17,11 @@ from .cut import Cut
 from .scored_cut import ScoredCut, TowerScorer
 from .signals import ItemSource, context_of
 
-Place = tuple[int, bool]
+PrunePoint = tuple[int, bool]
 """Blocks in front of the choice inside the tower, and whether the scorer makes it."""
 
 
-def place_of(plan: ItemPlan, scorer: TowerScorer | None) -> Place | None:
+def prune_point(plan: ItemPlan, scorer: TowerScorer | None) -> PrunePoint | None:
     """Where a plan cuts inside the tower; None for a choice behind it."""
     if "scorer" not in VISUAL.strategy_class(plan.strategy).needs:
         return None if plan.cut is None else (plan.cut, False)
@@ -45,13 +45,17 @@ def choose_cells(plan: ItemPlan, source: ItemSource) -> Tensor:
     return kept
 
 
-def cut_of(
-    place: Place, plans: Sequence[ItemPlan], grids: Sequence[Grid], scorer: TowerScorer | None, device: torch.device
+def build_cut(
+    place: PrunePoint,
+    plans: Sequence[ItemPlan],
+    grids: Sequence[Grid],
+    scorer: TowerScorer | None,
+    device: torch.device,
 ) -> tuple[Cut, list[Tensor]]:
     """The cut of a batch whose items all cut at one place.
 
     Args:
-        place: see `place_of`.
+        place: see `prune_point`.
         plans, grids: the items.
         scorer: the model's.
         device: the tower's.
@@ -67,7 +71,7 @@ def cut_of(
             source = ItemSource(grid, part[:, None], {"scorer": part}) if scored else ItemSource(grid, part)
             kept.append(choose_cells(plan, source))
         starts = [0, *accumulate(grid.tokens for grid in grids)]
-        return torch.cat([cells + start for cells, start in zip(kept, starts, strict=False)])
+        return torch.cat([item_kept + start for item_kept, start in zip(kept, starts, strict=False)])
 
     counts = [plan.count for plan in plans]
     if not scored:
