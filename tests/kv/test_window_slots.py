@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.catalogue import KV
+from vllm_prune.config.worker_facts import MAX_WINDOW
 from vllm_prune.kv.query_window import QueryStore, StepPlan
-from vllm_prune.kv.window_slots import MAX_WINDOW, WindowLimits, WindowSlots
+from vllm_prune.kv.window_slots import WindowLimits, WindowSlots
 
 from .strategies.views import view
 

@@ -12,9 +12,7 @@ from typing import Any
 
 from ..budget.kv import DEFAULT_WINDOW, KvSpec
 from ..catalogue import KV
-
-MAX_WINDOW = 64
-"""Longest window where the operator has set no other bound."""
+from ..config.worker_facts import WorkerFacts
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,7 @@ class WindowLimits:
     @classmethod
     def of(cls, vllm_config: Any) -> WindowLimits:
         """The limits of an engine; its scheduler and all its workers find the same."""
-        additional = vllm_config.additional_config
-        facts = additional.get("vllm_prune", {}) if isinstance(additional, dict) else {}
-        max_window = int(facts.get("max_window", MAX_WINDOW))
+        max_window = WorkerFacts.of(vllm_config).max_window
         return cls(max_window, max(max_window, DEFAULT_WINDOW * vllm_config.scheduler_config.max_num_seqs))
 
     def bounded(self, spec: KvSpec, prompt: int) -> KvSpec:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from vllm.platforms import current_platform
 
+from ..budget.errors import Finding, kv_finding
+from ..config.worker_facts import WorkerFacts
 from ..telemetry import metrics
 from .runners.v1 import make_compacting
-from .suitability import because
+from .signals import PROVIDERS, offers
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
 else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
-
-LAUNCHED = "VLLM_PRUNE_LAUNCHED"
-EVERYTHING = frozenset({"queries", "values", "saliency", "rotation"})
 
 
 class CompactingWorker(PlatformWorker):
@@ -42,19 +40,23 @@ class CompactingWorker(PlatformWorker):
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to start under plain vLLM, where nothing else would refuse budgets that cannot be honoured."""
         result = super().initialize_from_config(*args, **kwargs)
-        inspection = inspect(self.model_runner)
-        reasons = [
-            *inspection["reasons"],
-            *(f"the model gives no {name}" for name in sorted(EVERYTHING - {*inspection["offers"]})),
-        ]
-        if reasons and LAUNCHED not in os.environ:
+        report = inspect(self.model_runner)
+        reasons = [Finding.of(wire).text for wire in report["findings"]]
+        reasons += [f"the model gives no {name}" for name in sorted({*PROVIDERS} - {*report["offers"]})]
+        if reasons and not WorkerFacts.of(self.vllm_config).launched:
             why = "; ".join(reasons)
             raise RuntimeError(f"not all KV strategies can run here: {why}. Start with vllm-prune serve instead.")
         return result
 
 
 def inspect(runner: Any) -> dict[str, Any]:
-    """Why a runner cannot compact (empty when it can), and the signals that strategies can have there."""
+    """Why a runner cannot compact (no findings when it can), and the signals that strategies can have there.
+
+    Plain data, as it travels between processes.
+    """
     compactor = getattr(runner, "kv_compactor", None)
-    reasons = getattr(runner, "kv_reasons", [because("worker", "its runner does not compact")])
-    return {"reasons": list(reasons), "offers": sorted(compactor.offers()) if compactor is not None else []}
+    findings = getattr(runner, "kv_findings", [kv_finding("worker", "its runner does not compact")])
+    return {
+        "findings": [finding.wire() for finding in findings],
+        "offers": sorted(offers(compactor)) if compactor is not None else [],
+    }

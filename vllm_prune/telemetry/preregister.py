@@ -14,6 +14,7 @@ CLAMPED = (
     "min_tokens",
     "max_tokens",
     "max_window",
+    "min_buffer",
     "min_rows",
     "window_over_budget",
     "quadratic",
