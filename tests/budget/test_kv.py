@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_prune.budget.errors import BudgetError
 from vllm_prune.budget.kv import FEWEST_ROWS, KEY, KvSpec
 
 SPECS = st.builds(
@@ -122,3 +123,49 @@ def test_said_is_exactly_what_differs(spec: KvSpec, prompt: int, max_window: int
     window = spec.window_of(spec.count(prompt), max_window)
     assert said.get("pruning.kv.window", spec.window) == window <= max_window
     assert ("pruning.kv.keep" in said) == (spec.count(prompt) > int(Decimal(spec.keep) * prompt))
+
+
+GOOD = json.loads(KvSpec("snapkv", keep="0.5").wire())
+HOSTILE: list[object] = [
+    "not json", "", "[]", "null", "5", 5, 1.5, True, ["x"], {"strategy": "snapkv"}, "{}", "[" * 100_000,
+    *(
+        json.dumps({**GOOD, **change})
+        for change in (
+            {"strategy": "no_such"}, {"strategy": None}, {"strategy": ["snapkv"]}, {"strategy": "../snapkv"},
+            {"options": "{"}, {"options": "[]"}, {"options": {}}, {"options": '{"no": 1}'}, {"options": "[" * 50_000},
+            {"keep": 0.5}, {"keep": "0"}, {"keep": "1"}, {"keep": "-0.5"}, {"keep": "NaN"}, {"keep": "Infinity"},
+            {"keep": "sNaN"}, {"keep": "x"}, {"keep": None}, {"keep": "0.5", "max_tokens": 5},
+            {"keep": None, "max_tokens": 0}, {"keep": None, "max_tokens": True}, {"keep": None, "max_tokens": 2.5},
+            {"keep": None, "max_tokens": 1 << 40}, {"keep": None, "max_tokens": "9"},
+            {"window": 0}, {"window": 1 << 30}, {"window": "8"}, {"window": None}, {"window": 8.0},
+            {"buffer": 0}, {"buffer": -1}, {"buffer": 1 << 60}, {"buffer": False}, {"ticket": None}, {"ticket": 7},
+             {"window_named": 1}, {"buffer_named": "no"},
+            {"more": 1},
+        )
+    ),
+    json.dumps({key: value for key, value in GOOD.items() if key != "ticket"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wire", HOSTILE, ids=lambda wire: str(wire)[:40])
+def test_what_is_no_budget_is_refused(wire: object) -> None:
+    with pytest.raises(BudgetError, match="malformed at") as caught:
+        KvSpec.of({KEY: wire})
+    assert len(str(caught.value)) < 400
+    assert caught.value.param == f"extra_args.{KEY}"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+)
+
+
+@given(st.one_of(JSON, JSON.map(json.dumps), st.dictionaries(st.sampled_from(sorted(GOOD)), JSON).map(
+    lambda change: json.dumps({**GOOD, **change}))))  # fmt: skip
+def test_any_extra_argument_is_a_budget_or_refused(wire: object) -> None:
+    try:
+        spec = KvSpec.of({KEY: wire})
+    except BudgetError:
+        return
+    assert spec is None or KvSpec.of({KEY: spec.wire()}) == spec

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from decimal import Decimal
+from dataclasses import asdict, dataclass, fields
+from decimal import Decimal, InvalidOperation
 from typing import Any
+
+from pydantic import ValidationError
+
+from ..catalogue import KV
+from .errors import BudgetError
+from .fields import MAX_BUFFER, MAX_TOKENS, MAX_WINDOW
 
 KEY = "vllm_prune_kv"
 """Key of the wire form among a request's extra sampling arguments."""
@@ -124,6 +130,70 @@ class KvSpec:
 
     @classmethod
     def of(cls, extra_args: Mapping[str, Any] | None) -> KvSpec | None:
-        """The budget among a request's extra arguments, None where there is none."""
+        """The budget among a request's extra arguments, None where there is none.
+
+        Everything is checked, as the text may come from anybody who can set extra arguments.
+
+        Raises:
+            BudgetError: not the wire form of a budget that can be carried out.
+        """
         text = (extra_args or {}).get(KEY)
-        return None if text is None else cls(**json.loads(text))
+        if text is None:
+            return None
+        raw = _object(text, KEY)
+        if set(raw) != {field.name for field in fields(cls)}:
+            raise _malformed(KEY, f"it has the keys {sorted(str(key) for key in raw)}")
+        for name in ("strategy", "options", "ticket"):
+            if type(raw[name]) is not str:
+                raise _malformed(name, "it is no text")
+        for name in ("window_named", "buffer_named"):
+            if type(raw[name]) is not bool:
+                raise _malformed(name, "it is neither true nor false")
+        for name, most in (("window", MAX_WINDOW), ("buffer", MAX_BUFFER)):
+            _check_count(name, raw[name], most)
+        if (raw["keep"] is None) == (raw["max_tokens"] is None):
+            raise _malformed("keep", "give one of keep and max_tokens")
+        if raw["keep"] is None:
+            _check_count("max_tokens", raw["max_tokens"], MAX_TOKENS)
+        else:
+            _check_ratio(raw["keep"])
+        _check_strategy(raw["strategy"], _object(raw["options"], "options"))
+        return cls(**raw)
+
+
+def _malformed(name: str, why: str) -> BudgetError:
+    return BudgetError(f"the KV budget among the extra arguments is malformed at {name}: {why}", f"extra_args.{KEY}")
+
+
+def _object(text: Any, name: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(text) if type(text) is str else None
+    except (ValueError, RecursionError):
+        raw = None
+    if type(raw) is not dict:
+        raise _malformed(name, "it is not the text of a JSON object")
+    return raw
+
+
+def _check_count(name: str, number: Any, most: int) -> None:
+    if type(number) is not int or not 1 <= number <= most:
+        raise _malformed(name, f"it is no whole number from 1 to {most}")
+
+
+def _check_ratio(text: Any) -> None:
+    try:
+        ratio = Decimal(text) if type(text) is str else None
+    except InvalidOperation:
+        ratio = None
+    if ratio is None or not ratio.is_finite() or not 0 < ratio < 1:
+        raise _malformed("keep", "it is no decimal text between 0 and 1")
+
+
+def _check_strategy(name: str, options: Mapping[str, Any]) -> None:
+    if name not in KV.names():
+        raise _malformed("strategy", f"known are {', '.join(KV.names())}")
+    try:
+        KV.create(name, options)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise _malformed("options", f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None

@@ -14,10 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vllm.logger import init_logger
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from ..budget.errors import BudgetError
 from ..budget.kv import KvSpec
 from ..telemetry import engine_spans, metrics
 from ..vllm_compat.signatures import KV_SIGNATURES, signature_problems
@@ -26,6 +28,8 @@ from .commands import CompactingOutput, Compaction
 from .suitability import group_refusals
 from .tally import Tally, attach
 from .window_slots import WindowLimits, WindowSlots
+
+logger = init_logger("vllm.vllm_prune")
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,7 @@ class CompactingMixin:
 
     def add_request(self, request: Any) -> None:
         """Note the request's budget."""
-        params = request.sampling_params
-        spec = KvSpec.of(params.extra_args) if params is not None else None
+        spec = self._budget_of(request)
         reason = self._skipped(request) if spec is not None else None
         if reason is not None:
             metrics.count_kv_skipped(reason)
@@ -81,6 +84,16 @@ class CompactingMixin:
             self.tallies[request.request_id] = self.unsent[request.request_id] = tally
             metrics.observe_kv_ratio(tally.kept_tokens / prompt)
         super().add_request(request)  # type: ignore[misc]
+
+    def _budget_of(self, request: Any) -> KvSpec | None:
+        """The request's budget. What is malformed must not end the engine: it is logged and counted."""
+        params = request.sampling_params
+        try:
+            return KvSpec.of(params.extra_args) if params is not None else None
+        except BudgetError as error:
+            logger.warning("the cache of request %s is not evicted: %s", request.request_id, error)
+            metrics.count_kv_skipped("malformed")
+            return None
 
     def _skipped(self, request: Any) -> str | None:
         if self.compacting is None:

@@ -8,6 +8,7 @@ from typing import Any
 from . import metrics
 
 BUDGET_REJECTIONS = ("invalid_budget", "not_active")
+GUARD_REJECTIONS = ("features", "internal_key", "media_uuid")
 CLAMPED = (
     "min_keep",
     "max_keep",
@@ -40,7 +41,7 @@ def preregister_labels(
         else:
             for modality in entry["modality"]:
                 metrics.count_visual(modality, entry["name"], 0, 0)
-    for reason in (*BUDGET_REJECTIONS, *rejections):
+    for reason in (*BUDGET_REJECTIONS, *GUARD_REJECTIONS, *rejections):
         metrics.count_rejection(reason, times=0)
     for reason in media:
         metrics.count_media_rejected(reason, times=0)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...budget.errors import Finding, kv_finding
+from ...budget.errors import BudgetError, Finding, kv_finding
 from ...budget.kv import KvSpec
 from ...telemetry import engine_spans, metrics
 from ..cache import UnknownLayout, open_rows
@@ -144,7 +144,11 @@ class CompactingRunnerMixin:
 
     def _track(self, request_id: str, state: Any) -> None:
         self._untrack(request_id)
-        spec = KvSpec.of(state.sampling_params.extra_args) if state.sampling_params is not None else None
+        try:
+            spec = KvSpec.of(state.sampling_params.extra_args) if state.sampling_params is not None else None
+        except BudgetError:
+            # The scheduler has logged it, and orders nothing.
+            return
         if spec is not None and self.kv_compactor is not None and state.prompt_token_ids is not None:
             store, limits = self.kv_compactor.store, WindowLimits.of(self.vllm_config)
             self.kv_requests[request_id] = track(spec, state.prompt_token_ids, state.mm_features, store, limits)
