@@ -75,8 +75,11 @@ def test_a_waiting_window_can_be_aborted(engines: EnginePool) -> None:
     for name in "abcd":
         params = SamplingParams(max_tokens=30, ignore_eos=True, extra_args={KEY: LONG.wire()})
         engine.add_request(name, {"prompt_token_ids": list(range(3, 150))}, params)
-    engine.step()
+    # Three chunks each.
+    for _ in range(7):
+        engine.step()
     assert len(scheduler.windows.held) == 2
+    assert engine.get_num_unfinished_requests() == 4
     engine.abort_request(["d", "a"])
     ended = []
     while engine.has_unfinished_requests():
