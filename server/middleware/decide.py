@@ -7,10 +7,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_prune.budget.errors import BudgetError
+from vllm_prune.budget.errors import BudgetError, Finding
 from vllm_prune.policy import Decision, config_for, decide, requested_parts
 from vllm_prune.request import RequestContext, current
-from vllm_prune.support import kv as kv_support
+from vllm_prune.support.kv import beam_search
 from vllm_prune.telemetry import metrics
 
 from ..openai import documents, forms
@@ -23,8 +23,6 @@ from ..telemetry.request_id import HEADER
 from .authenticate import BODY_METHODS
 from .body import replay
 from .paths import path_of
-
-BEAM_SEARCH = "KV eviction is refused: beam search copies caches, which eviction makes private; drop one of the two"
 
 
 class Decide:
@@ -93,18 +91,13 @@ class Decide:
         parts = requested_parts(config, requested.field, requested.preset)
         decision = _limited_to_route(decision, route, document, parts)
         if decision.spec is not None and not self.state.verified:
-            reasons = "; ".join(self.state.findings)
-            raise bad_request(
-                f"visual budgets are not honoured by this server: {reasons}", "pruning.visual", "not_active"
-            )
+            raise _not_active(self.state.findings[0])
         if decision.kv is not None and (findings := self.state.kv_findings):
-            metrics.count_kv_skipped(kv_support.cause_of(findings[0]))
-            raise bad_request(
-                f"KV budgets are not honoured by this server: {'; '.join(findings)}", "pruning.kv", "not_active"
-            )
+            metrics.count_kv_skipped(findings[0].cause)
+            raise _not_active(findings[0])
         if decision.kv is not None and document.get("use_beam_search"):
             metrics.count_kv_skipped("beam_search")
-            raise BudgetError(BEAM_SEARCH, "pruning.kv")
+            raise beam_search().error()
         context.decide(decision)
         context.media_param = "prompt" if "prompt" in document and "messages" not in document else route.media_param
 
@@ -130,6 +123,11 @@ def _limited_to_route(
             raise BudgetError(text, "pruning.kv")
         decision = replace(decision, kv=None)
     return decision
+
+
+def _not_active(finding: Finding) -> Refusal:
+    error = finding.error()
+    return bad_request(str(error), error.param, "not_active")
 
 
 def _make_readable(path: str, document: dict[str, Any]) -> bool:
