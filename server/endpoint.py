@@ -47,7 +47,7 @@ LAUNCHED = "VLLM_PRUNE_LAUNCHED"
 
 @dataclass
 class ServerState:
-    """What the self-check found.
+    """What the server knows of itself.
 
     Attributes:
         verified: our classes are in use in the front end and in every worker, and nothing forbids visual budgets.
@@ -81,39 +81,39 @@ class PruneEndpoint:
         app.include_router(router)
         describe(app)
         replace_validation_handler(answer_validation_error)
-        own = ServerState()
-        app.state.vllm_prune = own
+        server = ServerState()
+        app.state.vllm_prune = server
         accounts = Accounts(configuration().tenants)
-        app.add_middleware(Chain, accounts=accounts, state=own)
+        app.add_middleware(Chain, accounts=accounts, state=server)
         self._app = app
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Prove that our classes are in use, then announce the server once it answers."""
         renderer.patch_renderer()
         output_processor.patch_output_processor()
-        own: ServerState = state.vllm_prune
+        server: ServerState = state.vllm_prune
         if configuration().tenants and (args.api_key or os.environ.get("VLLM_API_KEY")):
             raise ValueError(KEYS_CONFLICT)
-        own.sizes = sizes_of(engine_client, configuration().admission.weighs)
-        own.lifecycle.supervise(engine_client, state, own.ledger.refuse_waiting)
+        server.sizes = sizes_of(engine_client, configuration().admission.weighs)
+        server.lifecycle.supervise(engine_client, state, server.ledger.refuse_waiting)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
         preregister_labels(entries(), get_args(Reason), MESSAGES, (*KV_CAUSES, "pool_full", "malformed"))
         install(self._app, configuration().logging.lines(), tracing.wanted(engine_client.vllm_config))
         workers = await inspect_workers(engine_client)
-        own.findings = visual_findings(engine_client, workers)
-        own.kv_findings = kv_findings(engine_client, workers)
-        own.media_findings = connector.prepare(engine_client)
-        own.verified = not own.findings
-        own.started = True
-        metrics.publish_build(__version__, version.vllm_version(), own.verified)
-        for finding in own.findings:
+        server.findings = visual_findings(engine_client, workers)
+        server.kv_findings = kv_findings(engine_client, workers)
+        server.media_findings = connector.prepare(engine_client)
+        server.verified = not server.findings
+        server.started = True
+        metrics.publish_build(__version__, version.vllm_version(), server.verified)
+        for finding in server.findings:
             logger.warning("visual budgets are refused: %s", finding)
-        for finding in own.kv_findings:
+        for finding in server.kv_findings:
             logger.warning("KV budgets are refused: %s", finding)
-        for line in own.media_findings:
+        for line in server.media_findings:
             logger.warning("media intake: %s", line)
         if os.environ.get(LAUNCHED):
-            note = "" if own.verified else " (visual budgets are refused, see above)"
+            note = "" if server.verified else " (visual budgets are refused, see above)"
             state.vllm_prune_announcer = asyncio.create_task(announce(address_of(args), note))
 
 
@@ -141,36 +141,36 @@ async def strategies() -> JSONResponse:
 @router.get("/v1/pruning/presets")
 async def presets() -> JSONResponse:
     """The operator's presets."""
-    found = _config().presets
-    data = [{"name": name, "pruning": preset.model_dump(exclude_unset=True)} for name, preset in found.items()]
+    configured = _config().presets
+    data = [{"name": name, "pruning": preset.model_dump(exclude_unset=True)} for name, preset in configured.items()]
     return JSONResponse({"object": "list", "data": data})
 
 
 @router.get("/health/live")
 async def live(raw_request: Request) -> Response:
     """200 while the engine lives, also while it drains; 503 after its death."""
-    own: ServerState = raw_request.app.state.vllm_prune
-    return Response(status_code=503 if own.lifecycle.dead else 200)
+    server: ServerState = raw_request.app.state.vllm_prune
+    return Response(status_code=503 if server.lifecycle.dead else 200)
 
 
 @router.get("/health/ready")
 async def ready(raw_request: Request) -> Response:
     """200 when requests are taken: started, engine alive, no signal to end."""
-    own: ServerState = raw_request.app.state.vllm_prune
-    taken = own.started and not own.lifecycle.draining and not own.lifecycle.dead
+    server: ServerState = raw_request.app.state.vllm_prune
+    taken = server.started and not server.lifecycle.draining and not server.lifecycle.dead
     return Response(status_code=200 if taken else 503)
 
 
 @router.get("/health/startup")
 async def startup(raw_request: Request) -> JSONResponse:
     """200 once start-up is over, with the findings of the self-check."""
-    own: ServerState = raw_request.app.state.vllm_prune
+    server: ServerState = raw_request.app.state.vllm_prune
     body = {
-        "started": own.started,
-        "pruning": own.verified,
-        "findings": [finding.text for finding in own.findings],
-        "kv": not own.kv_findings,
-        "kv_findings": [finding.text for finding in own.kv_findings],
-        "media_findings": own.media_findings,
+        "started": server.started,
+        "pruning": server.verified,
+        "findings": [finding.text for finding in server.findings],
+        "kv": not server.kv_findings,
+        "kv_findings": [finding.text for finding in server.kv_findings],
+        "media_findings": server.media_findings,
     }
-    return JSONResponse(body, status_code=200 if own.started else 503)
+    return JSONResponse(body, status_code=200 if server.started else 503)

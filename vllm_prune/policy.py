@@ -153,14 +153,14 @@ def _limit_kv(field: KvField, limits: KvLimits, on_limit: OnLimit, clamped: list
         ("keep", limits.min_keep, limits.max_keep),
         ("max_tokens", limits.min_tokens, limits.max_tokens),
     ):
-        asked, suffix = getattr(field, name), name.removeprefix("max_")
-        if asked is None:
+        requested, suffix = getattr(field, name), name.removeprefix("max_")
+        if requested is None:
             continue
-        if low is not None and asked < low:
-            asked = _bound(on_limit, clamped, f"pruning.kv.{name}", asked, low, f"min_{suffix}")
-        if high is not None and asked > high:
-            asked = _bound(on_limit, clamped, f"pruning.kv.{name}", asked, high, f"max_{suffix}")
-        field = field.model_copy(update={name: asked})
+        if low is not None and requested < low:
+            requested = _bound(on_limit, clamped, f"pruning.kv.{name}", requested, low, f"min_{suffix}")
+        if high is not None and requested > high:
+            requested = _bound(on_limit, clamped, f"pruning.kv.{name}", requested, high, f"max_{suffix}")
+        field = field.model_copy(update={name: requested})
     window, buffer = min(field.window, limits.max_window), max(field.buffer, limits.min_buffer)
     # Only what the request names is clamped or refused: a default follows the limits.
     if "window" in field.model_fields_set and window < field.window:
@@ -172,14 +172,18 @@ def _limit_kv(field: KvField, limits: KvLimits, on_limit: OnLimit, clamped: list
     return field.model_copy(update={key: value for key, value in bounded.items() if value != getattr(field, key)})
 
 
-def _change(limits: Limits, clamped: list[dict[str, Any]], param: str, asked: Any, allowed: Any, reason: str) -> Any:
-    return _bound(limits.on_limit, clamped, param, asked, allowed, reason)
+def _change(
+    limits: Limits, clamped: list[dict[str, Any]], param: str, requested: Any, allowed: Any, reason: str
+) -> Any:
+    return _bound(limits.on_limit, clamped, param, requested, allowed, reason)
 
 
-def _bound(on_limit: OnLimit, clamped: list[dict[str, Any]], param: str, asked: Any, allowed: Any, reason: str) -> Any:
+def _bound(
+    on_limit: OnLimit, clamped: list[dict[str, Any]], param: str, requested: Any, allowed: Any, reason: str
+) -> Any:
     if on_limit == "reject":
-        raise BudgetError(f"{param} {asked} is outside the operator's limit {allowed} ({reason})", param)
-    entry = {"param": param, "requested": asked, "applied": allowed, "reason": reason}
+        raise BudgetError(f"{param} {requested} is outside the operator's limit {allowed} ({reason})", param)
+    entry = {"param": param, "requested": requested, "applied": allowed, "reason": reason}
     if entry not in clamped:
         clamped.append(entry)
     return allowed

@@ -88,5 +88,5 @@ def too_many(reason: Reason, message: str, retry_after: int) -> Refusal:
 
 
 def unauthorized(message: str) -> Refusal:
-    """401: no key, or one that nobody here has."""
+    """401: no key, or an unknown one."""
     return Refusal(401, "unauthorized", message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
