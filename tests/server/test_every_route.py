@@ -180,7 +180,7 @@ def test_a_stream_to_http_1_0_is_not_chunked(server: Any) -> None:
 @pytest.mark.parametrize(
     ("path", "more", "param"),
     [
-        ("/v1/chat/completions", {"messages": 5}, "messages"),
+        ("/v1/chat/completions", {"messages": [], "temperature": "warm"}, "temperature"),
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_text", "text": 5}]}]},
          "input.0.content.0.text"),
     ],
