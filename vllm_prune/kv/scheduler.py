@@ -23,6 +23,7 @@ from ..budget.errors import BudgetError
 from ..budget.kv import KvSpec
 from ..telemetry import engine_spans, metrics
 from ..vllm_compat.signatures import KV_SIGNATURES, signature_problems
+from . import ctrl_c
 from .blocks import CompactingManager
 from .commands import CompactingOutput, Compaction
 from .suitability import group_refusals
@@ -203,6 +204,7 @@ class CompactingScheduler:
         """
         if problems := signature_problems(KV_SIGNATURES):
             raise RuntimeError(f"KV eviction does not know this vLLM: {'; '.join(problems)}. Drop --scheduler-cls.")
+        ctrl_c.ignore_when_launched()
         base = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
         kind = type(f"Compacting{base.__name__}", (CompactingMixin, base), {})
         return kind(vllm_config, *args, **kwargs)

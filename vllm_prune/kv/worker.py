@@ -9,6 +9,7 @@ from vllm.platforms import current_platform
 from ..budget.errors import Finding, kv_finding
 from ..config.worker_facts import WorkerFacts
 from ..telemetry import metrics
+from . import ctrl_c
 from .runners.v1 import make_compacting
 from .signals import PROVIDERS, offers
 
@@ -23,6 +24,7 @@ class CompactingWorker(PlatformWorker):
 
     def init_device(self) -> None:
         """Construct the runner as vLLM does, then put our mixin in front of it."""
+        ctrl_c.ignore_when_launched()
         super().init_device()
         metrics.set_model_name(metrics.served_name(self.vllm_config.model_config))
         if not self.use_v2_model_runner:
