@@ -29,7 +29,7 @@ from vllm_prune.request import current
 from vllm_prune.support.self_check import inspect_workers, kv_findings, visual_findings
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
-from vllm_prune.vllm_compat import input_processor, item_sizes, output_processor, renderer, version
+from vllm_prune.vllm_compat import item_sizes, output_processor, renderer, version
 
 from .admission.accounts import Accounts
 from .admission.estimate import Sizes
@@ -102,7 +102,6 @@ class PruneEndpoint:
             raise ValueError(KEYS_CONFLICT)
         own.sizes = sizes_of(engine_client, configuration().admission.weighs)
         own.lifecycle.supervise(engine_client, state, own.ledger.refuse_waiting)
-        input_processor.salt_requests(engine_client)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
         preregister_labels(entries(), get_args(Reason), MESSAGES, (*KV_CAUSES, "pool_full"))
         install(self._app, configuration().logging.lines(), tracing.wanted(engine_client.vllm_config))

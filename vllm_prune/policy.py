@@ -150,7 +150,9 @@ def _limit_kv(field: KvField, limits: KvLimits, on_limit: OnLimit, clamped: list
         _bound(on_limit, clamped, "pruning.kv.window", field.window, window, "max_window")
     if "buffer" in field.model_fields_set and buffer > field.buffer:
         _bound(on_limit, clamped, "pruning.kv.buffer", field.buffer, buffer, "min_buffer")
-    return field.model_copy(update={"window": window, "buffer": buffer})
+    # A field that is set counts as named, so what stays as it is is not set.
+    bounded = {"window": window, "buffer": buffer}
+    return field.model_copy(update={key: value for key, value in bounded.items() if value != getattr(field, key)})
 
 
 def _change(limits: Limits, clamped: list[dict[str, Any]], param: str, asked: Any, allowed: Any, reason: str) -> Any:

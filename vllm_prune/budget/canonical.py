@@ -158,7 +158,17 @@ def canonical_kv(field: KvField, default: str = DEFAULT_KV_STRATEGY) -> KvSpec |
         return None
     options = options_of(name, field.options or {}, "pruning.kv", KV.create)
     keep = None if field.keep is None else _decimal(field.keep)
-    return KvSpec(name, options, keep, field.max_tokens, field.window, field.buffer)
+    named = field.model_fields_set
+    return KvSpec(
+        name,
+        options,
+        keep,
+        field.max_tokens,
+        field.window,
+        field.buffer,
+        window_named="window" in named,
+        buffer_named="buffer" in named,
+    )
 
 
 def _decimal(ratio: float) -> str:

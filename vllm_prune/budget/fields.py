@@ -21,9 +21,12 @@ class _Strict(BaseModel):
 
 
 Keep = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-MaxTokens = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]
-Window = Annotated[int, Field(strict=True, ge=1, le=1024)]
-Buffer = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]
+MAX_TOKENS = 1 << 24
+MAX_WINDOW = 1024
+MAX_BUFFER = 1 << 20
+MaxTokens = Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)]
+Window = Annotated[int, Field(strict=True, ge=1, le=MAX_WINDOW)]
+Buffer = Annotated[int, Field(strict=True, ge=1, le=MAX_BUFFER)]
 
 
 class VisualPart(_Strict):

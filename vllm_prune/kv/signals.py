@@ -23,7 +23,7 @@ class LayerSource:
         layer: index of the layer.
         request: what is compacted.
         slots: int64 [L], cache slots of its rows.
-        window: rows of the query store that hold its last W queries, in order.
+        window_slots: slots of the query store that hold its last W queries, in order.
         heads: KV heads of this rank.
     """
 
@@ -31,7 +31,7 @@ class LayerSource:
     layer: int
     request: CachedRequest
     slots: Tensor
-    window: list[int]
+    window_slots: list[int]
     heads: int
 
 
@@ -50,7 +50,7 @@ class Provider:
 
 def _queries(source: LayerSource) -> dict[str, Any]:
     compactor, layer = source.compactor, source.layer
-    queries = compactor.store.queries(layer, source.window)
+    queries = compactor.store.queries(layer, source.window_slots)
     logits = compactor.rows[layer].logits(queries, source.slots, float(compactor.layers[layer].impl.scale))
     return {"queries": queries, "logits": logits}
 
@@ -76,7 +76,7 @@ PROVIDERS: dict[KvSignal, Provider] = {
 
 
 def offers(compactor: Compactor) -> frozenset[KvSignal]:
-    """Signals that strategies can ask for on this worker."""
+    """Signals that strategies can have on this worker."""
     return frozenset(name for name, provider in PROVIDERS.items() if provider.offered(compactor))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +53,7 @@ def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Await
         try:
             context = _context_of(request)
             spec = context.decision.spec if context.decision is not None else None
-            _pass_kv(self.renderer.config, request, context)
+            _check_kv(self.renderer.config, request, context)
             if spec is None:
                 result = await original(self, request, *args, **kwargs)
             else:
@@ -88,16 +87,11 @@ def _context_of(request: Any) -> RequestContext:
     return context
 
 
-def _pass_kv(vllm_config: Any, request: Any, context: RequestContext) -> None:
-    """Let a KV budget travel with the sampling parameters, as every extra argument does."""
-    from ..budget.errors import BudgetError
-    from ..budget.kv import KEY
+def _check_kv(vllm_config: Any, request: Any, context: RequestContext) -> None:
+    """Refuse a KV budget that cannot be honoured; the input processor's wrapper attaches those that can."""
     from ..support import kv as support
     from ..telemetry import metrics
 
-    own = getattr(request, "vllm_xargs", None) or {}
-    if KEY in own:
-        raise BudgetError(f"{KEY} is set by the server", "vllm_xargs")
     spec = context.decision.kv if context.decision is not None else None
     if spec is None:
         return
@@ -108,7 +102,6 @@ def _pass_kv(vllm_config: Any, request: Any, context: RequestContext) -> None:
     if finding is not None:
         metrics.count_kv_skipped(finding.cause)
         raise finding.error()
-    request.vllm_xargs = {**own, KEY: replace(spec, ticket=context.id).wire()}
 
 
 async def _prepare_pruned(
@@ -143,11 +136,11 @@ async def _prepare_pruned(
 
 def _collect(context: RequestContext, request: Any, result: Any, model_length: int) -> None:
     """Take the processor's reports off the prepared prompts and record them."""
-    from ..visual.frontend.processor import REPORT, ROOM
+    from ..visual.frontend.processor import MAX_OUTPUT, REPORT
 
     prompts = [prompt for prompt in (result[1] if isinstance(result, tuple) else result) if isinstance(prompt, dict)]
     for prompt in prompts:
-        room = prompt.pop(ROOM, None)
+        room = prompt.pop(MAX_OUTPUT, None)
         # The usual case: the context ends before the rotary table does.
         if room is not None and room < model_length - len(prompt["prompt_token_ids"]):
             _limit_output(request, room)

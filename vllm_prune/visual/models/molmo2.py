@@ -127,8 +127,8 @@ class PruneMolmo2Processor(PrunedProcessor, Molmo2MultiModalProcessor):
             )
         return grants
 
-    def _room(self, grants: Grants, result: Any) -> int:
-        return max(1, self.positions() - len(result["prompt_token_ids"]))
+    def _positions_left(self, grants: Grants, result: Any) -> int:
+        return max(1, self.rotary_table_size() - len(result["prompt_token_ids"]))
 
     def _replacement(self, modality: str, unpruned_replacement: Any, out_mm_kwargs: Any) -> Any:
         patch_id = self.info.get_hf_config().image_patch_id
