@@ -20,6 +20,8 @@ try:
 except ImportError:
     pytest.skip("needs the package playwright: make test installs it", allow_module_level=True)
 
+from .page_parts import Previews  # noqa: E402
+
 WIDE = {"width": 1440, "height": 960}
 
 
@@ -106,6 +108,12 @@ def page(browser: Browser, site: Site, watched: Watched) -> Iterator[Page]:
     context.close()
     assert watched.problems == []
     assert watched.origins <= {site.url}
+
+
+@pytest.fixture
+def previews(page: Page) -> Previews:
+    """Answers of the page's previews."""
+    return Previews(page)
 
 
 def watch(opened: Page, site: Site, watched: Watched) -> None:

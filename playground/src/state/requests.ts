@@ -6,7 +6,7 @@ import type { Pruning, VisualUsage } from "../api/types";
 import { messagesJson } from "../model/media";
 import { type Letter, pruningOf, UNPRUNED, withKept } from "../model/settings";
 import {
-  asking, attempt, clock, type ColumnId, columnInput, key, labelled, maxTokens, media, model, type Preview, previewable,
+  asking, attempt, clock, type ColumnId, columnInput, key, labelled, maxTokens, media, mediaInput, model, type Preview, previewable,
   previews, question, ready, type Run, runs, settings, withReference,
 } from "./store";
 
@@ -54,11 +54,11 @@ export function startPreviews(): void {
 async function preview(letter: Letter, input: string): Promise<void> {
   const controller = new AbortController();
   pending.set(letter, { input, controller });
+  setPreview(letter, { loading: true });
   const size = media.value.reduce((sum, medium) => sum + medium.size, 0);
   await new Promise((resolve) => setTimeout(resolve, size > LARGE_BYTES ? QUIET_WHEN_LARGE : QUIET_MILLISECONDS));
   const setting = settings.value.find((one) => one.letter === letter);
   if (controller.signal.aborted || !setting) return;
-  setPreview(letter, { loading: true });
   try {
     const answer = await api.preview(body(pruningOf(setting), {}), { key: key.value, signal: controller.signal });
     setPreview(letter, { answer, error: null, input, loading: false });
@@ -139,6 +139,6 @@ export function visualOf(column: ColumnId): { visual: VisualUsage; from: "engine
   if (used?.items) return { visual: used, from: "engine" };
   // While a new preview is under way the last one stays, so that the overlay does not flicker.
   const preview = column === "reference" ? undefined : previews.value[column];
-  const visual = preview?.answer?.visual;
+  const visual = preview?.input.startsWith(mediaInput.value) ? preview.answer?.visual : null;
   return visual?.items ? { visual, from: "preview" } : null;
 }

@@ -78,8 +78,10 @@ export const ready = computed(() => previewable.value && question.value.trim() !
 
 /** Everything of a request but its budget, as a short text that changes when the request does. */
 export const input = computed(() =>
-  JSON.stringify([model.value, media.value.map((medium) => medium.id), labelled.value, question.value]),
+  JSON.stringify([media.value.map((medium) => medium.id), model.value, labelled.value, question.value]),
 );
+/** How `input` begins while the media stay the same. */
+export const mediaInput = computed(() => `[${JSON.stringify(media.value.map((medium) => medium.id))},`);
 export const columnInput = (column: ColumnId): string => {
   const setting = settings.value.find((one) => one.letter === column);
   return input.value + JSON.stringify(setting ? pruningOf(setting) : UNPRUNED);

@@ -9,7 +9,7 @@ import {
 
 export function InputPanel() {
   return (
-    <aside class="input" aria-label="Question">
+    <aside class="input" aria-label="What to ask">
       <DropZone />
       <Examples />
       <MediaList />

@@ -33,6 +33,7 @@ function Frame({ medium, steps }: { medium: Medium; steps: number }) {
         canvas.current.width = frame.width;
         canvas.current.height = frame.height;
         canvas.current.getContext("2d")!.drawImage(frame, 0, 0);
+        canvas.current.dataset["step"] = String(at);
         setProblem("");
       })
       .catch((error: Error) => current && setProblem(error.message));
