@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vllm_prune.catalogue import markdown
+from vllm_prune.catalogue import KV, VISUAL, markdown
 
 from .stts.report import frame_split
 from .stts.report import section as stts
@@ -21,8 +21,8 @@ PAGES = (ROOT / "README.md", DEMO / "README.md")
 def fill(text: str) -> str:
     """A page with its generated parts replaced."""
     parts = {
-        "catalogue": markdown(),
-        "kv_catalogue": markdown("kv"),
+        "catalogue": markdown(VISUAL),
+        "kv_catalogue": markdown(KV),
         "speed": speed(),
         "off_cost": off_cost(),
         "kv_speed": kv_speed(),

@@ -11,8 +11,9 @@ from typing import Any
 
 from benchmarks.report import PAGES, fill
 from benchmarks.tasks import sample
-from vllm_prune.budget import canonical, canonical_kv, parse_pruning
-from vllm_prune.config import load
+from vllm_prune.budget.canonical import canonical, canonical_kv
+from vllm_prune.budget.fields import parse_pruning
+from vllm_prune.config.load import load
 
 README = Path(__file__).parents[2] / "README.md"
 
