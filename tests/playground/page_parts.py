@@ -13,6 +13,8 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, Response, expect
 
 EXAMPLES = Path(__file__).parents[2] / "playground" / "public" / "examples"
+SWEEP = Path(__file__).parents[2] / "benchmarks" / "results" / "quality.json"
+"""A result of the project's own, in the layout that a sweep writes."""
 SETTING = "A"
 
 READ_OVERLAY = """canvas => {
@@ -85,6 +87,11 @@ def as_file(one: dict[str, Any] | Path) -> dict[str, Any]:
         return one
     kind = "video/mp4" if one.suffix == ".mp4" else "image/png"
     return {"name": one.name, "mimeType": kind, "buffer": one.read_bytes()}
+
+
+def load_sweep(page: Page, file: dict[str, Any] | Path) -> None:
+    """Load a result of `vllm-prune sweep`."""
+    page.get_by_label("Result of a sweep").set_input_files(file)  # type: ignore[arg-type]
 
 
 def example(page: Page, name: str) -> None:

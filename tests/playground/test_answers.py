@@ -139,14 +139,14 @@ def test_an_answer_is_marked_when_its_setting_changes(page: Page) -> None:
     expect(column(page).locator(".answer")).to_contain_text("earlier setting or question")
     expect(column(page, "reference").locator(".answer.stale")).to_have_count(0)
     assert number(page, "Answer tokens") == "–"
-    page.get_by_role("button", name="Ask setting A alone").click()
+    page.get_by_role("button", name="(setting A alone)").click()
     expect(column(page).locator(".answer.stale")).to_have_count(0)
 
 
 def snippet(page: Page, kind: str) -> str:
     """Text of the copy dialog, by way of the clipboard."""
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.get_by_role("button", name="Copy setting A").click()
+    page.get_by_role("button", name="Copy as… (setting A)").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name=kind, exact=True).click()
     dialog.get_by_role("button", name="Copy", exact=True).click()

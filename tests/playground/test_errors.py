@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from playwright.sync_api import Page, Route, expect
 
 from .conftest import Site, Watched
 from .mock import Refused
-from .page_parts import Previews, ask, choose, column, overlay, picture_file
+from .page_parts import ask, choose, column, overlay, picture_file
 
 MEGABYTE = 1_000_000
 
@@ -32,7 +33,7 @@ def test_a_refused_question_keeps_the_other_answers(page: Page, site: Site) -> N
     choose(page, picture_file())
     ask(page, "what is it ?")
     controls.refuse = Refused(503, "the server is at its limit of requests in flight; retry later", retry="7")
-    page.get_by_role("button", name="Ask setting A alone").click()
+    page.get_by_role("button", name="(setting A alone)").click()
     alert = column(page).get_by_role("alert")
     expect(alert).to_contain_text("503 the server is at its limit")
     expect(alert).to_contain_text("Try again in 7 s")
@@ -66,6 +67,26 @@ def test_an_answer_that_is_no_json(page: Page) -> None:
     expect(column(page).get_by_role("alert")).to_contain_text("HTTP 502")
 
 
+SLOW_READER = """() => {
+  FileReader.prototype.readAsDataURL = function (file) {
+    setTimeout(() => this.onprogress?.({loaded: file.size / 2, total: file.size}), 50);
+  };
+  FileReader.prototype.abort = function () { this.onabort?.(); };
+}"""
+
+
+def test_reading_a_file_shows_its_progress_and_can_be_cancelled(page: Page) -> None:
+    page.evaluate(SLOW_READER)
+    choose(page, picture_file(name="slow.png"))
+    reading = page.locator(".reading")
+    expect(reading).to_contain_text("Reading slow.png")
+    expect(reading.locator("progress")).to_have_js_property("value", 0.5)
+    reading.get_by_role("button", name="Cancel").click()
+    expect(reading).to_have_count(0)
+    expect(page.locator(".files li")).to_have_count(0)
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
 def test_a_file_of_another_kind(page: Page) -> None:
     choose(page, {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"hello"})
     expect(page.get_by_role("alert")).to_have_text(
@@ -87,14 +108,14 @@ def test_a_video_that_the_browser_cannot_show_still_has_its_cells(page: Page, si
     expect(overlay(page)).to_have_attribute("aria-label", "Setting A keeps 2 of 4 cells of step 1, 2 rows of 2")
 
 
-def test_twenty_megabytes_on_a_slow_server(page: Page, site: Site, previews: Previews) -> None:
+def test_twenty_megabytes_on_a_slow_server(page: Page, site: Site, tmp_path: Path) -> None:
     controls = site.controls
     controls.preview_seconds = 0.8
-    file = picture_file()
     # What follows the end of a PNG is no part of the picture; decoders leave it alone.
-    file["buffer"] += bytes(20 * MEGABYTE)
+    path = tmp_path / "large.png"
+    path.write_bytes(picture_file()["buffer"] + bytes(20 * MEGABYTE))
     page.get_by_role("textbox", name="Question").fill("what is it ?")
-    choose(page, file)
+    page.get_by_label("Pictures or videos").set_input_files(path)
     expect(page.locator(".files small")).to_have_text("20.0 MB")
     expect(column(page).locator(".caption")).to_contain_text("asking for a preview")
     expect(overlay(page)).to_be_visible(timeout=20_000)

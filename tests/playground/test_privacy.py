@@ -33,7 +33,7 @@ def test_a_tenants_key_opens_the_server_and_stays_in_memory(page: Page, site: Si
     expect(overlay(page)).to_be_visible()
     ask(page, "what is it ?")
     assert set(sent) == {f"Bearer {KEY}"}
-    page.get_by_role("button", name="Copy setting A").click()
+    page.get_by_role("button", name="Copy as… (setting A)").click()
     for kind in ("curl", "OpenAI SDK", "preset"):
         page.get_by_role("dialog").get_by_role("button", name=kind, exact=True).click()
         assert KEY not in page.content()

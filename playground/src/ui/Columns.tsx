@@ -114,11 +114,11 @@ function Foot({ column }: { column: ColumnId }) {
   const stale = run && run.input !== columnInput(column);
   return (
     <div class="foot">
-      <button type="button" disabled={!ready.value || asking.value} onClick={() => void ask([column])} aria-label={`Ask ${name} alone`}>
-        {stale ? "Ask again" : "Ask this"}
+      <button type="button" disabled={!ready.value || asking.value} onClick={() => void ask([column])}>
+        {stale ? "Ask again" : "Ask this"}<span class="sr"> ({name} alone)</span>
       </button>
       {column !== "reference" && (
-        <button type="button" onClick={() => setCopying(true)} aria-label={`Copy ${name} as curl, Python or preset`}>Copy as…</button>
+        <button type="button" onClick={() => setCopying(true)}>Copy as…<span class="sr"> ({name})</span></button>
       )}
       {copying && column !== "reference" && <CopyDialog letter={column} onClose={() => setCopying(false)} />}
     </div>
