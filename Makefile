@@ -45,6 +45,8 @@ serve: ## set up .venv and serve MODEL on HOST:PORT
 test: ## set up .venv, then lint, check types and run every test that needs no GPU
 	@$(SETUP) --extra test
 	@"$(BIN)/python" scripts/deploy_tools.py
+	@"$(BIN)/python" scripts/get_chromium.py
+	@"$(BIN)/python" scripts/build_playground.py --check
 	@$(MAKE) --no-print-directory check
 	@$(if $(strip $(ARGS)),"$(BIN)/python" -m pytest -q $(ARGS),$(PYTESTS))
 

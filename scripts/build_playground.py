@@ -23,8 +23,15 @@ OLDEST_NODE = (20, 19)
 SECONDS = 300
 
 
+UNREACHABLE = ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH")
+
+
 class BuildError(Exception):
     """What has to change before the bundle can be built or is right."""
+
+
+class NoPackages(BuildError):
+    """npm does not reach its registry."""
 
 
 def missing_node() -> str | None:
@@ -52,7 +59,12 @@ def install() -> None:
     stamp, lock = SOURCES / "node_modules" / ".package-lock.stamp", SOURCES / "package-lock.json"
     if stamp.is_file() and stamp.read_bytes() == lock.read_bytes():
         return
-    run(["npm", "ci", "--ignore-scripts"])
+    try:
+        run(["npm", "ci", "--ignore-scripts"])
+    except BuildError as error:
+        if any(code in str(error) for code in UNREACHABLE):
+            raise NoPackages("npm does not reach its registry") from None
+        raise
     stamp.write_bytes(lock.read_bytes())
 
 
@@ -102,6 +114,9 @@ def main(argv: list[str] | None = None) -> int:
             check()
         else:
             build(BUNDLE)
+    except NoPackages as error:
+        print(f"the playground's bundle is not {'checked' if options.check else 'built'}: {error}", file=sys.stderr)
+        return 0 if options.check else 1
     except (BuildError, subprocess.TimeoutExpired) as error:
         print(error, file=sys.stderr)
         return 1

@@ -7,27 +7,20 @@ mock's controls are skipped then.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.tasks.render import browser as chromium
+
 from .mock import Controls, Mock
 
-try:
-    from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
-except ImportError:
-    pytest.skip("needs the package playwright: make test installs it", allow_module_level=True)
-
-from .page_parts import Previews  # noqa: E402
+if TYPE_CHECKING:
+    from .page_parts import Browser, ConsoleMessage, Page, Previews
 
 WIDE = {"width": 1440, "height": 960}
-
-
-def chromium() -> str | None:
-    """Path of the browser, None where there is none."""
-    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @dataclass
@@ -61,9 +54,12 @@ class Watched:
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Browser]:
     """Debian's Chromium, headless."""
-    path = chromium()
-    if path is None:
-        pytest.skip("needs Chromium; on Debian: apt-get install --no-install-recommends chromium fonts-dejavu-core")
+    try:
+        path = chromium()
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         # A container has neither the namespaces for the browser's sandbox nor a large /dev/shm.
         flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -113,6 +109,8 @@ def page(browser: Browser, site: Site, watched: Watched) -> Iterator[Page]:
 @pytest.fixture
 def previews(page: Page) -> Previews:
     """Answers of the page's previews."""
+    from .page_parts import Previews
+
     return Previews(page)
 
 
@@ -128,7 +126,9 @@ def watch(opened: Page, site: Site, watched: Watched) -> None:
     opened.on("pageerror", lambda error: watched.problems.append(str(error)))
     opened.on(
         "request",
-        lambda request: None
-        if request.url.startswith(("blob:", "data:"))
-        else watched.origins.add("/".join(request.url.split("/")[:3])),
+        lambda request: (
+            None
+            if request.url.startswith(("blob:", "data:"))
+            else watched.origins.add("/".join(request.url.split("/")[:3]))
+        ),
     )

@@ -1,4 +1,4 @@
-"""A server with the public routes that the page uses, answering as the contract says, with bitmaps of a known pattern."""
+"""A server with the public routes that the page uses: answers as in the contract, bitmaps of a known pattern."""
 
 from __future__ import annotations
 
@@ -185,8 +185,9 @@ def cache(body: dict[str, Any], prompt: int) -> dict[str, Any] | None:
     if fields is None:
         return None
     kept = min(prompt, fields["max_tokens"] if "max_tokens" in fields else max(8, int(prompt * fields["keep"])))
-    return {"strategy": fields["strategy"], "prompt_tokens": prompt, "kept_tokens": kept, "evicted_tokens": prompt - kept,
-            "freed_blocks": (prompt - kept) // 16, "compactions": 1}  # fmt: skip
+    evicted = prompt - kept
+    return {"strategy": fields["strategy"], "prompt_tokens": prompt, "kept_tokens": kept, "evicted_tokens": evicted,
+            "freed_blocks": evicted // 16, "compactions": 1}  # fmt: skip
 
 
 class Mock:

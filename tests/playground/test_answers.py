@@ -10,17 +10,19 @@ from typing import Any
 
 import pytest
 import yaml
-from playwright.sync_api import Page, Response, expect
 
 from .conftest import Site
 from .page_parts import (
     EXAMPLES,
+    Page,
     Previews,
+    Response,
     ask,
     choose,
     column,
     drawn_flags,
     example,
+    expect,
     flags_of,
     number,
     overlay,

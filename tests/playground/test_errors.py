@@ -5,11 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from playwright.sync_api import Page, Route, expect
-
 from .conftest import Site, Watched
 from .mock import Refused
-from .page_parts import ask, choose, column, overlay, picture_file
+from .page_parts import Page, Route, ask, choose, column, expect, overlay, picture_file
 
 MEGABYTE = 1_000_000
 
@@ -98,7 +96,14 @@ def test_a_file_of_another_kind(page: Page) -> None:
 
 def test_a_video_that_the_browser_cannot_show_still_has_its_cells(page: Page, site: Site) -> None:
     def answer(route: Route) -> None:
-        item = {"modality": "video", "grid": [2, 2, 2], "input_tokens": 8, "kept_tokens": 4, "strategy": "x", "kept": "pQ=="}
+        item = {
+            "modality": "video",
+            "grid": [2, 2, 2],
+            "input_tokens": 8,
+            "kept_tokens": 4,
+            "strategy": "x",
+            "kept": "pQ==",
+        }
         visual = {"strategy": "x", "input_tokens": 8, "kept_tokens": 4, "items": [item]}
         route.fulfill(json={"visual": visual, "prompt_tokens": 9, "prompt_tokens_unpruned": 13})
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
 
 from .conftest import WIDE, Site, Watched, watch
-from .page_parts import SWEEP, Previews, ask, column, example, load_sweep, overlay
+from .page_parts import SWEEP, Browser, Page, Previews, ask, column, example, expect, load_sweep, overlay
 
 AXE = Path(__file__).parents[2] / "playground" / "node_modules" / "axe-core" / "axe.min.js"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
@@ -97,7 +96,9 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_and_targets_can_be_hit(page
     for place in range(boxes.count()):
         one = boxes.nth(place)
         # A control inside a label is hit by way of the label.
-        box = one.evaluate("e => { const r = (e.closest('label') ?? e).getBoundingClientRect(); return [r.x, r.width, r.height]; }")
+        box = one.evaluate(
+            "e => { const r = (e.closest('label') ?? e).getBoundingClientRect(); return [r.x, r.width, r.height]; }"
+        )
         assert min(box[1:]) >= SMALLEST_TARGET, one.evaluate("e => e.outerHTML")
         assert box[0] >= 0, one.evaluate("e => e.outerHTML")
     columns = [column(page, name).bounding_box() for name in ("reference", "A", "B")]
@@ -127,7 +128,9 @@ def test_with_the_keyboard_alone(page: Page, previews: Previews) -> None:
     def tab_to(name: str) -> None:
         for _ in range(60):
             page.keyboard.press("Tab")
-            label = page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.innerText")
+            label = page.evaluate(
+                "() => document.activeElement.getAttribute('aria-label') ?? document.activeElement.innerText"
+            )
             if label.strip().startswith(name):
                 outline = page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle")
                 assert outline != "none"

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
 
 from .conftest import Site
 from .page_parts import (
     EXAMPLES,
+    Page,
     Previews,
     blocks_of,
     choose,
     column,
     drawn_flags,
     example,
+    expect,
     overlay,
     picture_file,
     pixels_of,
@@ -131,7 +133,7 @@ def test_a_video_is_shown_step_by_step(page: Page, previews: Previews) -> None:
         shown.append(pixels_of(frame))
     assert shown[0].shape == (7 * 28, 9 * 28, 4)
     # The star appears in the third step and the triangle in the fourth: what is shown is the step's own frame.
-    same = [bool((np.abs(a.astype(int) - b).max(-1) < 60).all()) for a, b in zip(shown, shown[1:], strict=False)]
+    same = [bool((np.abs(a.astype(int) - b).max(-1) < 60).all()) for a, b in pairwise(shown)]
     assert same == [True, False, False, True]
     scrubber.press("ArrowLeft")
     expect(page.locator(".strip .line span")).to_contain_text("Step 4 of 5")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from playwright.sync_api import Browser, Page, expect
-
 from .conftest import Site, Watched, watch
-from .page_parts import ask, choose, column, example, overlay, picture_file
+from .page_parts import Browser, Page, ask, choose, column, example, expect, overlay, picture_file
 
 KEY = "sk-tenant-1234567890"
 STORES = """async () => JSON.stringify([
@@ -81,7 +79,9 @@ def test_a_violation_of_the_policy_would_be_noticed(browser: Browser, site: Site
     expect(column(opened)).to_be_visible()
     assert watched.problems == []
     opened.evaluate("() => { document.body.setAttribute('style', 'color: red'); }")
-    opened.evaluate("() => { const one = document.createElement('script'); one.textContent = '1'; document.body.append(one); }")
+    opened.evaluate(
+        "() => { const one = document.createElement('script'); one.textContent = '1'; document.body.append(one); }"
+    )
     opened.wait_for_timeout(100)
     context.close()
     assert len([text for text in watched.problems if "Content Security Policy" in text]) == 2

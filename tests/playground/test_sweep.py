@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
 
 from vllm_prune.sweep import UNPRUNED, Arm, Cell, Sample, kv_arms, visual_arms
 from vllm_prune.sweep.arms import combined
@@ -17,7 +16,7 @@ from vllm_prune.sweep.graders import Expectation
 from vllm_prune.sweep.report import rows
 
 from .conftest import Site
-from .page_parts import SWEEP, ask, choose, load_sweep, picture_file, pixels_of
+from .page_parts import SWEEP, Page, ask, choose, expect, load_sweep, picture_file, pixels_of
 
 
 def answers(right: int, kept: int, evicted: int = 0) -> tuple[Answer, ...]:
@@ -52,7 +51,9 @@ def test_the_table_has_the_reports_figures(page: Page, result: dict[str, Any]) -
     load_sweep(page, as_file(result))
     panel = page.locator(".sweep")
     expect(panel).to_contain_text("mine.jsonl, models/demo, 8 samples")
-    row = next(one for one in result["rows"] if (one["strategy"], one["keep"], one["group"]) == ("divprune", 0.5, "all"))
+    row = next(
+        one for one in result["rows"] if (one["strategy"], one["keep"], one["group"]) == ("divprune", 0.5, "all")
+    )
     shown = panel.get_by_role("row").filter(has=page.get_by_role("radio", name="divprune 0.5"))
     interval = f"{100 * row['accuracy_low']:.1f} % to {100 * row['accuracy_high']:.1f} %"
     assert shown.get_by_role("cell").all_inner_texts() == ["0.5", "87.5 %", interval, "50.0 %"]
@@ -110,7 +111,9 @@ def test_a_click_in_the_plot_chooses_its_point_and_intervals_are_drawn(page: Pag
     frame = canvas.bounding_box()
     assert frame is not None
     scale = pixels.shape[1] / frame["width"]
-    row = next(one for one in result["rows"] if (one["strategy"], one["keep"], one["group"]) == ("divprune", 0.5, "all"))
+    row = next(
+        one for one in result["rows"] if (one["strategy"], one["keep"], one["group"]) == ("divprune", 0.5, "all")
+    )
     at = round((box["x"] - frame["x"] + x) * scale)
 
     def blue(accuracy: float) -> bool:
