@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,10 +23,9 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.tasks.render import browser as chromium  # noqa: E402
 
 SWEEP = ROOT / "benchmarks" / "results" / "quality.json"
-DESKTOP = {"width": 1280, "height": 800}
+DESKTOP = {"width": 1280, "height": 960}
 PHONE = {"width": 390, "height": 844}
 ANSWER_MILLISECONDS = 180_000
-COLOURS = 255
 
 
 def example(page: Page, name: str) -> None:
@@ -88,7 +86,7 @@ SHOTS: dict[str, tuple[dict[str, int], str, Callable[[Page], None], str | None]]
 
 
 def shoot(browser: Browser, url: str, name: str, out: Path) -> None:
-    """Bring the page into a state and save it as a PNG of few colours."""
+    """Bring the page into a state and save it as a PNG."""
     size, scheme, prepare, part = SHOTS[name]
     view: Any = {"viewport": size, "color_scheme": scheme, "device_scale_factor": 1.5}
     context = browser.new_context(**view)
@@ -101,8 +99,6 @@ def shoot(browser: Browser, url: str, name: str, out: Path) -> None:
     target = page.locator(part) if part else page
     target.screenshot(path=path)
     context.close()
-    with Image.open(path) as picture:
-        picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1000} kB")
 
 

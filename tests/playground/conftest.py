@@ -20,6 +20,8 @@ from .mock import Controls, Mock
 if TYPE_CHECKING:
     from .page_parts import Browser, ConsoleMessage, Page, Previews
 
+MILLISECONDS = 20_000
+"""Longest wait for anything on the page; a machine that runs engines beside the browser is slow."""
 WIDE = {"width": 1440, "height": 960}
 
 
@@ -58,8 +60,9 @@ def browser() -> Iterator[Browser]:
         path = chromium()
     except RuntimeError as error:
         pytest.skip(str(error))
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=MILLISECONDS)
     with sync_playwright() as playwright:
         # A container has neither the namespaces for the browser's sandbox nor a large /dev/shm.
         flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
@@ -96,7 +99,7 @@ def watched() -> Watched:
 def page(browser: Browser, site: Site, watched: Watched) -> Iterator[Page]:
     """The page, opened. Afterwards nothing has been blocked by the policy, thrown, or sent to another origin."""
     context = browser.new_context(viewport=WIDE, color_scheme="light")
-    context.set_default_timeout(8000)
+    context.set_default_timeout(MILLISECONDS)
     opened = context.new_page()
     watch(opened, site, watched)
     opened.goto(f"{site.url}/playground")

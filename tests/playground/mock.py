@@ -175,6 +175,8 @@ def visual(body: dict[str, Any], items: bool) -> tuple[dict[str, Any] | None, in
         packed = base64.b64encode(np.packbits(flags.ravel()).tobytes()).decode()
         found.append({"modality": modality, "grid": list(grid), "input_tokens": size, "kept_tokens": count,
                       "strategy": fields["strategy"], "kept": packed})  # fmt: skip
+    # As vLLM has them: all pictures, then all videos.
+    found.sort(key=lambda item: item["modality"])
     summary = {"strategy": fields["strategy"], "input_tokens": full, "kept_tokens": kept}
     return (summary | {"items": found} if items else summary), kept, full
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import WIDE, Site, Watched, watch
+from .conftest import MILLISECONDS, WIDE, Site, Watched, watch
 from .page_parts import SWEEP, Browser, Page, Previews, ask, column, example, expect, load_sweep, overlay
 
 AXE = Path(__file__).parents[2] / "playground" / "node_modules" / "axe-core" / "axe.min.js"
@@ -70,7 +70,7 @@ def test_axe_finds_nothing(
     browser: Browser, site: Site, watched: Watched, scheme: Any, size: Any, states: list[Callable[[Page], None]]
 ) -> None:
     context = browser.new_context(viewport=size, color_scheme=scheme)
-    context.set_default_timeout(8000)
+    context.set_default_timeout(MILLISECONDS)
     for state in states:
         page = context.new_page()
         watch(page, site, watched)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,7 @@ from .page_parts import (
     drawn_flags,
     example,
     expect,
+    flags_of,
     overlay,
     picture_file,
     pixels_of,
@@ -137,6 +139,17 @@ def test_a_video_is_shown_step_by_step(page: Page, previews: Previews) -> None:
     assert same == [True, False, False, True]
     scrubber.press("ArrowLeft")
     expect(page.locator(".strip .line span")).to_contain_text("Step 4 of 5")
+
+
+def test_a_video_before_a_picture_has_its_own_bitmap(page: Page, previews: Previews) -> None:
+    choose(page, EXAMPLES / "clip.mp4", picture_file(4, 7))
+    expect(page.locator(".files li")).to_have_count(2)
+    items = {item["modality"]: flags_of(item) for item in previews.last()["visual"]["items"]}
+    expect(overlay(page)).to_have_attribute("aria-label", re.compile("of 63 cells of step 1, 7 rows of 9$"))
+    assert_drawn(page, items["video"][0])
+    page.get_by_role("button", name="2 screen.png").click()
+    expect(overlay(page)).to_have_attribute("aria-label", re.compile("of 28 cells, 4 rows of 7$"))
+    assert_drawn(page, items["image"][0])
 
 
 def test_the_difference_shows_what_one_setting_keeps_and_the_other_does_not(page: Page, previews: Previews) -> None:

@@ -21,7 +21,20 @@ export async function* events(response: Response): AsyncGenerator<string> {
     }
     if (data.length) yield data.join("\n");
   } finally {
-    // Ends the request when the caller has had enough, e.g. after [DONE].
-    void reader.cancel().catch(() => undefined);
+    void drain(reader);
+  }
+}
+
+const LAST_MILLISECONDS = 1000;
+
+/** Read what follows [DONE], so that the server sees the answer taken and not a client that left. */
+async function drain(reader: ReadableStreamDefaultReader<string>): Promise<void> {
+  const late = setTimeout(() => void reader.cancel().catch(() => undefined), LAST_MILLISECONDS);
+  try {
+    while (!(await reader.read()).done);
+  } catch {
+    // Cancelled, or the connection ended: nobody waits for more.
+  } finally {
+    clearTimeout(late);
   }
 }

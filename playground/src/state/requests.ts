@@ -2,7 +2,7 @@
 
 import { batch, effect, untracked } from "@preact/signals";
 import * as api from "../api/client";
-import type { Pruning, VisualUsage } from "../api/types";
+import type { KeptItem, Pruning, VisualUsage } from "../api/types";
 import { messagesJson } from "../model/media";
 import { type Letter, pruningOf, UNPRUNED, withKept } from "../model/settings";
 import {
@@ -129,6 +129,14 @@ async function one(column: ColumnId, signal: AbortSignal): Promise<void> {
 
 export function cancel(): void {
   current?.abort();
+}
+
+/** A medium's item. Servers list items by their place or by modality; within a modality both orders agree. */
+export function itemOf(visual: VisualUsage | undefined, number: number): KeptItem | undefined {
+  const medium = media.value[number];
+  const same = (one: { modality: string }) => one.modality === medium?.modality;
+  const rank = media.value.slice(0, number).filter(same).length;
+  return visual?.items?.filter(same)[rank];
 }
 
 /** What is known of a column's visual tokens: the engine's word if its answer is up to date, else the preview's. */

@@ -1,7 +1,7 @@
 import { useState } from "preact/hooks";
 import { decode } from "../model/bitmap";
 import { describe, LETTERS, type Setting } from "../model/settings";
-import { ask, visualOf } from "../state/requests";
+import { ask, itemOf, visualOf } from "../state/requests";
 import {
   addSetting, asking, type ColumnId, columnInput, media, overlayOn, previews, ready, removeSetting, runs, settings, shown, withReference,
 } from "../state/store";
@@ -52,7 +52,7 @@ function Reference() {
 /** Temporal steps of the shown medium, as the first answer that has them says. */
 export function stepsShown(): number {
   for (const { letter } of settings.value) {
-    const item = visualOf(letter)?.visual.items?.[shown.value];
+    const item = itemOf(visualOf(letter)?.visual, shown.value);
     if (item) return item.grid[0];
   }
   return 1;
@@ -83,7 +83,7 @@ function Shot({ setting: { letter } }: { setting: Setting }) {
   const [large, setLarge] = useState(false);
   const medium = media.value[shown.value];
   const visual = visualOf(letter);
-  const item = visual?.visual.items?.[shown.value];
+  const item = itemOf(visual?.visual, shown.value);
   const preview = previews.value[letter];
   if (!medium) return <div class="shot"><Empty /></div>;
   const content = (

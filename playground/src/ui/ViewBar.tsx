@@ -1,7 +1,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import { count, decode, type Kept, stepFlags } from "../model/bitmap";
 import type { Medium } from "../model/media";
-import { visualOf } from "../state/requests";
+import { itemOf, visualOf } from "../state/requests";
 import { framesOf, media, settings, shown, step } from "../state/store";
 import { COLOURS } from "./drawing";
 
@@ -32,7 +32,7 @@ export function ViewBar() {
 
 /** Kept tokens of the shown medium, for every setting that has them. */
 export function keptOf(letter: (typeof settings.value)[number]["letter"], number: number): Kept | null {
-  const item = visualOf(letter)?.visual.items?.[number];
+  const item = itemOf(visualOf(letter)?.visual, number);
   return item ? decode(item) : null;
 }
 
