@@ -66,6 +66,13 @@ def test_the_lock_file_names_no_host() -> None:
     assert lock.count('"integrity"') > 10
 
 
+def test_the_whole_bundle_is_packaged(script: ModuleType, tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert script.differences(tmp_path / "vllm_prune_server" / "playground" / "dist", DIST) == []
+
+
 def test_a_changed_missing_or_additional_file_is_noticed(script: ModuleType, tmp_path: Path) -> None:
     built, committed = tmp_path / "built", tmp_path / "committed"
     for folder in (built, committed):
