@@ -75,13 +75,19 @@ def sweep(page: Page) -> None:
     page.get_by_role("radio", name="divprune 0.25").check()
 
 
+def phone(page: Page) -> None:
+    """The first setting on a small screen."""
+    compared(page)
+    page.locator('[data-column="A"]').evaluate("column => column.scrollIntoView()")
+
+
 SHOTS: dict[str, tuple[dict[str, int], str, Callable[[Page], None], str | None]] = {
     "playground": (DESKTOP, "light", compared, None),
     "playground-dark": (DESKTOP, "dark", compared, None),
     "playground-video": (DESKTOP, "dark", video, None),
     "playground-difference": (DESKTOP, "light", compared, ".difference"),
     "playground-sweep": (DESKTOP, "light", sweep, ".sweep"),
-    "playground-phone": (PHONE, "light", compared, None),
+    "playground-phone": (PHONE, "light", phone, None),
 }
 
 

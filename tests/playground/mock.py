@@ -163,8 +163,10 @@ def visual(body: dict[str, Any], items: bool) -> tuple[dict[str, Any] | None, in
     shapes = [grid_of(part) for part in parts]
     full = sum(int(np.prod(grid)) for _, grid in shapes)
     fields = body["pruning"].get("visual")
-    if fields is None or not shapes:
+    if not shapes:
         return None, full, full
+    if fields is None:
+        return {"strategy": "none", "input_tokens": full, "kept_tokens": full}, full, full
     found, kept = [], 0
     for modality, grid in shapes:
         size = int(np.prod(grid))

@@ -56,10 +56,11 @@ def test_four_settings_and_the_reference_show_the_servers_figures(page: Page) ->
         assert number(page, "Prompt tokens", name).split()[0] == str(usage["prompt_tokens"])
         assert number(page, "Answer tokens", name) == str(usage["completion_tokens"])
         assert number(page, "First token", name).endswith(" ms")
-        if name == "reference":
-            continue
         visual = usage["pruning"]["visual"]
         assert number(page, "Visual tokens", name) == f"{visual['kept_tokens']} of {visual['input_tokens']}"
+        if name == "reference":
+            assert visual["kept_tokens"] == visual["input_tokens"]
+            continue
         expect(column(page, name).locator(".caption")).to_contain_text("kept by the engine")
         (flags,) = flags_of(visual["items"][0])
         assert (drawn_flags(overlay(page, name), *flags.shape) == flags).all()
@@ -92,6 +93,18 @@ def test_the_fields_of_the_request(page: Page, site: Site, previews: Previews) -
     kinds = [part["type"] for part in pruned["messages"][0]["content"]]
     assert kinds == ["image_url", "text"]
     assert "return_kept" not in controls.previews[-1]["visual"]
+
+
+def test_a_setting_may_prune_the_cache_alone(page: Page, site: Site) -> None:
+    controls = site.controls
+    choose(page, picture_file())
+    page.get_by_label("Visual strategy of setting A").select_option("")
+    page.get_by_label("KV cache strategy of setting A").select_option("snapkv")
+    expect(column(page).locator(".caption")).to_contain_text("visual tokens are not pruned")
+    ask(page, "what is it ?")
+    assert controls.chats[-1]["pruning"] == {"visual": None, "kv": {"strategy": "snapkv", "keep": 0.5}}
+    assert number(page, "Visual tokens") == "54 of 54"
+    assert number(page, "KV rows") == "39 of 78"
 
 
 def test_a_preset_of_the_operator_is_a_setting(page: Page, site: Site) -> None:

@@ -94,6 +94,7 @@ def test_a_moving_slider_asks_when_it_rests_and_gives_up_what_is_out_of_date(
     controls.preview_seconds = 20
     with page.expect_request("**/v1/pruning/preview"):
         slide(page, 0.7)
+    expect(column(page).locator(".caption")).to_contain_text("updating…")
     controls.preview_seconds = 0
     slide(page, 0.8)
     expect(column(page).locator(".caption b")).to_have_text(str(int(54 * 0.8)))

@@ -2,7 +2,7 @@
 
 import { batch, effect, untracked } from "@preact/signals";
 import * as api from "../api/client";
-import type { KeptItem, Pruning, VisualUsage } from "../api/types";
+import type { KeptItem, PreviewAnswer, Pruning, VisualUsage } from "../api/types";
 import { messagesJson } from "../model/media";
 import { type Letter, pruningOf, UNPRUNED, withKept } from "../model/settings";
 import {
@@ -139,14 +139,21 @@ export function itemOf(visual: VisualUsage | undefined, number: number): KeptIte
   return visual?.items?.filter(same)[rank];
 }
 
+/** The last preview of a column for the media at hand; `old` while one for the present input is awaited. */
+export function previewOf(column: ColumnId): { answer: PreviewAnswer; old: boolean } | null {
+  const preview = column === "reference" ? undefined : previews.value[column];
+  if (!preview?.answer || !preview.input.startsWith(mediaInput.value)) return null;
+  return { answer: preview.answer, old: preview.input !== columnInput(column) };
+}
+
 /** What is known of a column's visual tokens: the engine's word if its answer is up to date, else the preview's. */
-export function visualOf(column: ColumnId): { visual: VisualUsage; from: "engine" | "preview" } | null {
+export function visualOf(column: ColumnId): { visual: VisualUsage; from: "engine" | "preview" | "old preview" } | null {
   const wanted = columnInput(column);
   const run = runs.value[column];
   const used = run?.input === wanted ? run.usage?.pruning?.visual : null;
   if (used?.items) return { visual: used, from: "engine" };
   // While a new preview is under way the last one stays, so that the overlay does not flicker.
-  const preview = column === "reference" ? undefined : previews.value[column];
-  const visual = preview?.input.startsWith(mediaInput.value) ? preview.answer?.visual : null;
-  return visual?.items ? { visual, from: "preview" } : null;
+  const preview = previewOf(column);
+  const visual = preview?.answer.visual;
+  return visual?.items ? { visual, from: preview!.old ? "old preview" : "preview" } : null;
 }

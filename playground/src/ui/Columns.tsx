@@ -1,9 +1,9 @@
 import { useState } from "preact/hooks";
 import { decode } from "../model/bitmap";
-import { describe, LETTERS, type Setting } from "../model/settings";
+import { describe, LETTERS, pruningOf, type Setting } from "../model/settings";
 import { ask, itemOf, visualOf } from "../state/requests";
 import {
-  addSetting, asking, type ColumnId, columnInput, media, overlayOn, previews, ready, removeSetting, runs, settings, shown, withReference,
+  addSetting, asking, catalogue, type ColumnId, columnInput, media, overlayOn, previews, ready, removeSetting, runs, settings, shown, withReference,
 } from "../state/store";
 import { Answer } from "./Answer";
 import { CopyDialog } from "./CopyDialog";
@@ -20,7 +20,7 @@ export function Columns() {
     <section class="compare" aria-labelledby="compare-title">
       <div class="heading">
         <h2 id="compare-title">Settings</h2>
-        <button type="button" onClick={addSetting} disabled={settings.value.length >= LETTERS.length}>Add a setting</button>
+        <button type="button" onClick={addSetting} disabled={settings.value.length >= LETTERS.length || !catalogue.value.length}>Add a setting</button>
         {settings.value.length >= LETTERS.length && <small>four at most</small>}
         <label class="check end">
           <input type="checkbox" checked={overlayOn.value} onChange={(event) => (overlayOn.value = event.currentTarget.checked)} />
@@ -79,7 +79,10 @@ function Empty() {
   return <p class="empty">Drop a screenshot, or take an example, to see which cells are kept.</p>;
 }
 
-function Shot({ setting: { letter } }: { setting: Setting }) {
+const CAPTIONS = { engine: "kept by the engine", preview: "in the preview", "old preview": "updating…" };
+
+function Shot({ setting }: { setting: Setting }) {
+  const { letter } = setting;
   const [large, setLarge] = useState(false);
   const medium = media.value[shown.value];
   const visual = visualOf(letter);
@@ -94,9 +97,9 @@ function Shot({ setting: { letter } }: { setting: Setting }) {
       {content}
       <p class="caption">
         {item ? (
-          <span><b>{item.kept_tokens}</b> of {item.input_tokens} tokens <span class="note">{visual!.from === "engine" ? "kept by the engine" : "in the preview"}</span></span>
+          <span><b>{item.kept_tokens}</b> of {item.input_tokens} tokens <span class="note">{CAPTIONS[visual!.from]}</span></span>
         ) : (
-          <span class="note">{preview?.loading ? "asking for a preview…" : visual ? "not pruned" : "no overlay yet"}</span>
+          <span class="note">{!pruningOf(setting).visual ? "visual tokens are not pruned" : preview?.loading ? "asking for a preview…" : "no overlay yet"}</span>
         )}
         <button type="button" class="small" onClick={() => setLarge(true)} title="Enlarge" aria-label={`Enlarge the picture of setting ${letter}`}>⤢</button>
       </p>

@@ -174,7 +174,7 @@ function Question() {
           Ask {settings.value.length + (withReference.value ? 1 : 0) > 1 ? "all" : ""}
         </button>
         {asking.value && <button type="button" onClick={cancel}>Cancel</button>}
-        <span id="ask-note" class="note">{asking.value ? "" : missing || "Ctrl + Enter"}</span>
+        <span id="ask-note" class="note">{asking.value ? "" : missing || <span class="hint">Ctrl + Enter</span>}</span>
       </div>
       <Waiting />
     </section>

@@ -1,13 +1,15 @@
-import type { ComponentChildren } from "preact";
-import { type ColumnId, columnInput, previews, runs, type Run } from "../state/store";
+import { previewOf } from "../state/requests";
+import { type ColumnId, columnInput, runs, type Run, settings } from "../state/store";
 
 /** What a column cost. Every figure is the server's; the two times are measured here and say so. */
 export function Numbers({ column }: { column: ColumnId }) {
   const run = runs.value[column];
   const fresh = run?.input === columnInput(column) ? run : undefined;
   const usage = fresh?.usage ?? null;
-  const preview = column === "reference" ? undefined : previews.value[column]?.answer;
+  const prediction = previewOf(column);
+  const preview = prediction?.answer;
   const predicted = !usage && preview ? preview : null;
+  const word = prediction?.old ? "updating…" : "predicted";
   const pruning = usage?.pruning;
   const visual = pruning ? pruning.visual : predicted?.visual;
   const kv = pruning ? pruning.kv : predicted?.kv;
@@ -17,9 +19,9 @@ export function Numbers({ column }: { column: ColumnId }) {
   return (
     <div class="numbers">
       <dl>
-        <Line name="Prompt tokens" value={prompt} of={column === "reference" ? undefined : unpruned} guess={!usage && prompt !== undefined} />
-        <Line name="Visual tokens kept" value={visual?.kept_tokens} of={visual?.input_tokens} guess={!pruning && visual !== undefined && visual !== null} />
-        <Line name="KV rows" value={kv?.kept_tokens} of={kv?.prompt_tokens} guess={!pruning && !!kv} />
+        <Line name="Prompt tokens" value={prompt} of={column === "reference" ? undefined : unpruned} guess={!usage && prompt !== undefined && word} />
+        <Line name="Visual tokens kept" value={visual?.kept_tokens} of={visual?.input_tokens} guess={!pruning && !!visual && word} />
+        <Line name="KV rows" value={kv?.kept_tokens} of={kv?.prompt_tokens} guess={!pruning && !!kv && word} />
         <Line name="Freed blocks" value={kv?.freed_blocks} />
         <Line name="Answer tokens" value={usage?.completion_tokens} />
         <Line name="First token" measured value={fresh && fresh.first !== null ? `${Math.round(fresh.first - fresh.started)} ms` : undefined} />
@@ -37,8 +39,9 @@ export function Numbers({ column }: { column: ColumnId }) {
 
 /** Prompt tokens without pruning, from any preview of the same input. */
 function referencePrompt(): number | undefined {
-  for (const preview of Object.values(previews.value)) {
-    if (preview?.answer) return preview.answer.prompt_tokens_unpruned;
+  for (const { letter } of settings.value) {
+    const preview = previewOf(letter);
+    if (preview) return preview.answer.prompt_tokens_unpruned;
   }
   return undefined;
 }
@@ -53,17 +56,16 @@ interface LineProps {
   name: string;
   value: number | string | undefined;
   of?: number | undefined;
-  guess?: boolean;
+  /** How a prediction is called; false for a fact. */
+  guess?: string | false;
   measured?: boolean;
 }
 
 function Line({ name, value, of, guess, measured }: LineProps) {
-  const notes: ComponentChildren[] = [];
-  if (guess) notes.push("predicted");
   const share = typeof value === "number" && of ? value / of : null;
   return (
     <div class={guess ? "line guess" : "line"}>
-      <dt>{name}{measured && <span aria-hidden="true"> *</span>}{notes.length > 0 && <small> {notes}</small>}</dt>
+      <dt>{name}{measured && <span aria-hidden="true"> *</span>}{guess && <small> {guess}</small>}</dt>
       <dd>
         {value ?? "–"}
         {of !== undefined && value !== undefined && <small> of {of}</small>}

@@ -1,6 +1,6 @@
 import type { OptionSchema, Strategy } from "../api/types";
 import { type Budget, fits, type Letter, type Setting } from "../model/settings";
-import { visualOf } from "../state/requests";
+import { previewOf, visualOf } from "../state/requests";
 import { kinds, kvStrategies, presets, previews, runs, update, visualStrategies } from "../state/store";
 import { ServerError } from "../api/client";
 
@@ -35,7 +35,7 @@ export function SettingForm({ setting }: { setting: Setting }) {
           />
           <BudgetForm
             name="KV cache" part="kv" letter={letter} budget={setting.kv} strategies={kvStrategies.value}
-            most={previews.value[letter]?.answer?.prompt_tokens} change={(kv) => update({ ...setting, kv })}
+            most={previewOf(letter)?.answer.prompt_tokens} change={(kv) => update({ ...setting, kv })}
           />
         </>
       )}
