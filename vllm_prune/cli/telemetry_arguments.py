@@ -15,7 +15,7 @@ NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc", "opente
 
 
 class TelemetryError(ValueError):
-    """Logs or traces cannot be had as asked; the message says what to change."""
+    """Logs or traces cannot be set up as configured; the message says what to change."""
 
 
 def log_arguments(logging: Logging, arguments: Sequence[str]) -> list[str]:
@@ -27,18 +27,18 @@ def log_arguments(logging: Logging, arguments: Sequence[str]) -> list[str]:
         wanted = logging.resolved_format()
     except ValueError as error:
         raise TelemetryError(str(error)) from None
-    own = any(argument.startswith(("--logging-config", "--log-config-file")) for argument in arguments)
-    found = ["--logging-config.formatter", "json"] if wanted == "json" and not own else []
+    chosen_by_user = any(argument.startswith(("--logging-config", "--log-config-file")) for argument in arguments)
+    added = ["--logging-config.formatter", "json"] if wanted == "json" and not chosen_by_user else []
     if wanted == "json" and logging.lines() and "--disable-uvicorn-access-log" not in arguments:
-        found.append("--disable-uvicorn-access-log")
-    return found
+        added.append("--disable-uvicorn-access-log")
+    return added
 
 
 def trace_arguments(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """Hand OpenTelemetry's standard variables to vLLM, which has a flag in place of the endpoint.
 
     Returns:
-        Arguments to add, and variables to set: vLLM knows the protocol by the variable for traces alone.
+        Arguments to add, and variables to set: vLLM reads the protocol from the variable for traces alone.
 
     Raises:
         TelemetryError: an endpoint is set and OpenTelemetry is not installed.

@@ -1,7 +1,7 @@
 """Target coverage: the share of the answer's box that a strategy keeps. Needs no model and no server.
 
 A picture's cells (28 x 28 pixels each, one visual token of the Qwen-VL family) take the place of the tower's features,
-so this ranks strategies by what they can tell from pixels alone; one that needs the tower's attention has no figure.
+so this ranks strategies by pixels alone; one that needs the tower's attention has no figure.
 """
 
 from __future__ import annotations
@@ -93,15 +93,15 @@ def pixel_strategies() -> list[str]:
 
 def coverage(targets: Iterable[Target], strategies: Sequence[str], ratios: Sequence[float]) -> list[dict[str, Any]]:
     """Mean share of the box's cells kept, one row per strategy and ratio; a box outside its picture is left out."""
-    found: dict[tuple[str, float], list[float]] = {(name, ratio): [] for name in strategies for ratio in ratios}
+    covered: dict[tuple[str, float], list[float]] = {(name, ratio): [] for name in strategies for ratio in ratios}
     for target in targets:
         pixels, grid = cells(target.picture)
         wanted = set(targets_of(target, grid))
-        for (name, ratio), shares in found.items():
+        for (name, ratio), shares in covered.items():
             if wanted:
                 shares.append(len(wanted & set(keep(name, pixels, grid, ratio).tolist())) / len(wanted))
     return [
         {"strategy": name, "keep": ratio, "n": len(shares), "coverage": fmean(shares)}
-        for (name, ratio), shares in found.items()
+        for (name, ratio), shares in covered.items()
         if shares
     ]
