@@ -20,7 +20,9 @@ const licences: Plugin = {
 export default defineConfig({
   plugins: [licences],
   base: "./",
-  experimental: { renderBuiltUrl: (file, { hostType }) => (hostType === "html" ? `playground/${file}` : { relative: true }) },
+  experimental: {
+    renderBuiltUrl: (file, { hostType }) => (hostType === "html" ? `playground/${file}` : { relative: true }),
+  },
   oxc: { jsx: { runtime: "automatic", importSource: "preact" } },
   build: {
     outDir: process.env.PLAYGROUND_OUT ?? "../server/playground/dist",

@@ -69,8 +69,9 @@ def install() -> None:
 
 
 def build(target: Path) -> None:
-    """Check the types and write the bundle."""
+    """Check formatting and types, and write the bundle."""
     install()
+    run(["npm", "run", "--silent", "check"])
     run(["npm", "run", "--silent", "build"], PLAYGROUND_OUT=str(target))
 
 

@@ -167,7 +167,7 @@ def visual(body: dict[str, Any], items: bool) -> tuple[dict[str, Any] | None, in
         return None, full, full
     if fields is None:
         return {"strategy": "none", "input_tokens": full, "kept_tokens": full}, full, full
-    found, kept = [], 0
+    items_kept, kept = [], 0
     for modality, grid in shapes:
         size = int(np.prod(grid))
         share = fields["keep"] if "keep" in fields else min(1.0, fields["max_tokens"] / full)
@@ -175,12 +175,12 @@ def visual(body: dict[str, Any], items: bool) -> tuple[dict[str, Any] | None, in
         kept += count
         flags = bitmap(fields["strategy"], count, grid)
         packed = base64.b64encode(np.packbits(flags.ravel()).tobytes()).decode()
-        found.append({"modality": modality, "grid": list(grid), "input_tokens": size, "kept_tokens": count,
+        items_kept.append({"modality": modality, "grid": list(grid), "input_tokens": size, "kept_tokens": count,
                       "strategy": fields["strategy"], "kept": packed})  # fmt: skip
     # As vLLM has them: all pictures, then all videos.
-    found.sort(key=lambda item: item["modality"])
+    items_kept.sort(key=lambda item: item["modality"])
     summary = {"strategy": fields["strategy"], "input_tokens": full, "kept_tokens": kept}
-    return (summary | {"items": found} if items else summary), kept, full
+    return (summary | {"items": items_kept} if items else summary), kept, full
 
 
 def cache(body: dict[str, Any], prompt: int) -> dict[str, Any] | None:

@@ -127,8 +127,8 @@ class Previews:
         """The newest answer, or the newest of a strategy, once none is under way."""
         self.settle()
         bodies = (answer.json() for answer in reversed(self._answers))
-        found: dict[str, Any] = next(body for body in bodies if strategy in ("", body["visual"]["strategy"]))
-        return found
+        newest: dict[str, Any] = next(body for body in bodies if strategy in ("", body["visual"]["strategy"]))
+        return newest
 
     def flags(self, number: int = 0, strategy: str = "") -> np.ndarray:
         """The newest bitmap of an item, bool [steps, rows, columns]."""
@@ -152,8 +152,8 @@ def ask(page: Page, question: str | None = None) -> None:
 def usage_of(response: Response) -> dict[str, Any]:
     """The usage in the last chunk of a streamed answer."""
     lines = [line[6:] for line in response.text().splitlines() if line.startswith("data: {")]
-    found: dict[str, Any] = next(body["usage"] for body in map(json.loads, reversed(lines)) if body.get("usage"))
-    return found
+    usage: dict[str, Any] = next(body["usage"] for body in map(json.loads, reversed(lines)) if body.get("usage"))
+    return usage
 
 
 def number(page: Page, name: str, which: str = SETTING) -> str:

@@ -36,9 +36,9 @@ LETTERS = ("A", "B", "C", "D")
 
 def answers_of(page: Page) -> list[Response]:
     """Answers to questions, in their order; filled while the page asks."""
-    found: list[Response] = []
-    page.on("response", lambda one: found.append(one) if one.url.endswith("/chat/completions") else None)
-    return found
+    answers: list[Response] = []
+    page.on("response", lambda one: answers.append(one) if one.url.endswith("/chat/completions") else None)
+    return answers
 
 
 def test_four_settings_and_the_reference_show_the_servers_figures(page: Page) -> None:
@@ -93,6 +93,21 @@ def test_the_fields_of_the_request(page: Page, site: Site, previews: Previews) -
     kinds = [part["type"] for part in pruned["messages"][0]["content"]]
     assert kinds == ["image_url", "text"]
     assert "return_kept" not in controls.previews[-1]["visual"]
+
+
+@pytest.mark.parametrize("text", ["0.35", "0.05", "1e-2", ".2", "1"])
+def test_a_budget_can_be_typed_digit_by_digit(page: Page, text: str) -> None:
+    field = page.get_by_label("Budget as a number, Visual of setting A")
+    slider = page.get_by_label("Budget, Visual of setting A", exact=True)
+    field.press("Control+A")
+    field.press_sequentially(text)
+    assert field.input_value() == text
+    assert float(slider.input_value()) == float(text)
+    field.fill("")
+    field.blur()
+    assert float(field.input_value()) == float(text)
+    slider.fill("0.6")
+    assert field.input_value() == "0.6"
 
 
 def test_a_setting_may_prune_the_cache_alone(page: Page, site: Site) -> None:
@@ -204,9 +219,9 @@ def test_a_copied_preset_is_configuration(page: Page) -> None:
     choose(page, picture_file())
     page.get_by_text("about divprune").click()
     page.get_by_label("after, Visual of setting A").fill("2")
-    found: dict[str, Any] = yaml.safe_load(snippet(page, "preset"))
+    configuration: dict[str, Any] = yaml.safe_load(snippet(page, "preset"))
     wanted = {"visual": {"strategy": "divprune", "keep": 0.5, "options": {"after": 2}}, "kv": None}
-    assert found == {"presets": {"my-budget": wanted}}
+    assert configuration == {"presets": {"my-budget": wanted}}
 
 
 def test_the_bundled_example_from_the_choice_to_another_budget(page: Page, previews: Previews) -> None:

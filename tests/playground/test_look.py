@@ -23,8 +23,8 @@ def violations(page: Page) -> list[str]:
         pytest.skip("needs axe-core from playground/package-lock.json: python scripts/build_playground.py --check")
     # Evaluated by the debugger, which the page's policy does not bind.
     page.evaluate(AXE.read_text())
-    found: dict[str, Any] = page.evaluate("tags => axe.run(document, {runOnly: tags})", RULES)
-    return [f"{one['id']}: {node['html'][:160]}" for one in found["violations"] for node in one["nodes"]]
+    results: dict[str, Any] = page.evaluate("tags => axe.run(document, {runOnly: tags})", RULES)
+    return [f"{one['id']}: {node['html'][:160]}" for one in results["violations"] for node in one["nodes"]]
 
 
 def filled(page: Page, name: str = "a web page") -> None:

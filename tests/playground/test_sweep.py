@@ -90,10 +90,10 @@ def test_a_points_budget_is_taken_over(
     expect(panel.locator(".take")).to_contain_text("setting A has it")
     choose(page, picture_file())
     ask(page, "what is it ?")
-    asked = controls.chats[-1]["pruning"]
-    if asked["visual"]:
-        del asked["visual"]["return_kept"]
-    assert asked == wanted
+    sent = controls.chats[-1]["pruning"]
+    if sent["visual"]:
+        del sent["visual"]["return_kept"]
+    assert sent == wanted
 
 
 def test_a_click_in_the_plot_chooses_its_point_and_intervals_are_drawn(page: Page, result: dict[str, Any]) -> None:

@@ -49,7 +49,10 @@ async function call(path: string, access: Access, body?: Blob): Promise<Response
 async function refusal(response: Response): Promise<ServerError> {
   const text = await response.text().catch(() => "");
   const retry = response.headers.get("Retry-After");
-  return readError(text, response.status, retry) ?? new ServerError(`HTTP ${response.status} ${response.statusText}`, response.status, null, retry);
+  return (
+    readError(text, response.status, retry) ??
+    new ServerError(`HTTP ${response.status} ${response.statusText}`, response.status, null, retry)
+  );
 }
 
 function readError(text: string, status: number, retry: string | null): ServerError | null {
@@ -87,7 +90,11 @@ export async function* chat(body: Blob, access: Access): AsyncGenerator<Piece> {
     if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) {
-      throw new ServerError(chunk.error.message ?? "The stream ended with an error.", chunk.error.code ?? 500, chunk.error.param ?? null);
+      throw new ServerError(
+        chunk.error.message ?? "The stream ended with an error.",
+        chunk.error.code ?? 500,
+        chunk.error.param ?? null,
+      );
     }
     const choice = chunk.choices?.[0];
     const text = (choice?.delta?.reasoning_content ?? choice?.delta?.reasoning ?? "") + (choice?.delta?.content ?? "");

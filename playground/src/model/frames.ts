@@ -17,7 +17,8 @@ export class Frames {
     this.video.preload = "auto";
     this.ready = new Promise((resolve, reject) => {
       this.video.onloadeddata = () => resolve();
-      this.video.onerror = () => reject(new Error("This browser cannot show the video; the cells are drawn on a plain ground."));
+      this.video.onerror = () =>
+        reject(new Error("This browser cannot show the video; the cells are drawn on a plain ground."));
     });
     this.ready.catch(() => undefined);
     this.video.src = url;

@@ -15,8 +15,17 @@ export interface Medium {
 }
 
 const BY_ENDING: Record<string, string> = {
-  png: "image/png", jpg: "image/jpeg", jpeg: "image/jpeg", webp: "image/webp", gif: "image/gif", bmp: "image/bmp",
-  mp4: "video/mp4", webm: "video/webm", mov: "video/quicktime", mkv: "video/x-matroska", avi: "video/x-msvideo",
+  png: "image/png",
+  jpg: "image/jpeg",
+  jpeg: "image/jpeg",
+  webp: "image/webp",
+  gif: "image/gif",
+  bmp: "image/bmp",
+  mp4: "video/mp4",
+  webm: "video/webm",
+  mov: "video/quicktime",
+  mkv: "video/x-matroska",
+  avi: "video/x-msvideo",
 };
 
 let next = 1;
@@ -48,7 +57,12 @@ export function read(file: File, progress: (share: number) => void, signal: Abor
     reader.onload = () => {
       const base64 = String(reader.result).split(",", 2)[1] ?? "";
       resolve({
-        id: next++, name: file.name, modality, mime, size: file.size, url: URL.createObjectURL(file),
+        id: next++,
+        name: file.name,
+        modality,
+        mime,
+        size: file.size,
+        url: URL.createObjectURL(file),
         data: `data:${mime};base64,${base64}`,
       });
     };
@@ -63,7 +77,10 @@ export function read(file: File, progress: (share: number) => void, signal: Abor
  * @param urlOf what stands for a medium; its data unless an example is written.
  */
 export function messagesJson(
-  media: readonly Medium[], question: string, labelled: boolean, urlOf: (medium: Medium) => string = (medium) => medium.data,
+  media: readonly Medium[],
+  question: string,
+  labelled: boolean,
+  urlOf: (medium: Medium) => string = (medium) => medium.data,
 ): string[] {
   const parts: string[] = ['[{"role":"user","content":['];
   const text = (value: string) => JSON.stringify({ type: "text", text: value });

@@ -62,6 +62,9 @@ export function describe(setting: Setting): string {
   if (setting.preset) return `preset ${setting.preset.name}`;
   const one = (name: string, budget: Budget) =>
     `${name} ${budget.strategy} ${budget.by === "keep" ? budget.keep : `${budget.tokens} tokens`}`;
-  const parts = [setting.visual.strategy && one("visual", setting.visual), setting.kv.strategy && one("KV", setting.kv)];
+  const parts = [
+    setting.visual.strategy && one("visual", setting.visual),
+    setting.kv.strategy && one("KV", setting.kv),
+  ];
   return parts.filter(Boolean).join(", ") || "nothing pruned";
 }

@@ -4,7 +4,7 @@ import { ROOT } from "../api/client";
 import type { Pruning } from "../api/types";
 import { labelOf, messagesJson, type Medium } from "./media";
 
-export interface Asked {
+export interface ChatRequest {
   model: string;
   media: readonly Medium[];
   question: string;
@@ -17,26 +17,26 @@ const variable = (number: number) => `FILE_${number + 1}`;
 const quoted = (name: string) => `'${name.replaceAll("'", `'\\''`)}'`;
 
 /** For a POSIX shell. Files are read from the working directory; the key comes from OPENAI_API_KEY. */
-export function curl(asked: Asked): string {
-  const names = new Map(asked.media.map((medium, number) => [medium.id, variable(number)]));
+export function curl(request: ChatRequest): string {
+  const names = new Map(request.media.map((medium, number) => [medium.id, variable(number)]));
   // The body stands in a here-document in which the shell replaces variables, so all else that it would replace is escaped.
   const escape = (text: string) => text.replace(/[\\`$]/g, "\\$&");
-  const messages = messagesJson(asked.media, asked.question, asked.labelled, (medium) => `\0${medium.id}\0`)
+  const messages = messagesJson(request.media, request.question, request.labelled, (medium) => `\0${medium.id}\0`)
     .map((part) => (part === "," ? ",\n    " : part.startsWith("\0") ? placeholder(part) : escape(part)))
     .join("");
   function placeholder(part: string): string {
-    const medium = asked.media.find((one) => part === `\0${one.id}\0`)!;
+    const medium = request.media.find((one) => part === `\0${one.id}\0`)!;
     return `data:${medium.mime};base64,$${names.get(medium.id)}`;
   }
   const body = [
-    `  "model": ${escape(JSON.stringify(asked.model))},`,
+    `  "model": ${escape(JSON.stringify(request.model))},`,
     `  "messages": ${messages},`,
-    `  "max_completion_tokens": ${asked.maxTokens},`,
+    `  "max_completion_tokens": ${request.maxTokens},`,
     `  "temperature": 0,`,
-    `  "pruning": ${escape(JSON.stringify(asked.pruning))}`,
+    `  "pruning": ${escape(JSON.stringify(request.pruning))}`,
   ];
   return [
-    ...asked.media.map((medium, number) => `${variable(number)}=$(base64 < ${quoted(medium.name)} | tr -d '\\n')`),
+    ...request.media.map((medium, number) => `${variable(number)}=$(base64 < ${quoted(medium.name)} | tr -d '\\n')`),
     `curl ${new URL("v1/chat/completions", ROOT)} \\`,
     `  -H "Content-Type: application/json" \\`,
     `  -H "Authorization: Bearer $OPENAI_API_KEY" \\`,
@@ -54,18 +54,22 @@ function python(value: unknown, indent = ""): string {
   if (typeof value === "boolean") return value ? "True" : "False";
   if (typeof value !== "object") return JSON.stringify(value);
   if (Array.isArray(value)) return `[${value.map((one) => python(one, indent)).join(", ")}]`;
-  return `{${Object.entries(value).map(([key, one]) => `${JSON.stringify(key)}: ${python(one, indent)}`).join(", ")}}`;
+  return `{${Object.entries(value)
+    .map(([key, one]) => `${JSON.stringify(key)}: ${python(one, indent)}`)
+    .join(", ")}}`;
 }
 
 /** For Python with the package `openai`. */
-export function sdk(asked: Asked): string {
+export function sdk(request: ChatRequest): string {
   const content: string[] = [];
-  asked.media.forEach((medium, number) => {
+  request.media.forEach((medium, number) => {
     const field = `${medium.modality}_url`;
-    if (asked.labelled) content.push(`{"type": "text", "text": ${JSON.stringify(labelOf(medium, number))}},`);
-    content.push(`{"type": "${field}", "${field}": {"url": data_url(${JSON.stringify(medium.name)}, "${medium.mime}")}},`);
+    if (request.labelled) content.push(`{"type": "text", "text": ${JSON.stringify(labelOf(medium, number))}},`);
+    content.push(
+      `{"type": "${field}", "${field}": {"url": data_url(${JSON.stringify(medium.name)}, "${medium.mime}")}},`,
+    );
   });
-  content.push(`{"type": "text", "text": ${JSON.stringify(asked.question)}},`);
+  content.push(`{"type": "text", "text": ${JSON.stringify(request.question)}},`);
   return `import base64
 import os
 
@@ -82,7 +86,7 @@ client = openai.OpenAI(
     api_key=os.environ.get("OPENAI_API_KEY", "unused"),
 )
 answer = client.chat.completions.create(
-    model=${JSON.stringify(asked.model)},
+    model=${JSON.stringify(request.model)},
     messages=[
         {
             "role": "user",
@@ -91,9 +95,9 @@ ${content.map((line) => `                ${line}`).join("\n")}
             ],
         }
     ],
-    max_completion_tokens=${asked.maxTokens},
+    max_completion_tokens=${request.maxTokens},
     temperature=0,
-    extra_body={"pruning": ${python(asked.pruning)}},
+    extra_body={"pruning": ${python(request.pruning)}},
 )
 print(answer.choices[0].message.content)
 print(answer.usage.prompt_tokens, answer.usage.pruning)
@@ -105,7 +109,9 @@ export function preset(pruning: Pruning, name: string): string {
   const spaced = (value: unknown): string => {
     if (Array.isArray(value)) return `[${value.map(spaced).join(", ")}]`;
     if (value === null || typeof value !== "object") return JSON.stringify(value);
-    return `{${Object.entries(value).map(([key, one]) => `${key}: ${spaced(one)}`).join(", ")}}`;
+    return `{${Object.entries(value)
+      .map(([key, one]) => `${key}: ${spaced(one)}`)
+      .join(", ")}}`;
   };
   const lines = Object.entries(pruning).map(([part, value]) => `    ${part}: ${spaced(value)}`);
   return `# Requests pick it with "pruning": "${name}" or with "model": "MODEL@${name}".

@@ -41,7 +41,16 @@ export type Cost = keyof typeof COSTS;
 export const costOf = (row: Row, cost: Cost): number =>
   cost === "kv_left" ? row.kv_rows - row.kv_evicted_rows : row[cost];
 
-const NUMBERS = ["accuracy", "accuracy_low", "accuracy_high", "kept_share", "prompt_tokens", "visual_kept_tokens", "kv_rows", "kv_evicted_rows"] as const;
+const NUMBERS = [
+  "accuracy",
+  "accuracy_low",
+  "accuracy_high",
+  "kept_share",
+  "prompt_tokens",
+  "visual_kept_tokens",
+  "kv_rows",
+  "kv_evicted_rows",
+] as const;
 
 /**
  * Read a file's text.
@@ -62,7 +71,9 @@ export function parseSweep(text: string, file: string): Sweep {
   rows.forEach((row, i) => {
     const lacks = row.n ? NUMBERS.find((name) => typeof row[name] !== "number") : undefined;
     if (lacks || typeof row.strategy !== "string" || typeof row.keep !== "number") {
-      throw new Error(`${file}, row ${i + 1}: ${lacks ?? "strategy or keep"} is missing. Was it written by vllm-prune sweep?`);
+      throw new Error(
+        `${file}, row ${i + 1}: ${lacks ?? "strategy or keep"} is missing. Was it written by vllm-prune sweep?`,
+      );
     }
   });
   const unique = (values: string[]) => [...new Set(values)];
@@ -81,18 +92,23 @@ export function parseSweep(text: string, file: string): Sweep {
 export function select(sweep: Sweep, part: string, group: string): { reference: Row | null; rows: Row[] } {
   const inside = sweep.rows.filter((row) => row.group === group);
   const mine = inside.filter((row) => row.part === part && row.strategy !== "unpruned");
-  const own = inside.find((row) => row.part === part && row.strategy === "unpruned");
-  return { reference: own ?? inside.find((row) => row.part === "none") ?? null, rows: mine };
+  const unprunedRow = inside.find((row) => row.part === part && row.strategy === "unpruned");
+  return { reference: unprunedRow ?? inside.find((row) => row.part === "none") ?? null, rows: mine };
 }
 
 /** A setting with a row's budget; null where the row names none that a setting can hold. */
 export function budgetOf(row: Row, setting: Setting): Setting | null {
   const off = (which: "visual" | "kv") => ({ ...setting[which], strategy: "" });
   const on = (which: "visual" | "kv", strategy: string, keep: number) => ({
-    ...setting[which], strategy, keep, by: "keep" as const, options: {},
+    ...setting[which],
+    strategy,
+    keep,
+    by: "keep" as const,
+    options: {},
   });
   const base = { ...setting, preset: null };
-  if (row.part === "visual" || row.part === "video") return { ...base, visual: on("visual", row.strategy, row.keep), kv: off("kv") };
+  if (row.part === "visual" || row.part === "video")
+    return { ...base, visual: on("visual", row.strategy, row.keep), kv: off("kv") };
   if (row.part === "kv") return { ...base, visual: off("visual"), kv: on("kv", row.strategy, row.keep) };
   // A combined row reads "divprune + gui_kv 0.2"; `keep` is that of the visual part.
   const both = /^(\S+) \+ (\S+) ([\d.e-]+)$/.exec(row.strategy);

@@ -6,8 +6,26 @@ import type { KeptItem, PreviewAnswer, Pruning, VisualUsage } from "../api/types
 import { messagesJson } from "../model/media";
 import { type Letter, pruningOf, UNPRUNED, withKept } from "../model/settings";
 import {
-  asking, attempt, clock, type ColumnId, columnInput, key, labelled, maxTokens, media, mediaInput, model, type Preview, previewable,
-  previews, question, ready, type Run, runs, settings, withReference,
+  asking,
+  attempt,
+  clock,
+  type ColumnId,
+  columnInput,
+  key,
+  labelled,
+  maxTokens,
+  media,
+  mediaInput,
+  model,
+  type Preview,
+  previewable,
+  previews,
+  question,
+  ready,
+  type Run,
+  runs,
+  settings,
+  withReference,
 } from "./store";
 
 const QUIET_MILLISECONDS = 180;
@@ -36,7 +54,8 @@ function setPreview(letter: Letter, change: Partial<Preview>): void {
 export function startPreviews(): void {
   effect(() => {
     const wanted = new Map<Letter, string>();
-    if (previewable.value && attempt.value >= 0) for (const { letter } of settings.value) wanted.set(letter, columnInput(letter));
+    if (previewable.value && attempt.value >= 0)
+      for (const { letter } of settings.value) wanted.set(letter, columnInput(letter));
     untracked(() => {
       for (const [letter, { controller, input }] of pending) {
         if (wanted.get(letter) === input) continue;
@@ -81,7 +100,15 @@ export async function ask(columns: ColumnId[]): Promise<void> {
   if (asking.value || !ready.value || !columns.length) return;
   const controller = (current = new AbortController());
   const fresh = (column: ColumnId): Run => ({
-    state: "waiting", text: "", usage: null, finish: "", error: null, input: columnInput(column), started: 0, first: null, last: null,
+    state: "waiting",
+    text: "",
+    usage: null,
+    finish: "",
+    error: null,
+    input: columnInput(column),
+    started: 0,
+    first: null,
+    last: null,
   });
   batch(() => {
     asking.value = true;
@@ -90,7 +117,7 @@ export async function ask(columns: ColumnId[]): Promise<void> {
   const ticking = setInterval(() => (clock.value = performance.now()), 200);
   try {
     for (const column of columns) {
-      if (!controller.signal.aborted) await one(column, controller.signal);
+      if (!controller.signal.aborted) await askColumn(column, controller.signal);
       if (controller.signal.aborted && runs.value[column]?.state !== "done") setRun(column, { state: "cancelled" });
     }
   } finally {
@@ -104,11 +131,14 @@ export const allColumns = (): ColumnId[] => [
   ...settings.value.map((setting) => setting.letter),
 ];
 
-async function one(column: ColumnId, signal: AbortSignal): Promise<void> {
-  const setting = settings.value.find((found) => found.letter === column);
+async function askColumn(column: ColumnId, signal: AbortSignal): Promise<void> {
+  const setting = settings.value.find((one) => one.letter === column);
   const pruning = setting ? withKept(pruningOf(setting)) : UNPRUNED;
   const blob = body(pruning, {
-    max_completion_tokens: maxTokens.value, temperature: 0, stream: true, stream_options: { include_usage: true },
+    max_completion_tokens: maxTokens.value,
+    temperature: 0,
+    stream: true,
+    stream_options: { include_usage: true },
   });
   clock.value = performance.now();
   setRun(column, { state: "running", started: performance.now(), input: columnInput(column) });

@@ -71,7 +71,9 @@ export const step = signal(0);
 export const overlayOn = signal(true);
 
 export const kinds = computed(() => new Set(media.value.map((medium) => medium.modality as string)));
-export const visualStrategies = computed(() => catalogue.value.filter((one) => one.part === "visual" && one.name !== "none"));
+export const visualStrategies = computed(() =>
+  catalogue.value.filter((one) => one.part === "visual" && one.name !== "none"),
+);
 export const kvStrategies = computed(() => catalogue.value.filter((one) => one.part === "kv"));
 export const previewable = computed(() => media.value.length > 0 && model.value !== "");
 export const ready = computed(() => previewable.value && question.value.trim() !== "");
@@ -91,9 +93,9 @@ const frames = new Map<number, Frames>();
 
 /** Decoder of a video. */
 export function framesOf(medium: Medium): Frames {
-  let found = frames.get(medium.id);
-  if (!found) frames.set(medium.id, (found = new Frames(medium.url)));
-  return found;
+  let decoder = frames.get(medium.id);
+  if (!decoder) frames.set(medium.id, (decoder = new Frames(medium.url)));
+  return decoder;
 }
 
 /** Ask the server for its models, strategies and presets. */
@@ -101,7 +103,11 @@ export async function connect(): Promise<void> {
   connecting.value = true;
   const access = { key: key.value };
   try {
-    const [names, strategies, named] = await Promise.all([api.models(access), api.strategies(access), api.presets(access)]);
+    const [names, strategies, named] = await Promise.all([
+      api.models(access),
+      api.strategies(access),
+      api.presets(access),
+    ]);
     batch(() => {
       models.value = names.map((one) => one.id);
       if (!models.value.includes(model.value)) model.value = models.value[0] ?? "";
@@ -199,5 +205,7 @@ export function removeSetting(letter: Letter): void {
 /** One line about the media, for the screen reader's status. */
 export const mediaSummary = computed(() => {
   const total = media.value.reduce((sum, medium) => sum + medium.size, 0);
-  return media.value.length ? `${media.value.length} ${media.value.length === 1 ? "file" : "files"}, ${sizeText(total)}` : "";
+  return media.value.length
+    ? `${media.value.length} ${media.value.length === 1 ? "file" : "files"}, ${sizeText(total)}`
+    : "";
 });

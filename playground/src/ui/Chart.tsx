@@ -11,7 +11,18 @@ interface Props {
 }
 
 // Told apart by hue and lightness in both colour schemes; the table beneath says the same in words.
-const LINES = ["#4da3ff", "#f59f2f", "#22b98f", "#e665a8", "#9a7bff", "#d94f4f", "#7f9a2b", "#2aa7c9", "#b0793d", "#8a94a3"];
+const LINES = [
+  "#4da3ff",
+  "#f59f2f",
+  "#22b98f",
+  "#e665a8",
+  "#9a7bff",
+  "#d94f4f",
+  "#7f9a2b",
+  "#2aa7c9",
+  "#b0793d",
+  "#8a94a3",
+];
 const HEIGHT = 300;
 const NEAR_PIXELS = 18;
 
@@ -42,8 +53,13 @@ export function Chart({ rows, reference, cost, chosen, choose }: Props) {
     const rule = style.getPropertyValue("--rule").trim();
     const names = [...new Set(rows.map((row) => row.strategy))];
     const xs = [...new Set(rows.map((row) => costOf(row, cost)))].sort((a, b) => a - b);
-    const at = (strategy: string, x: number) => rows.find((row) => row.strategy === strategy && costOf(row, cost) === x);
-    const data = [xs, ...names.map((name) => xs.map((x) => at(name, x)?.accuracy ?? null)), xs.map(() => reference?.accuracy ?? null)];
+    const at = (strategy: string, x: number) =>
+      rows.find((row) => row.strategy === strategy && costOf(row, cost) === x);
+    const data = [
+      xs,
+      ...names.map((name) => xs.map((x) => at(name, x)?.accuracy ?? null)),
+      xs.map(() => reference?.accuracy ?? null),
+    ];
     const axis = { stroke: ink, grid: { stroke: rule, width: 1 }, ticks: { stroke: rule, width: 1 } };
     const percentages = (_plot: uPlot, values: number[]) => values.map((value) => `${Math.round(value * 100)}%`);
     const plot = new uPlot(
@@ -60,7 +76,11 @@ export function Chart({ rows, reference, cost, chosen, choose }: Props) {
         series: [
           {},
           ...names.map((name, i) => ({
-            label: name, stroke: LINES[i % LINES.length]!, width: 1.5, spanGaps: true, points: { show: true, size: 7 },
+            label: name,
+            stroke: LINES[i % LINES.length]!,
+            width: 1.5,
+            spanGaps: true,
+            points: { show: true, size: 7 },
             ...(name === "random" || name === "uniform" ? { dash: [5, 4] } : {}),
           })),
           { label: "unpruned", stroke: ink, width: 1, dash: [2, 3], points: { show: false } },
@@ -114,5 +134,12 @@ export function Chart({ rows, reference, cost, chosen, choose }: Props) {
     return best && distance(best) <= NEAR_PIXELS ? best : null;
   }
 
-  return <div class="chart" ref={host} role="img" aria-label={`Accuracy against ${COSTS[cost]}; the table below has the same points`} />;
+  return (
+    <div
+      class="chart"
+      ref={host}
+      role="img"
+      aria-label={`Accuracy against ${COSTS[cost]}; the table below has the same points`}
+    />
+  );
 }

@@ -1,6 +1,6 @@
 import { useState } from "preact/hooks";
 import { type Letter, pruningOf } from "../model/settings";
-import { type Asked, curl, preset, sdk } from "../model/snippets";
+import { type ChatRequest, curl, preset, sdk } from "../model/snippets";
 import { labelled, maxTokens, media, model, question, settings } from "../state/store";
 import { Enlarged } from "./Enlarged";
 
@@ -14,16 +14,28 @@ export function CopyDialog({ letter, onClose }: { letter: Letter; onClose: () =>
   const setting = settings.value.find((one) => one.letter === letter);
   if (!setting) return null;
   const pruning = pruningOf(setting);
-  const asked: Asked = {
-    model: model.value, media: media.value, question: question.value, labelled: labelled.value, maxTokens: maxTokens.value, pruning,
+  const request: ChatRequest = {
+    model: model.value,
+    media: media.value,
+    question: question.value,
+    labelled: labelled.value,
+    maxTokens: maxTokens.value,
+    pruning,
   };
-  const text = kind === "curl" ? curl(asked) : kind === "sdk" ? sdk(asked) : preset(pruning, setting.preset?.name ?? "my-budget");
+  const text =
+    kind === "curl"
+      ? curl(request)
+      : kind === "sdk"
+        ? sdk(request)
+        : preset(pruning, setting.preset?.name ?? "my-budget");
   return (
     <Enlarged title={`Setting ${letter} as text`} onClose={onClose}>
       <div class="choice" role="group" aria-label="Form">
         {(Object.keys(KINDS) as Kind[]).map((one) => (
           <button
-            type="button" key={one} aria-pressed={kind === one}
+            type="button"
+            key={one}
+            aria-pressed={kind === one}
             onClick={() => {
               setKind(one);
               setSaid("");
@@ -32,10 +44,20 @@ export function CopyDialog({ letter, onClose }: { letter: Letter; onClose: () =>
             {KINDS[one]}
           </button>
         ))}
-        <button type="button" class="primary" onClick={() => void copy(text).then((done) => setSaid(done ? "copied" : "select the text and copy it"))}>Copy</button>
-        <span role="status" class="note">{said}</span>
+        <button
+          type="button"
+          class="primary"
+          onClick={() => void copy(text).then((done) => setSaid(done ? "copied" : "select the text and copy it"))}
+        >
+          Copy
+        </button>
+        <span role="status" class="note">
+          {said}
+        </span>
       </div>
-      <pre class="code" tabIndex={0} aria-label={KINDS[kind]}>{text}</pre>
+      <pre class="code" tabIndex={0} aria-label={KINDS[kind]}>
+        {text}
+      </pre>
     </Enlarged>
   );
 }

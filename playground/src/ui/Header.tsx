@@ -17,8 +17,20 @@ export function Header() {
       </h1>
       <label class="inline">
         Model
-        <select value={model.value} onChange={(event) => (model.value = event.currentTarget.value)} disabled={!models.value.length}>
-          {models.value.length ? models.value.map((name) => <option key={name} value={name}>{short(name)}</option>) : <option value="">none</option>}
+        <select
+          value={model.value}
+          onChange={(event) => (model.value = event.currentTarget.value)}
+          disabled={!models.value.length}
+        >
+          {models.value.length ? (
+            models.value.map((name) => (
+              <option key={name} value={name}>
+                {short(name)}
+              </option>
+            ))
+          ) : (
+            <option value="">none</option>
+          )}
         </select>
       </label>
       <div class="inline key">
@@ -35,15 +47,28 @@ export function Header() {
           onInput={(event) => setTyped(event.currentTarget.value)}
           onKeyDown={(event) => event.key === "Enter" && use()}
         />
-        <button type="button" onClick={use}>Use</button>
+        <button type="button" onClick={use}>
+          Use
+        </button>
         <small id="key-note">kept in this page's memory alone</small>
       </div>
       <p class="state" role="status">
-        {connecting.value ? "connecting…" : connection.value ? "" : <><i class="dot" />connected</>}
+        {connecting.value ? (
+          "connecting…"
+        ) : connection.value ? (
+          ""
+        ) : (
+          <>
+            <i class="dot" />
+            connected
+          </>
+        )}
       </p>
       {connection.value && (
         <Problem error={connection.value} hint={wantsKey ? "Type the key of a tenant above and press Use." : undefined}>
-          <button type="button" onClick={() => void connect()}>Try again</button>
+          <button type="button" onClick={() => void connect()}>
+            Try again
+          </button>
         </Problem>
       )}
     </header>

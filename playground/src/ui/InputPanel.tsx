@@ -1,10 +1,27 @@
+import { NumberInput } from "./NumberInput";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { EXAMPLES, fetchExample, type Example } from "../model/examples";
 import { sizeText } from "../model/media";
 import { allColumns, ask, cancel } from "../state/requests";
 import {
-  add, asking, cancelReading, clear, clock, expected, labelled, maxTokens, media, mediaError, mediaSummary, question, reading,
-  ready, remove, runs, settings, withReference,
+  add,
+  asking,
+  cancelReading,
+  clear,
+  clock,
+  expected,
+  labelled,
+  maxTokens,
+  media,
+  mediaError,
+  mediaSummary,
+  question,
+  reading,
+  ready,
+  remove,
+  runs,
+  settings,
+  withReference,
 } from "../state/store";
 
 export function InputPanel() {
@@ -50,7 +67,9 @@ function DropZone() {
   return (
     <section class={over ? "drop over" : "drop"} aria-labelledby="drop-title">
       <h2 id="drop-title">Pictures or a video</h2>
-      <button type="button" class="choose" onClick={() => chooser.current?.click()}>Choose files</button>
+      <button type="button" class="choose" onClick={() => chooser.current?.click()}>
+        Choose files
+      </button>
       <p>or drop or paste them anywhere on the page</p>
       <input
         ref={chooser}
@@ -71,10 +90,16 @@ function DropZone() {
             Reading {reading.value.name} ({sizeText(reading.value.size)})
             <progress max={1} value={reading.value.share} />
           </label>
-          <button type="button" onClick={cancelReading}>Cancel</button>
+          <button type="button" onClick={cancelReading}>
+            Cancel
+          </button>
         </div>
       )}
-      {mediaError.value && <p class="problem" role="alert">{mediaError.value}</p>}
+      {mediaError.value && (
+        <p class="problem" role="alert">
+          {mediaError.value}
+        </p>
+      )}
     </section>
   );
 }
@@ -107,7 +132,11 @@ function Examples() {
           </li>
         ))}
       </ul>
-      {failed && <p class="problem" role="alert">{failed}</p>}
+      {failed && (
+        <p class="problem" role="alert">
+          {failed}
+        </p>
+      )}
     </section>
   );
 }
@@ -120,16 +149,26 @@ function MediaList() {
         {media.value.map((medium, number) => (
           <li key={medium.id}>
             <span class="number">{number + 1}</span>
-            <span class="name" title={medium.name}>{medium.name}</span>
+            <span class="name" title={medium.name}>
+              {medium.name}
+            </span>
             <small>{sizeText(medium.size)}</small>
-            <button type="button" class="icon" aria-label={`Remove ${medium.name}`} onClick={() => remove(medium.id)}>×</button>
+            <button type="button" class="icon" aria-label={`Remove ${medium.name}`} onClick={() => remove(medium.id)}>
+              ×
+            </button>
           </li>
         ))}
       </ol>
-      <p class="sum" role="status">{mediaSummary.value}</p>
+      <p class="sum" role="status">
+        {mediaSummary.value}
+      </p>
       {media.value.length > 1 && (
         <label class="check">
-          <input type="checkbox" checked={labelled.value} onChange={(event) => (labelled.value = event.currentTarget.checked)} />
+          <input
+            type="checkbox"
+            checked={labelled.value}
+            onChange={(event) => (labelled.value = event.currentTarget.checked)}
+          />
           write “picture 1”, “picture 2”, … before them
         </label>
       )}
@@ -138,11 +177,17 @@ function MediaList() {
 }
 
 function Question() {
-  const missing = !media.value.length ? "Choose a picture or an example first." : !question.value.trim() ? "Type a question first." : "";
+  const missing = !media.value.length
+    ? "Choose a picture or an example first."
+    : !question.value.trim()
+      ? "Type a question first."
+      : "";
   const submit = () => void ask(allColumns());
   return (
     <section class="question" aria-labelledby="question-title">
-      <h2 id="question-title"><label for="question">Question</label></h2>
+      <h2 id="question-title">
+        <label for="question">Question</label>
+      </h2>
       <textarea
         id="question"
         rows={3}
@@ -157,24 +202,41 @@ function Question() {
       )}
       <label class="line">
         Most answer tokens
-        <input
-          type="number" min={1} max={4096} value={maxTokens.value}
-          onInput={(event) => {
-            const value = event.currentTarget.valueAsNumber;
+        <NumberInput
+          min={1}
+          max={4096}
+          value={maxTokens.value}
+          set={(value) => {
             if (value >= 1) maxTokens.value = Math.floor(value);
           }}
         />
       </label>
       <label class="check">
-        <input type="checkbox" checked={withReference.value} onChange={(event) => (withReference.value = event.currentTarget.checked)} />
+        <input
+          type="checkbox"
+          checked={withReference.value}
+          onChange={(event) => (withReference.value = event.currentTarget.checked)}
+        />
         ask it unpruned, too, as the reference
       </label>
       <div class="actions">
-        <button type="button" class="primary" disabled={!ready.value || asking.value} aria-describedby="ask-note" onClick={submit}>
+        <button
+          type="button"
+          class="primary"
+          disabled={!ready.value || asking.value}
+          aria-describedby="ask-note"
+          onClick={submit}
+        >
           Ask {settings.value.length + (withReference.value ? 1 : 0) > 1 ? "all" : ""}
         </button>
-        {asking.value && <button type="button" onClick={cancel}>Cancel</button>}
-        <span id="ask-note" class="note">{asking.value ? "" : missing || <span class="hint">Ctrl + Enter</span>}</span>
+        {asking.value && (
+          <button type="button" onClick={cancel}>
+            Cancel
+          </button>
+        )}
+        <span id="ask-note" class="note">
+          {asking.value ? "" : missing || <span class="hint">Ctrl + Enter</span>}
+        </span>
       </div>
       <Waiting />
     </section>
@@ -190,7 +252,9 @@ function Waiting() {
   const doing = run!.first === null ? "waiting for the first token" : "answering";
   return (
     <div class="waiting">
-      <p role="status">{column === "reference" ? "Unpruned" : `Setting ${column}`}: {doing}</p>
+      <p role="status">
+        {column === "reference" ? "Unpruned" : `Setting ${column}`}: {doing}
+      </p>
       <progress aria-label="The server is at work" />
       <small aria-hidden="true">{seconds.toFixed(1)} s</small>
     </div>

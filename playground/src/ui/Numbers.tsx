@@ -19,12 +19,26 @@ export function Numbers({ column }: { column: ColumnId }) {
   return (
     <div class="numbers">
       <dl>
-        <Line name="Prompt tokens" value={prompt} of={column === "reference" ? undefined : unpruned} guess={!usage && prompt !== undefined && word} />
-        <Line name="Visual tokens kept" value={visual?.kept_tokens} of={visual?.input_tokens} guess={!pruning && !!visual && word} />
+        <Line
+          name="Prompt tokens"
+          value={prompt}
+          of={column === "reference" ? undefined : unpruned}
+          guess={!usage && prompt !== undefined && word}
+        />
+        <Line
+          name="Visual tokens kept"
+          value={visual?.kept_tokens}
+          of={visual?.input_tokens}
+          guess={!pruning && !!visual && word}
+        />
         <Line name="KV rows" value={kv?.kept_tokens} of={kv?.prompt_tokens} guess={!pruning && !!kv && word} />
         <Line name="Freed blocks" value={kv?.freed_blocks} />
         <Line name="Answer tokens" value={usage?.completion_tokens} />
-        <Line name="First token" measured value={fresh && fresh.first !== null ? `${Math.round(fresh.first - fresh.started)} ms` : undefined} />
+        <Line
+          name="First token"
+          measured
+          value={fresh && fresh.first !== null ? `${Math.round(fresh.first - fresh.started)} ms` : undefined}
+        />
         <Line name="Tokens/s" measured value={fresh ? speed(fresh) : undefined} />
       </dl>
       <p class="note">* measured in this browser</p>
@@ -65,11 +79,19 @@ function Line({ name, value, of, guess, measured }: LineProps) {
   const share = typeof value === "number" && of ? value / of : null;
   return (
     <div class={guess ? "line guess" : "line"}>
-      <dt>{name}{measured && <span aria-hidden="true"> *</span>}{guess && <small> {guess}</small>}</dt>
+      <dt>
+        {name}
+        {measured && <span aria-hidden="true"> *</span>}
+        {guess && <small> {guess}</small>}
+      </dt>
       <dd>
         {value ?? "–"}
         {of !== undefined && value !== undefined && <small> of {of}</small>}
-        {share !== null && <i class="share" aria-hidden="true"><i style={{ width: `${Math.min(100, share * 100)}%` }} /></i>}
+        {share !== null && (
+          <i class="share" aria-hidden="true">
+            <i style={{ width: `${Math.min(100, share * 100)}%` }} />
+          </i>
+        )}
       </dd>
     </div>
   );

@@ -15,7 +15,8 @@ export function Picture({ medium, steps, children }: { medium: Medium; steps: nu
 
 function Still({ medium }: { medium: Medium }) {
   const [broken, setBroken] = useState(false);
-  if (broken) return <p class="plain">This browser cannot show {medium.name}; the cells are drawn on a plain ground.</p>;
+  if (broken)
+    return <p class="plain">This browser cannot show {medium.name}; the cells are drawn on a plain ground.</p>;
   return <img src={medium.url} alt="" onError={() => setBroken(true)} />;
 }
 

@@ -3,6 +3,7 @@ import { type Budget, fits, type Letter, type Setting } from "../model/settings"
 import { previewOf, visualOf } from "../state/requests";
 import { kinds, kvStrategies, presets, previews, runs, update, visualStrategies } from "../state/store";
 import { ServerError } from "../api/client";
+import { NumberInput } from "./NumberInput";
 
 /** Strategy and budget of a setting, for the picture and for the cache. */
 export function SettingForm({ setting }: { setting: Setting }) {
@@ -21,7 +22,11 @@ export function SettingForm({ setting }: { setting: Setting }) {
             }}
           >
             <option value="">none, as below</option>
-            {presets.value.map((preset) => <option key={preset.name} value={preset.name}>{preset.name}</option>)}
+            {presets.value.map((preset) => (
+              <option key={preset.name} value={preset.name}>
+                {preset.name}
+              </option>
+            ))}
           </select>
         </label>
       )}
@@ -30,12 +35,22 @@ export function SettingForm({ setting }: { setting: Setting }) {
       ) : (
         <>
           <BudgetForm
-            name="Visual" part="visual" letter={letter} budget={setting.visual} strategies={visualStrategies.value}
-            most={visualOf(letter)?.visual.input_tokens} change={(visual) => update({ ...setting, visual })}
+            name="Visual"
+            part="visual"
+            letter={letter}
+            budget={setting.visual}
+            strategies={visualStrategies.value}
+            most={visualOf(letter)?.visual.input_tokens}
+            change={(visual) => update({ ...setting, visual })}
           />
           <BudgetForm
-            name="KV cache" part="kv" letter={letter} budget={setting.kv} strategies={kvStrategies.value}
-            most={previewOf(letter)?.answer.prompt_tokens} change={(kv) => update({ ...setting, kv })}
+            name="KV cache"
+            part="kv"
+            letter={letter}
+            budget={setting.kv}
+            strategies={kvStrategies.value}
+            most={previewOf(letter)?.answer.prompt_tokens}
+            change={(kv) => update({ ...setting, kv })}
           />
         </>
       )}
@@ -64,25 +79,31 @@ function BudgetForm({ name, part, letter, budget, strategies, most, change }: Fo
   const strategy = strategies.find((one) => one.name === budget.strategy);
   const ratio = budget.by === "keep";
   const title = `${name} of setting ${letter}`;
-  const number = (value: number) => {
-    if (Number.isFinite(value)) change({ ...budget, ...(ratio ? { keep: value } : { tokens: Math.round(value) }) });
-  };
+  const number = (value: number) => change({ ...budget, ...(ratio ? { keep: value } : { tokens: Math.round(value) }) });
   const value = ratio ? budget.keep : budget.tokens;
-  const limits = ratio ? { min: 0.01, max: 1, step: 0.01 } : { min: 1, max: Math.max(most ?? 1024, budget.tokens), step: 1 };
+  const limits = ratio
+    ? { min: 0.01, max: 1, step: 0.01 }
+    : { min: 1, max: Math.max(most ?? 1024, budget.tokens), step: 1 };
   return (
     <fieldset>
       <legend class="sr">{title}</legend>
       <label class="row">
         <span>{name}</span>
         <select
-          value={budget.strategy} aria-label={`${name} strategy of setting ${letter}`}
+          value={budget.strategy}
+          aria-label={`${name} strategy of setting ${letter}`}
           aria-invalid={blamed(letter, part, "strategy")}
           onChange={(event) => change({ ...budget, strategy: event.currentTarget.value, options: {} })}
         >
           <option value="">off</option>
           {strategies.map((one) => {
             const fitting = fits(one, kinds.value);
-            return <option key={one.name} value={one.name} disabled={!fitting}>{one.name}{fitting ? "" : ` (${one.modality.join(", ")} only)`}</option>;
+            return (
+              <option key={one.name} value={one.name} disabled={!fitting}>
+                {one.name}
+                {fitting ? "" : ` (${one.modality.join(", ")} only)`}
+              </option>
+            );
           })}
         </select>
       </label>
@@ -90,21 +111,29 @@ function BudgetForm({ name, part, letter, budget, strategies, most, change }: Fo
         <>
           <div class="row budget">
             <select
-              aria-label={`Unit of the budget, ${title}`} value={budget.by}
+              aria-label={`Unit of the budget, ${title}`}
+              value={budget.by}
               onChange={(event) => change({ ...budget, by: event.currentTarget.value as Budget["by"] })}
             >
               <option value="keep">keep</option>
               <option value="max_tokens">max tokens</option>
             </select>
             <input
-              type="range" {...limits} value={value} aria-label={`Budget, ${title}`}
+              type="range"
+              {...limits}
+              value={value}
+              aria-label={`Budget, ${title}`}
               aria-invalid={blamed(letter, part, budget.by)}
               onInput={(event) => number(event.currentTarget.valueAsNumber)}
             />
-            <input
-              type="number" min={0} max={ratio ? 1 : undefined} step={ratio ? "any" : 1} value={value}
-              aria-label={`Budget as a number, ${title}`} aria-invalid={blamed(letter, part, budget.by)}
-              onInput={(event) => number(event.currentTarget.valueAsNumber)}
+            <NumberInput
+              min={0}
+              max={ratio ? 1 : undefined}
+              step={ratio ? "any" : 1}
+              value={value}
+              aria-label={`Budget as a number, ${title}`}
+              aria-invalid={blamed(letter, part, budget.by)}
+              set={number}
             />
           </div>
           {strategy && <Options strategy={strategy} budget={budget} title={title} change={change} />}
@@ -114,7 +143,17 @@ function BudgetForm({ name, part, letter, budget, strategies, most, change }: Fo
   );
 }
 
-function Options({ strategy, budget, title, change }: { strategy: Strategy; budget: Budget; title: string; change: (budget: Budget) => void }) {
+function Options({
+  strategy,
+  budget,
+  title,
+  change,
+}: {
+  strategy: Strategy;
+  budget: Budget;
+  title: string;
+  change: (budget: Budget) => void;
+}) {
   const properties = Object.entries(strategy.options.properties ?? {}).filter(([, schema]) => usable(schema));
   const set = (name: string, value: unknown, schema: OptionSchema) => {
     const { [name]: _old, ...options } = budget.options;
@@ -123,38 +162,76 @@ function Options({ strategy, budget, title, change }: { strategy: Strategy; budg
   };
   return (
     <details>
-      <summary>about <code>{strategy.name}</code>{properties.length ? ", options" : ""}</summary>
-      <p class="note">Keeps {strategy.summary}. {strategy.paper}{strategy.needs.length ? `; needs ${strategy.needs.join(", ").replaceAll("_", " ")}` : ""}.</p>
+      <summary>
+        about <code>{strategy.name}</code>
+        {properties.length ? ", options" : ""}
+      </summary>
+      <p class="note">
+        Keeps {strategy.summary}. {strategy.paper}
+        {strategy.needs.length ? `; needs ${strategy.needs.join(", ").replaceAll("_", " ")}` : ""}.
+      </p>
       {properties.map(([name, schema]) => (
         <label class="row" key={name}>
           <span>{name}</span>
-          <Option schema={schema} value={budget.options[name] ?? schema.default} label={`${name}, ${title}`} set={(value) => set(name, value, schema)} />
+          <Option
+            schema={schema}
+            value={budget.options[name] ?? schema.default}
+            label={`${name}, ${title}`}
+            set={(value) => set(name, value, schema)}
+          />
         </label>
       ))}
     </details>
   );
 }
 
-const usable = (schema: OptionSchema): boolean => Boolean(schema.enum) || ["boolean", "integer", "number"].includes(schema.type ?? "");
+const usable = (schema: OptionSchema): boolean =>
+  Boolean(schema.enum) || ["boolean", "integer", "number"].includes(schema.type ?? "");
 
-function Option({ schema, value, label, set }: { schema: OptionSchema; value: unknown; label: string; set: (value: unknown) => void }) {
+function Option({
+  schema,
+  value,
+  label,
+  set,
+}: {
+  schema: OptionSchema;
+  value: unknown;
+  label: string;
+  set: (value: unknown) => void;
+}) {
   if (schema.enum) {
     return (
-      <select aria-label={label} value={String(value)} onChange={(event) => set(schema.enum!.find((one) => String(one) === event.currentTarget.value))}>
-        {schema.enum.map((one) => <option key={String(one)} value={String(one)}>{String(one)}</option>)}
+      <select
+        aria-label={label}
+        value={String(value)}
+        onChange={(event) => set(schema.enum!.find((one) => String(one) === event.currentTarget.value))}
+      >
+        {schema.enum.map((one) => (
+          <option key={String(one)} value={String(one)}>
+            {String(one)}
+          </option>
+        ))}
       </select>
     );
   }
   if (schema.type === "boolean") {
-    return <input type="checkbox" aria-label={label} checked={value === true} onChange={(event) => set(event.currentTarget.checked)} />;
+    return (
+      <input
+        type="checkbox"
+        aria-label={label}
+        checked={value === true}
+        onChange={(event) => set(event.currentTarget.checked)}
+      />
+    );
   }
   return (
-    <input
-      type="number" aria-label={label} value={value as number} min={schema.minimum} max={schema.maximum} step={schema.type === "integer" ? 1 : "any"}
-      onInput={(event) => {
-        const next = event.currentTarget.valueAsNumber;
-        if (Number.isFinite(next)) set(next);
-      }}
+    <NumberInput
+      aria-label={label}
+      value={value as number}
+      min={schema.minimum}
+      max={schema.maximum}
+      step={schema.type === "integer" ? 1 : "any"}
+      set={set}
     />
   );
 }

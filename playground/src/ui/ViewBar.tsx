@@ -17,8 +17,13 @@ export function ViewBar() {
         <div class="choice" role="group" aria-label="Shown file">
           {media.value.map((one, number) => (
             <button
-              type="button" key={one.id} aria-pressed={shown.value === number}
-              onClick={() => { shown.value = number; step.value = 0; }}
+              type="button"
+              key={one.id}
+              aria-pressed={shown.value === number}
+              onClick={() => {
+                shown.value = number;
+                step.value = 0;
+              }}
             >
               {number + 1} <span class="name">{one.name}</span>
             </button>
@@ -69,10 +74,19 @@ function Strip({ medium }: { medium: Medium }) {
       </div>
       {rows.map((row) => row.kept && <Shares key={row.letter} letter={row.letter} kept={row.kept} />)}
       <label class="line">
-        <span>Step {at + 1} of {steps}{time}</span>
+        <span>
+          Step {at + 1} of {steps}
+          {time}
+        </span>
         <input
-          type="range" min={0} max={Math.max(0, steps - 1)} step={1} value={at} disabled={steps < 2}
-          aria-label="Temporal step of the video" aria-valuetext={`step ${at + 1} of ${steps}${time}`}
+          type="range"
+          min={0}
+          max={Math.max(0, steps - 1)}
+          step={1}
+          value={at}
+          disabled={steps < 2}
+          aria-label="Temporal step of the video"
+          aria-valuetext={`step ${at + 1} of ${steps}${time}`}
           onInput={(event) => (step.value = event.currentTarget.valueAsNumber)}
         />
       </label>
@@ -102,9 +116,14 @@ function Shares({ letter, kept }: { letter: keyof typeof COLOURS; kept: Kept }) 
   }, [kept, letter]);
   return (
     <div class="shares">
-      <b class="letter" data-letter={letter}>{letter}</b>
+      <b class="letter" data-letter={letter}>
+        {letter}
+      </b>
       <canvas
-        ref={canvas} width={1280} height={28} role="img"
+        ref={canvas}
+        width={1280}
+        height={28}
+        role="img"
         aria-label={`Share of cells that setting ${letter} keeps, per step: ${shares.map((share) => `${Math.round(share * 100)} %`).join(", ")}`}
       />
     </div>

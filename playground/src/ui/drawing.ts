@@ -20,7 +20,13 @@ function prepare(canvas: HTMLCanvasElement, rows: number, columns: number): [Can
 }
 
 /** Darken what was dropped; a thin line inside it marks where it meets what was kept. */
-export function drawKept(canvas: HTMLCanvasElement, flags: Uint8Array, rows: number, columns: number, colour: string): void {
+export function drawKept(
+  canvas: HTMLCanvasElement,
+  flags: Uint8Array,
+  rows: number,
+  columns: number,
+  colour: string,
+): void {
   const [context, size] = prepare(canvas, rows, columns);
   const kept = (row: number, column: number) =>
     row >= 0 && row < rows && column >= 0 && column < columns && flags[row * columns + column] === 1;
@@ -61,7 +67,12 @@ export function compare(first: Uint8Array, second: Uint8Array): Counts {
 
 /** Colour the cells that only one of two settings keeps; strokes lean left or right, so that colour is not all. */
 export function drawDifference(
-  canvas: HTMLCanvasElement, first: Uint8Array, second: Uint8Array, rows: number, columns: number, colours: [string, string],
+  canvas: HTMLCanvasElement,
+  first: Uint8Array,
+  second: Uint8Array,
+  rows: number,
+  columns: number,
+  colours: [string, string],
 ): void {
   const [context, size] = prepare(canvas, rows, columns);
   for (let row = 0; row < rows; row++) {
