@@ -1,5 +1,4 @@
-import { NumberInput } from "./NumberInput";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useRef, useState } from "preact/hooks";
 import { EXAMPLES, fetchExample, type Example } from "../model/examples";
 import { sizeText } from "../model/media";
 import { allColumns, ask, cancel } from "../state/requests";
@@ -23,6 +22,8 @@ import {
   settings,
   withReference,
 } from "../state/store";
+import { NumberInput } from "./NumberInput";
+import { useFilesFromAnywhere } from "./useFilesFromAnywhere";
 
 export function InputPanel() {
   return (
@@ -37,33 +38,7 @@ export function InputPanel() {
 
 function DropZone() {
   const chooser = useRef<HTMLInputElement>(null);
-  const [over, setOver] = useState(false);
-  useEffect(() => {
-    const files = (transfer: DataTransfer | null) => [...(transfer?.files ?? [])];
-    const drop = (event: DragEvent) => {
-      event.preventDefault();
-      setOver(false);
-      if (files(event.dataTransfer).length) void add(files(event.dataTransfer));
-    };
-    const drag = (event: DragEvent) => {
-      event.preventDefault();
-      setOver(event.type === "dragover");
-    };
-    const paste = (event: ClipboardEvent) => {
-      const pasted = files(event.clipboardData);
-      if (pasted.length) void add(pasted);
-    };
-    document.addEventListener("drop", drop);
-    document.addEventListener("dragover", drag);
-    document.addEventListener("dragleave", drag);
-    document.addEventListener("paste", paste);
-    return () => {
-      document.removeEventListener("drop", drop);
-      document.removeEventListener("dragover", drag);
-      document.removeEventListener("dragleave", drag);
-      document.removeEventListener("paste", paste);
-    };
-  }, []);
+  const over = useFilesFromAnywhere((files) => void add(files));
   return (
     <section class={over ? "drop over" : "drop"} aria-labelledby="drop-title">
       <h2 id="drop-title">Pictures or a video</h2>

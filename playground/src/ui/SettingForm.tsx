@@ -75,71 +75,80 @@ function blamed(letter: Letter, part: string, field: string): boolean {
   return errors.some((error) => error instanceof ServerError && error.param === `pruning.${part}.${field}`);
 }
 
-function BudgetForm({ name, part, letter, budget, strategies, most, change }: FormProps) {
+function BudgetForm(form: FormProps) {
+  const { name, letter, budget, strategies, change } = form;
   const strategy = strategies.find((one) => one.name === budget.strategy);
-  const ratio = budget.by === "keep";
   const title = `${name} of setting ${letter}`;
-  const number = (value: number) => change({ ...budget, ...(ratio ? { keep: value } : { tokens: Math.round(value) }) });
+  return (
+    <fieldset>
+      <legend class="sr">{title}</legend>
+      <StrategyRow {...form} />
+      {budget.strategy !== "" && <SizeRow {...form} title={title} />}
+      {strategy && <Options strategy={strategy} budget={budget} title={title} change={change} />}
+    </fieldset>
+  );
+}
+
+function StrategyRow({ name, part, letter, budget, strategies, change }: FormProps) {
+  return (
+    <label class="row">
+      <span>{name}</span>
+      <select
+        value={budget.strategy}
+        aria-label={`${name} strategy of setting ${letter}`}
+        aria-invalid={blamed(letter, part, "strategy")}
+        onChange={(event) => change({ ...budget, strategy: event.currentTarget.value, options: {} })}
+      >
+        <option value="">off</option>
+        {strategies.map((one) => {
+          const fitting = fits(one, kinds.value);
+          return (
+            <option key={one.name} value={one.name} disabled={!fitting}>
+              {one.name}
+              {fitting ? "" : ` (${one.modality.join(", ")} only)`}
+            </option>
+          );
+        })}
+      </select>
+    </label>
+  );
+}
+
+function SizeRow({ part, letter, budget, most, change, title }: FormProps & { title: string }) {
+  const ratio = budget.by === "keep";
   const value = ratio ? budget.keep : budget.tokens;
   const limits = ratio
     ? { min: 0.01, max: 1, step: 0.01 }
     : { min: 1, max: Math.max(most ?? 1024, budget.tokens), step: 1 };
+  const set = (size: number) => change({ ...budget, ...(ratio ? { keep: size } : { tokens: Math.round(size) }) });
   return (
-    <fieldset>
-      <legend class="sr">{title}</legend>
-      <label class="row">
-        <span>{name}</span>
-        <select
-          value={budget.strategy}
-          aria-label={`${name} strategy of setting ${letter}`}
-          aria-invalid={blamed(letter, part, "strategy")}
-          onChange={(event) => change({ ...budget, strategy: event.currentTarget.value, options: {} })}
-        >
-          <option value="">off</option>
-          {strategies.map((one) => {
-            const fitting = fits(one, kinds.value);
-            return (
-              <option key={one.name} value={one.name} disabled={!fitting}>
-                {one.name}
-                {fitting ? "" : ` (${one.modality.join(", ")} only)`}
-              </option>
-            );
-          })}
-        </select>
-      </label>
-      {budget.strategy !== "" && (
-        <>
-          <div class="row budget">
-            <select
-              aria-label={`Unit of the budget, ${title}`}
-              value={budget.by}
-              onChange={(event) => change({ ...budget, by: event.currentTarget.value as Budget["by"] })}
-            >
-              <option value="keep">keep</option>
-              <option value="max_tokens">max tokens</option>
-            </select>
-            <input
-              type="range"
-              {...limits}
-              value={value}
-              aria-label={`Budget, ${title}`}
-              aria-invalid={blamed(letter, part, budget.by)}
-              onInput={(event) => number(event.currentTarget.valueAsNumber)}
-            />
-            <NumberInput
-              min={0}
-              max={ratio ? 1 : undefined}
-              step={ratio ? "any" : 1}
-              value={value}
-              aria-label={`Budget as a number, ${title}`}
-              aria-invalid={blamed(letter, part, budget.by)}
-              set={number}
-            />
-          </div>
-          {strategy && <Options strategy={strategy} budget={budget} title={title} change={change} />}
-        </>
-      )}
-    </fieldset>
+    <div class="row budget">
+      <select
+        aria-label={`Unit of the budget, ${title}`}
+        value={budget.by}
+        onChange={(event) => change({ ...budget, by: event.currentTarget.value as Budget["by"] })}
+      >
+        <option value="keep">keep</option>
+        <option value="max_tokens">max tokens</option>
+      </select>
+      <input
+        type="range"
+        {...limits}
+        value={value}
+        aria-label={`Budget, ${title}`}
+        aria-invalid={blamed(letter, part, budget.by)}
+        onInput={(event) => set(event.currentTarget.valueAsNumber)}
+      />
+      <NumberInput
+        min={0}
+        max={ratio ? 1 : undefined}
+        step={ratio ? "any" : 1}
+        value={value}
+        aria-label={`Budget as a number, ${title}`}
+        aria-invalid={blamed(letter, part, budget.by)}
+        set={set}
+      />
+    </div>
   );
 }
 
