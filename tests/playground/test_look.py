@@ -23,7 +23,9 @@ def violations(page: Page) -> list[str]:
         pytest.skip("needs axe-core from playground/package-lock.json: python scripts/build_playground.py --check")
     # Evaluated by the debugger, which the page's policy does not bind.
     page.evaluate(AXE.read_text())
-    results: dict[str, Any] = page.evaluate("tags => axe.run(document, {runOnly: tags, resultTypes: ['violations']})", RULES)
+    results: dict[str, Any] = page.evaluate(
+        "tags => axe.run(document, {runOnly: tags, resultTypes: ['violations']})", RULES
+    )
     return [f"{one['id']}: {node['html'][:160]}" for one in results["violations"] for node in one["nodes"]]
 
 

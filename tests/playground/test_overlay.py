@@ -188,7 +188,8 @@ def test_the_enlarged_picture_has_the_same_overlay(page: Page, previews: Preview
     expect(dialog).to_be_hidden()
 
 
-def test_files_are_dropped_anywhere(page: Page) -> None:
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_files_are_dropped_or_pasted_anywhere(page: Page, way: str) -> None:
     transfer = page.evaluate_handle(
         """bytes => {
           const transfer = new DataTransfer();
@@ -197,6 +198,12 @@ def test_files_are_dropped_anywhere(page: Page) -> None:
         }""",
         list(picture_file(5, 5)["buffer"]),
     )
-    page.locator("main").dispatch_event("drop", {"dataTransfer": transfer})
+    if way == "drop":
+        page.locator("main").dispatch_event("drop", {"dataTransfer": transfer})
+    else:
+        page.evaluate(
+            "data => document.body.dispatchEvent(new ClipboardEvent('paste', {clipboardData: data, bubbles: true}))",
+            transfer,
+        )
     expect(page.locator(".files li .name")).to_have_text("dropped.png")
     expect(overlay(page)).to_be_visible()
