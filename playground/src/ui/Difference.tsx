@@ -1,4 +1,4 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useLayoutEffect, useRef, useState } from "preact/hooks";
 import { stepFlags } from "../model/bitmap";
 import { describe, type Letter } from "../model/settings";
 import { media, settings, shown, step } from "../state/store";
@@ -18,7 +18,7 @@ export function Difference() {
   const [one, other] = [keptOf(first, shown.value), keptOf(second, shown.value)];
   const fits = one !== null && other !== null && one.flags.length === other.flags.length;
   const at = fits ? Math.min(step.value, one.steps - 1) : 0;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!fits || !canvas.current) return;
     drawDifference(canvas.current, stepFlags(one, at), stepFlags(other, at), one.rows, one.columns, [
       COLOURS[first],

@@ -1,4 +1,4 @@
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { count, type Kept, stepFlags } from "../model/bitmap";
 import type { Letter } from "../model/settings";
 import { overlayOn, step } from "../state/store";
@@ -8,7 +8,7 @@ import { COLOURS, drawKept } from "./drawing";
 export function KeptOverlay({ kept, letter }: { kept: Kept; letter: Letter }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const at = Math.min(step.value, kept.steps - 1);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (canvas.current) drawKept(canvas.current, stepFlags(kept, at), kept.rows, kept.columns, COLOURS[letter]);
   }, [kept, at, letter]);
   const here = count(stepFlags(kept, at));

@@ -1,4 +1,4 @@
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef } from "preact/hooks";
 import { count, decode, type Kept, stepFlags } from "../model/bitmap";
 import type { Medium } from "../model/media";
 import { itemOf, visualOf } from "../state/requests";
@@ -104,7 +104,7 @@ function cover(context: CanvasRenderingContext2D, frame: ImageBitmap, x: number,
 function Shares({ letter, kept }: { letter: keyof typeof COLOURS; kept: Kept }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const shares = Array.from({ length: kept.steps }, (_, at) => count(stepFlags(kept, at)) / (kept.rows * kept.columns));
-  useEffect(() => {
+  useLayoutEffect(() => {
     const context = canvas.current!.getContext("2d")!;
     const { width, height } = canvas.current!;
     context.clearRect(0, 0, width, height);
