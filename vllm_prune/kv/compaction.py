@@ -17,6 +17,7 @@ from .cache import Blocks, CacheRows
 from .commands import Compaction
 from .query_window import QueryStore
 from .saliency import SaliencyStore
+from .signals import LayerSource, fields_of
 from .strategies.base import TEXT, KvStrategy, LayerView
 
 
@@ -96,6 +97,9 @@ class Compactor:
         head_offset: number of this rank's first KV head.
     """
 
+    saliency: SaliencyStore | None
+    rotation: Tensor | None
+
     def __init__(
         self,
         layers: list[Any],
@@ -109,11 +113,6 @@ class Compactor:
         self.layers, self.rows, self.store, self.saliency = layers, rows, store, saliency
         self.rotation, self.block_size, self.head_offset = rotation, block_size, head_offset
         self.device = layers[0].kv_cache.device
-
-    def offers(self) -> frozenset[str]:
-        """Signals that strategies can ask for here."""
-        optional = {"saliency": self.saliency, "rotation": self.rotation}
-        return frozenset({"queries", "values", *(name for name, found in optional.items() if found is not None)})
 
     @torch.inference_mode()
     def run(self, command: Compaction, request: CachedRequest) -> None:
@@ -143,15 +142,8 @@ class Compactor:
         source: Tensor,
         lent: list[int],
     ) -> LayerView:
-        heads, first = len(keys), not request.positions
-        positions = self._positions(index, command, request, heads)
-        wanted = request.strategy.wanted()
-        saliency = None
-        if "saliency" in wanted and first:
-            assert self.saliency is not None
-            saliency = self.saliency.at(index, source).expand(heads, -1)
-        scale = float(self.layers[index].impl.scale)
-        queries = self.store.queries(index, lent) if "queries" in wanted else None
+        positions = self._positions(index, command, request, len(keys))
+        signals = fields_of(request.strategy.wanted(), LayerSource(self, index, request, source, lent, len(keys)))
         return LayerView(
             keys=keys.float(),
             values=values.float,
@@ -160,15 +152,12 @@ class Compactor:
             layer=index,
             gamma=request.spec.gamma(request.prompt),
             window=request.window,
-            scale=scale,
-            queries=queries,
-            logits=self.rows[index].logits(queries, source, scale) if queries is not None else None,
-            saliency=saliency,
-            rotation=self.rotation if "rotation" in wanted else None,
+            scale=float(self.layers[index].impl.scale),
             carried=self._carried(index, command, request),
-            first=first,
+            first=not request.positions,
             head_offset=self.head_offset,
             seed=request.seed,
+            **signals,
         )
 
     def _positions(self, index: int, command: Compaction, request: CachedRequest, heads: int) -> Tensor:

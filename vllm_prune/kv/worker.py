@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from vllm.platforms import current_platform
 
+from ..budget.errors import Finding, kv_finding
+from ..config.worker_facts import WorkerFacts
 from ..telemetry import metrics
 from . import ctrl_c
 from .runners.v1 import adopt
-from .suitability import because
+from .signals import PROVIDERS, offers
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
 else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
-
-EVERYTHING = frozenset({"queries", "values", "saliency", "rotation"})
 
 
 class CompactingWorker(PlatformWorker):
@@ -37,19 +36,23 @@ class CompactingWorker(PlatformWorker):
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to start under plain vLLM, where nothing else would refuse budgets that cannot be honoured."""
         result = super().initialize_from_config(*args, **kwargs)
-        found = inspect(self.model_runner)
-        reasons = [
-            *found["reasons"],
-            *(f"the model gives no {name}" for name in sorted(EVERYTHING - {*found["offers"]})),
-        ]
-        if reasons and ctrl_c.LAUNCHED not in os.environ:
+        report = inspect(self.model_runner)
+        reasons = [Finding.of(wire).text for wire in report["findings"]]
+        reasons += [f"the model gives no {name}" for name in sorted({*PROVIDERS} - {*report["offers"]})]
+        if reasons and not WorkerFacts.of(self.vllm_config).launched:
             why = "; ".join(reasons)
             raise RuntimeError(f"not all KV strategies can run here: {why}. Start with vllm-prune serve instead.")
         return result
 
 
 def inspect(runner: Any) -> dict[str, Any]:
-    """Why a runner cannot compact (empty when it can), and the signals that it offers to strategies."""
+    """Why a runner cannot compact (no findings when it can), and the signals that it offers to strategies.
+
+    Plain data, as it travels between processes.
+    """
     compactor = getattr(runner, "kv_compactor", None)
-    reasons = getattr(runner, "kv_reasons", [because("worker", "its runner was not adopted")])
-    return {"reasons": list(reasons), "offers": sorted(compactor.offers()) if compactor is not None else []}
+    findings = getattr(runner, "kv_findings", [kv_finding("worker", "its runner was not adopted")])
+    return {
+        "findings": [finding.wire() for finding in findings],
+        "offers": sorted(offers(compactor)) if compactor is not None else [],
+    }

@@ -8,7 +8,7 @@ from typing import Any
 from . import metrics
 
 BUDGET_REJECTIONS = ("invalid_budget", "not_active")
-CLAMPED = ("min_keep", "max_keep", "min_tokens", "max_tokens")
+CLAMPED = ("min_keep", "max_keep", "min_tokens", "max_tokens", "max_window", "min_buffer")
 
 
 def preregister_labels(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ...budget.errors import Finding, kv_finding
 from ...budget.kv import KvSpec
 from ...telemetry import engine_spans, metrics
 from ..cache import UnknownLayout, open_rows
@@ -19,7 +20,7 @@ from ..commands import Compaction
 from ..compaction import CachedRequest, Compactor, remember
 from ..query_window import QueryStore, StepPlan
 from ..saliency import SaliencyStore
-from ..suitability import because, layer_refusals
+from ..suitability import layer_refusals
 
 
 class CompactingRunnerMixin:
@@ -27,11 +28,11 @@ class CompactingRunnerMixin:
 
     Attributes:
         kv_requests: requests with a KV budget.
-        kv_reasons: why this worker cannot compact; empty when it can.
+        kv_findings: why this worker cannot compact; empty when it can.
     """
 
     kv_requests: dict[str, CachedRequest]
-    kv_reasons: list[str]
+    kv_findings: list[Finding]
     kv_compactor: Compactor | None
     kv_saliency: SaliencyStore | None
     kv_plan: StepPlan
@@ -64,15 +65,17 @@ class CompactingRunnerMixin:
         if is_profiling:
             return
         layers = self._decoder_layers()
-        self.kv_reasons = layer_refusals(layers)
+        self.kv_findings = layer_refusals(layers)
         if len(kv_cache_config.kv_cache_groups) != 1:
-            self.kv_reasons.append(because("cache_groups", f"{len(kv_cache_config.kv_cache_groups)}; one is supported"))
-        if self.kv_reasons:
+            self.kv_findings.append(
+                kv_finding("cache_groups", f"{len(kv_cache_config.kv_cache_groups)}; one is supported")
+            )
+        if self.kv_findings:
             return
         try:
             rows = open_rows(layers)
         except UnknownLayout as error:
-            self.kv_reasons = [because("layout", str(error))]
+            self.kv_findings = [kv_finding("layout", str(error))]
             return
         size = self.cache_config.block_size
         if self.kv_saliency is not None:
@@ -140,7 +143,8 @@ class CompactingRunnerMixin:
     def _compact(self, command: Compaction, headers: Any) -> None:
         request = self.kv_requests.get(command.request_id)
         if self.kv_compactor is None or request is None:
-            raise RuntimeError(f"the scheduler ordered a compaction that this worker cannot do: {self.kv_reasons}")
+            why = "; ".join(finding.text for finding in self.kv_findings)
+            raise RuntimeError(f"the scheduler ordered a compaction that this worker cannot do: {why}")
         started = time.perf_counter()
         self.kv_compactor.run(command, request)
         state, blocks = self.requests[command.request_id], (list(command.target),)
@@ -230,7 +234,7 @@ def adopt(runner: Any) -> None:
     cls = type(runner)
     runner.__class__ = type(f"Compacting{cls.__name__}", (CompactingRunnerMixin, cls), {})
     runner.kv_requests = {}
-    runner.kv_reasons = ["the cache is not initialised"]
+    runner.kv_findings = [kv_finding("worker", "its cache is not initialised")]
     runner.kv_compactor = None
     runner.kv_saliency = None
     runner.kv_plan = StepPlan()

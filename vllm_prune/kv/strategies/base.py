@@ -9,15 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from ...signals import KvSignal
 from ...visual.strategies.base import NoOptions
 
-KvNeed = Literal["queries", "saliency", "values", "rotation"]
 TEXT = -1
 """Value of `LayerView.media` for rows that belong to no image or video."""
 
@@ -109,7 +109,7 @@ class KvStrategy(ABC):
     paper: ClassVar[str]
     summary: ClassVar[str]
     modalities: ClassVar[frozenset[str]] = frozenset({"cache"})
-    needs: ClassVar[frozenset[KvNeed]] = frozenset()
+    needs: ClassVar[frozenset[KvSignal]] = frozenset()
     Options: ClassVar[type[BaseModel]] = NoKvOptions
 
     def __init__(self, options: BaseModel | None = None) -> None:
@@ -119,7 +119,7 @@ class KvStrategy(ABC):
     def score(self, view: LayerView) -> Scores:
         """Score every cached row of one layer."""
 
-    def wanted(self) -> frozenset[KvNeed]:
+    def wanted(self) -> frozenset[KvSignal]:
         """What these options need; a subset of `needs`."""
         return self.needs
 

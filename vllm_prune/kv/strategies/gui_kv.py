@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ...signals import KvSignal
 from ._pooling import Kernel, average_pool
-from .base import TEXT, KvNeed, KvStrategy, LayerView, NoKvOptions, Scores, window_attention
+from .base import TEXT, KvStrategy, LayerView, NoKvOptions, Scores, window_attention
 
 REDUNDANT = -1.0
 """Score of rows that earlier screenshots repeat: below every other, as a sum of probabilities is never negative."""
@@ -50,7 +51,7 @@ class GuiKv(KvStrategy):
     Options = GuiKvOptions
     options: GuiKvOptions
 
-    def wanted(self) -> frozenset[KvNeed]:
+    def wanted(self) -> frozenset[KvSignal]:
         """Only the norms that the options name."""
         return frozenset({"queries", "saliency" if self.options.norm_source == "residual" else "values"})
 
