@@ -14,7 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from .media import pixels
+from .media_files import pixels
 
 
 def save(image: Image.Image, kind: str, **options: Any) -> bytes:

@@ -30,7 +30,7 @@ from vllm_prune_server.media.errors import MESSAGES, MediaError
 from vllm_prune_server.media.fetch import Fetcher
 
 from .hostile import HostileHost
-from .media import data_url, image_part, mp4, png, user, video_part
+from .media_files import data_url, image_part, mp4, png, user, video_part
 from .odd_files import animation, bomb, endless_mp4, frame_list, slow_mp4, wav
 
 PICTURE = png(120, 160)

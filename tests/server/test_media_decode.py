@@ -21,7 +21,7 @@ from vllm_prune_server.media import wire as wire
 from vllm_prune_server.media.decode_pool import DecodePool, environment
 from vllm_prune_server.media.errors import Refused
 
-from .media import jpeg, mp4, png
+from .media_files import jpeg, mp4, png
 from .odd_files import animation, bomb, endless_mp4, flat_png, frame_list, slow_mp4, still, wav
 
 RGB, AS_IS = ImageMediaIO(), ImageMediaIO(image_mode=None)
