@@ -11,12 +11,11 @@ import contextvars
 import os
 import stat
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
-import pybase64
 from vllm import envs
 from vllm.logger import init_logger
 from vllm.multimodal.media import MediaConnector
@@ -28,10 +27,13 @@ from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.request_record import stage
 from vllm_prune.vllm_compat import media_connector
 
+from .busy import DecoderUnavailable, QueueOverflow
+from .data_urls import inline
 from .decode_pool import DecodePool, Unavailable, pool
-from .errors import DecoderUnavailable, MediaError, Refused
+from .errors import MediaError, Refused
+from .fair_executor import QueueFull
 from .fetch import Fetcher, default_tls
-from .limits import FRAME_LIST
+from .share import share_key
 from .urls import parse, scheme_of
 
 logger = init_logger("vllm.vllm_prune")
@@ -68,18 +70,25 @@ class PruneMediaConnector(MediaConnector):
             MediaError: refused; HTTP 400.
             DecoderUnavailable: HTTP 503.
         """
-        loop = asyncio.get_running_loop()
         try:
             self._count_item()
+            if not isinstance(url, str):
+                raise Refused("url")
             data = None
             if scheme_of(url) in ("http", "https"):
                 data = await self._download(url, media_io)
             with stage("media_decode"):
-                return await loop.run_in_executor(self.decoders.threads, self._decode, url, data, media_io)
+                return await self._in_turn(self._decode, url, data, media_io)
         except Refused as error:
             self._refuse(error)
         except Unavailable:
             raise DecoderUnavailable from None
+        except QueueFull:
+            raise QueueOverflow(share_key().tenant) from None
+
+    async def _in_turn(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a blocking function in a thread when it is this request's turn."""
+        return await asyncio.wrap_future(self.decoders.threads.submit(share_key(), function, *arguments))
 
     def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
         """Like `load_from_url_async`, for callers without an event loop of their own."""
@@ -88,12 +97,11 @@ class PruneMediaConnector(MediaConnector):
     async def _download(self, url: str, media_io: Any) -> bytes:
         if not envs.VLLM_MEDIA_CACHE:
             return await self.fetcher.fetch(url, media_io.get_max_bytes())
-        loop, threads = asyncio.get_running_loop(), self.decoders.threads
         parse(url, self.settings, self.fetcher.domains)
-        data = await loop.run_in_executor(threads, self._get_cached_bytes, url)
+        data = await self._in_turn(self._get_cached_bytes, url)
         if data is None:
             data = await self.fetcher.fetch(url, media_io.get_max_bytes())
-            await loop.run_in_executor(threads, self._put_cached_bytes, url, data)
+            await self._in_turn(self._put_cached_bytes, url, data)
         return bytes(data)
 
     def _decode(self, url: str, data: bytes | None, media_io: Any) -> Any:
@@ -110,27 +118,11 @@ class PruneMediaConnector(MediaConnector):
         """Media type, where it matters, and bytes of a data or file URL."""
         scheme = scheme_of(url)
         if scheme == "data":
-            return self._inline(url, media_io)
+            is_video = isinstance(media_io, MODALITY_IO_MAP["video"])
+            return inline(url, self.settings, media_io.get_max_bytes(), is_video)
         if scheme == "file" and self.allowed_local_media_path is not None:
             return "", self._read_file(url, media_io.get_max_bytes())
         raise Refused("scheme")
-
-    def _inline(self, url: str, media_io: Any) -> tuple[str, bytes]:
-        header, comma, text = url[len("data:") :].partition(",")
-        kind, _, encoding = header.rpartition(";")
-        if not comma or encoding != "base64":
-            raise Refused("data_url")
-        most = min(self.settings.max_data_url_bytes, media_io.get_max_bytes() or self.settings.max_data_url_bytes)
-        if len(text) > 4 * ((most + 2) // 3):
-            raise Refused("data_url_bytes")
-        kind = kind.partition(";")[0].lower()
-        if kind == FRAME_LIST and isinstance(media_io, MODALITY_IO_MAP["video"]):
-            # Many files in one: vLLM takes them apart as text, and that text is what it hashes.
-            return FRAME_LIST, text.encode("ascii", errors="replace")
-        try:
-            return "", pybase64.b64decode(text, validate=True)
-        except ValueError:
-            raise Refused("data_url") from None
 
     def _read_file(self, url: str, most: int | None) -> bytes:
         limit = min(self.settings.max_bytes, most or self.settings.max_bytes)
@@ -215,8 +207,8 @@ def gpu_decoders(mm_config: Any) -> list[str]:
 
     options = ((getattr(mm_config, "media_io_kwargs", None) or {}).get("video")) or {}
     names = (options.get("video_backend"), options.get("backend"), envs.VLLM_VIDEO_LOADER_BACKEND)
-    found = [name for name in names if name and VIDEO_LOADER_REGISTRY.backend_requires_gpu(name)]
+    on_gpu = [name for name in names if name and VIDEO_LOADER_REGISTRY.backend_requires_gpu(name)]
     if str(options.get("device", "cpu")) != "cpu":
-        found.append(f"device {options['device']}")
+        on_gpu.append(f"device {options['device']}")
     why = "decodes on a GPU, which decoding processes have no access to"
-    return [f"videos are refused: {name} {why}" for name in dict.fromkeys(found)]
+    return [f"videos are refused: {name} {why}" for name in dict.fromkeys(on_gpu)]

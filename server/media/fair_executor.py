@@ -87,8 +87,9 @@ class FairQueue:
 
     def remove(self, task: Task) -> None:
         """Drop a task that nobody waits for any more; does nothing when it is not in the queue."""
-        tasks = self._tenants.get(task.key.tenant, {}).get(task.key.request, deque())
-        if task in tasks:
+        requests = self._tenants.get(task.key.tenant)
+        tasks = requests.get(task.key.request) if requests is not None else None
+        if tasks is not None and task in tasks:
             tasks.remove(task)
             self._forget(task)
 

@@ -24,6 +24,11 @@ def register_models() -> None:
     for architecture, target in ADAPTERS.items():
         ModelRegistry.register_model(architecture, target)
     if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
+        from .chat_content import patch_chat_content
+        from .processing_context import patch_processing_context
+
         patch_renderer()
+        patch_chat_content()
+        patch_processing_context()
         patch_output_processor()
         register_media_connector()
