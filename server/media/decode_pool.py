@@ -28,7 +28,9 @@ _PARENT_MODULE = "vllm_prune_server.media.decode_worker"
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "VIRTUAL_ENV")
 _OUR_PREFIX = "VLLM_PRUNE_"
 _THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8", "VLLM_LOGGING_LEVEL": "ERROR", "CUDA_VISIBLE_DEVICES": ""}
+# A file may name streams on the network, as session descriptions do; a decoder reads nothing but the file.
+_DECODERS = {"OPENCV_FFMPEG_LOGLEVEL": "-8", "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;none"}
+_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Unavailable(RuntimeError):
@@ -129,7 +131,7 @@ def environment() -> dict[str, str]:
         if name in _PASSED_ON
         or (name.startswith("VLLM_") and not name.startswith(_OUR_PREFIX) and not _is_secret(name))
     }
-    return {**kept, **_THREADS, **_QUIET}
+    return {**kept, **_THREADS, **_DECODERS, **_QUIET}
 
 
 def _is_secret(name: str) -> bool:

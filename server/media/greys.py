@@ -14,6 +14,7 @@ from vllm_prune.vllm_compat.image_media_io import convert_after
 from .errors import Refused
 
 SIXTEEN_BITS = 65_535
+_PGM = (b"P2", b"P5")
 _PER_LEVEL = 257
 """Steps of 16 bits in one step of 8: the largest values are 65535 and 255."""
 
@@ -24,12 +25,16 @@ def scale_deep_greys(media_io: ImageMediaIO) -> None:
         convert_after(media_io, to_eight_bits)
 
 
-def to_eight_bits(image: Image.Image) -> Image.Image:
+def to_eight_bits(image: Image.Image, data: bytes = b"") -> Image.Image:
     """A picture with at most eight bits a channel.
 
     Values of 16 bits are divided by 257 and rounded, which undoes a widening of 8 bits to 16 exactly. Integers of 32
     bits and floats have no range that a file states: up to 255 they are taken for levels of 8 bits, as Pillow does,
     and floats up to 1 for shares of white.
+
+    Args:
+        image: decoded, in any mode.
+        data: its file.
 
     Raises:
         Refused: values of an unknown range.
@@ -42,8 +47,8 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
     if not np.isfinite(values).all() or values.min() < 0:
         raise Refused("grey_range")
     largest = values.max()
-    if image.mode == "I" and image.format == "PPM" and largest <= SIXTEEN_BITS:
-        # Pillow's reader has scaled them to 16 bits.
+    if image.mode == "I" and data[:2] in _PGM and largest <= SIXTEEN_BITS:
+        # Pillow has scaled them from the range in the file's header to 16 bits.
         return _grey(image, values.astype(np.uint32))
     if image.mode == "F" and largest <= 1:
         return Image.fromarray(np.rint(values * 255).astype(np.uint8))

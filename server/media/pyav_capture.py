@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import Any
 
 import av
+import av.logging
 import cv2
 import numpy as np
 
@@ -16,6 +17,7 @@ from .errors import Refused
 FORMATS = "mov,mp4,matroska,webm,mpegts,mpeg,avi,flv,ogg,asf,gif,h264,hevc,m4v,mxf,ivf,obu,nut,wtv,rm"
 """Containers that hold their frames; playlists, which name other files, are not among them."""
 # For names inside a file: FFmpeg must open nothing else, whatever the container.
+av.logging.set_level(None)
 _OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
 
 
