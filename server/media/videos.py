@@ -1,6 +1,6 @@
 """Videos: vLLM's loaders with OpenCV's decoders, and with PyAV's where OpenCV gets fewer frames out of a file.
 
-OpenCV's wheels come without an AV1 decoder, do not find back to the start of an MPEG transport stream, and do not know
+OpenCV's wheels come without an AV1 decoder, lose their place in MPEG transport streams, and do not know
 how many frames a stream without a duration has, such as a browser's recording. PyAV's FFmpeg decodes them.
 """
 
@@ -19,6 +19,8 @@ from .errors import Refused
 from .limits import capped, check_shape
 from .pyav_capture import PyAVCapture
 
+_SYNC = 0x47
+"""First byte of each packet of a transport stream."""
 logger = logging.getLogger("vllm.vllm_prune")
 
 
@@ -53,7 +55,10 @@ def _count(result: Any) -> int:
 
 
 def _with_opencv(media_io: VideoMediaIO, loader: Any, data: bytes, limits: Media, sampled: list[int]) -> Any:
-    """VLLM's result, None when there is no frame in it."""
+    """The result as vLLM has it, None when there is no frame in it."""
+    if _is_transport_stream(data):
+        # Back at the start, to which vLLM seeks after it has counted, OpenCV is a frame late or finds none.
+        return None
     try:
         width, height, frames = video_header(data)
         if min(width, height, frames) <= 0:
@@ -73,7 +78,7 @@ def _with_opencv(media_io: VideoMediaIO, loader: Any, data: bytes, limits: Media
 
 
 def _with_pyav(media_io: VideoMediaIO, loader: Any, data: bytes, limits: Media, sampled: list[int]) -> Any:
-    """VLLM's result with frames from PyAV, None when there is none."""
+    """The result as vLLM has it, with frames from PyAV; None when there is none."""
     capture = PyAVCapture.open(data, lambda width, height: check_shape(width, height, limits), limits.max_source_frames)
     if capture is None:
         return None
@@ -83,6 +88,12 @@ def _with_pyav(media_io: VideoMediaIO, loader: Any, data: bytes, limits: Media, 
     with captures_from(lambda _: capture.rewound()):
         result = media_io.load_bytes(data)
     return result if _count(result) else None
+
+
+def _is_transport_stream(data: bytes) -> bool:
+    """Whether packets of 188 bytes follow each other, as they are, with timestamps before or checksums behind."""
+    starts = ((0, 188), (0, 204), (4, 196))
+    return any(len(data) > second and data[first] == data[second] == _SYNC for first, second in starts)
 
 
 def _check(width: int, height: int, frames: int, limits: Media) -> None:

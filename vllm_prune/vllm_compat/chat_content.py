@@ -120,7 +120,7 @@ def _advice(argument: str) -> str:
 
 
 def _explained(parse: Callable[..., Any], kinds: frozenset[str]) -> Callable[..., Any]:
-    """VLLM's parser of one part, whose internal errors become a refusal that says what a part looks like."""
+    """The parser of one part as vLLM has it, whose internal errors become a refusal that says what a part looks like."""
 
     @wraps(parse)
     def explain(part: Any, *args: Any, **kwargs: Any) -> Any:
