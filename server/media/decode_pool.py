@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from vllm_prune.config.load import configuration
 from vllm_prune.config.media import Media
-from vllm_prune.policy import policy
 
 from .errors import MESSAGES, Refused
 from .fair_executor import FairExecutor, ShareKey
@@ -260,4 +260,4 @@ class DecodePool:
 @lru_cache(maxsize=1)
 def pool() -> DecodePool:
     """The decoding processes of this server process, by the operator's configuration."""
-    return DecodePool(policy().config.media)
+    return DecodePool(configuration().media)
