@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from vllm_prune.policy import TENANT
-from vllm_prune.telemetry.request_record import RECORD
+from vllm_prune.request import current
 
 from .fair_executor import ShareKey
 
 
 def share_key() -> ShareKey:
     """Tenant and id of the request at hand; both empty outside of a request."""
-    tenant, record = TENANT.get(), RECORD.get()
-    return ShareKey("" if tenant is None else str(tenant.name), "" if record is None else record.id)
+    context = current()
+    if context is None:
+        return ShareKey()
+    return ShareKey("" if context.tenant is None else str(context.tenant.name), context.id)

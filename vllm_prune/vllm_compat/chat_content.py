@@ -120,7 +120,7 @@ def _advice(argument: str) -> str:
 
 
 def _explained(parse: Callable[..., Any], kinds: frozenset[str]) -> Callable[..., Any]:
-    """The parser of one part as vLLM has it, whose internal errors become a refusal that says what a part looks like."""
+    """The parser of one part, whose internal errors become a refusal that says what a part looks like."""
 
     @wraps(parse)
     def explain(part: Any, *args: Any, **kwargs: Any) -> Any:
@@ -201,10 +201,10 @@ def _max_items() -> int | None:
     """The operator's limit, None where another media connector is in use, as for all of section `media`."""
     from vllm import envs
 
-    from ..policy import policy
+    from ..config.load import configuration
     from .media_connector import MEDIA_CONNECTOR
 
-    return policy().config.media.max_items if envs.VLLM_MEDIA_CONNECTOR == MEDIA_CONNECTOR else None
+    return configuration().media.max_items if envs.VLLM_MEDIA_CONNECTOR == MEDIA_CONNECTOR else None
 
 
 def _counted(validate: Callable[..., None]) -> Callable[..., None]:
@@ -225,7 +225,7 @@ def _counted(validate: Callable[..., None]) -> Callable[..., None]:
 
 
 def _media_param() -> str:
-    from .. import policy
+    from ..request import current
 
-    scope = policy.SCOPE.get()
-    return scope.media_param if scope is not None else "messages"
+    context = current()
+    return context.media_param if context is not None else "messages"
