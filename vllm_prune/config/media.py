@@ -23,6 +23,9 @@ _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 class Media(Section):
     """Limits of media intake. Sizes are in bytes, times in seconds; each limit holds per item, `max_items` per request.
 
+    A video of which only some of the sampled frames can be decoded, such as one that is cut off, is taken with these,
+    as by vLLM itself; the server's log says how many of how many. One without any is refused.
+
     Attributes:
         hosts: hosts that media may be fetched from, `*.example.com` for all below one; empty: any public host.
         private: networks (CIDR), or names of hosts, whose addresses need not be public. All else must be.
