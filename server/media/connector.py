@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from vllm import envs
+from vllm.exceptions import VLLMError
 from vllm.logger import init_logger
 from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.media.connector import MODALITY_IO_MAP
@@ -69,6 +70,7 @@ class PruneMediaConnector(MediaConnector):
         Raises:
             MediaError: refused; HTTP 400.
             DecoderUnavailable: HTTP 503.
+            QueueOverflow: HTTP 503 or 429.
         """
         try:
             self._count_item()
@@ -93,6 +95,34 @@ class PruneMediaConnector(MediaConnector):
     def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
         """Like `load_from_url_async`, for callers without an event loop of their own."""
         return _run(self.load_from_url_async(url, media_io, fetch_timeout=fetch_timeout))
+
+    async def fetch_image_embedding_async(self, data: str) -> Any:
+        """A tensor in base64, where the operator allows them; see `_embedding`."""
+        return await self._embedding(self.fetch_image_embedding, data)
+
+    async def fetch_video_embedding_async(self, data: str) -> Any:
+        """A tensor in base64, where the operator allows them; see `_embedding`."""
+        return await self._embedding(self.fetch_video_embedding, data)
+
+    async def fetch_audio_embedding_async(self, data: str) -> Any:
+        """A tensor in base64, where the operator allows them; see `_embedding`."""
+        return await self._embedding(self.fetch_audio_embedding, data)
+
+    async def _embedding(self, load: Callable[[str], Any], data: str) -> Any:
+        """Load a tensor in this request's turn.
+
+        Raises:
+            MediaError: malformed; HTTP 400.
+            QueueOverflow: HTTP 503 or 429.
+        """
+        try:
+            return await self._in_turn(load, data)
+        except QueueFull:
+            raise QueueOverflow(share_key().tenant) from None
+        except VLLMError:
+            raise
+        except Exception as error:  # whatever PyTorch and NumPy make of the bytes
+            self._refuse(Refused("embedding", repr(error)))
 
     async def _download(self, url: str, media_io: Any) -> bytes:
         if not envs.VLLM_MEDIA_CACHE:

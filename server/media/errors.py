@@ -43,6 +43,7 @@ MESSAGES = {
     "no_frames": "no frame of the video can be decoded; send MP4, WebM or MPEG-TS with H.264, H.265, VP8, VP9 or AV1, "
     "not cut off, and an animated WebP or PNG as GIF",
     "frame_sizes": "the frames of the list differ in size; scale them to one",
+    "embedding": "the embedding is no tensor; send what torch.save or numpy.save writes, in base64",
     "grey_range": "the grey values are negative, not finite or above 255 in a picture of 32-bit numbers, whose range "
     "no file states; scale them to 8 or 16 bits, or floats to between 0 and 1",
     "memory": "decoding the media takes more memory than is allowed; send smaller ones",

@@ -24,9 +24,11 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
 from vllm_prune.config.media import Media
 from vllm_prune.vllm_compat import media_connector
+from vllm_prune_server.media.busy import QueueOverflow
 from vllm_prune_server.media.connector import PruneMediaConnector
 from vllm_prune_server.media.decode_pool import DecodePool
 from vllm_prune_server.media.errors import MESSAGES, MediaError
+from vllm_prune_server.media.fair_executor import ShareKey
 from vllm_prune_server.media.fetch import Fetcher
 
 from .hostile import HostileHost
@@ -135,6 +137,30 @@ async def test_vllms_own_allow_list_counts_too(pool: DecodePool, host: HostileHo
 )
 async def test_urls_that_are_none(pool: DecodePool, url: str, reason: str) -> None:
     assert await refusal(connector(pool), url) == reason
+
+
+@pytest.mark.parametrize("modality", ["image", "video", "audio"])
+async def test_embeddings_that_are_no_tensors(pool: DecodePool, modality: str) -> None:
+    for data in ("AAAA", "!", base64.b64encode(b"\x93NUMPY\x01\x00" + bytes(20)).decode()):
+        assert await refusal(connector(pool), data, f"{modality}_embedding") == "embedding"
+
+
+async def test_a_full_queue_is_a_refusal_to_try_again(pool: DecodePool) -> None:
+    few = DecodePool(SETTINGS.model_copy(update={"max_waiting": 1, "decode_workers": 1}), pool.forker)
+    release = threading.Event()
+    blocked = few.threads.submit(ShareKey(), release.wait, 60)
+    loads = [asyncio.create_task(connector(few).fetch_image_async(data_url("image/png", PICTURE))) for _ in range(4)]
+    done, _ = await asyncio.wait(loads, timeout=5)
+    release.set()
+    await asyncio.gather(*loads, return_exceptions=True)
+    assert blocked.result(60)
+    assert done
+    for task in done:
+        error = task.exception()
+        assert isinstance(error, QueueOverflow)
+        response = error.refusal.response()
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert QueueOverflow("alpha").refusal.status == 429
 
 
 async def test_video_frames_are_capped_on_every_path(pool: DecodePool) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, VideoMediaIO
 
+import vllm_prune.visual.frontend.video_loader  # noqa: F401
 from vllm_prune_server.media.decode_pool import DecodePool
 from vllm_prune_server.media.errors import MESSAGES, Refused
 
