@@ -36,6 +36,7 @@ from .admission.estimate import Sizes
 from .admission.ledger import Ledger
 from .lifecycle import Lifecycle
 from .media import connector
+from .media.busy import add_handlers
 from .media.errors import MESSAGES
 from .middleware.gate import Gate
 from .middleware.observe import install
@@ -87,6 +88,7 @@ class PruneEndpoint:
         """Add our routes; those with a path of vLLM's take its place."""
         app.include_router(router)
         describe(app)
+        add_handlers(app)
         own = ServerState()
         app.state.vllm_prune = own
         accounts = Accounts(configuration().tenants)
