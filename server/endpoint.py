@@ -30,6 +30,7 @@ from .admission.estimate import Sizes
 from .admission.ledger import Ledger
 from .lifecycle import Lifecycle
 from .media import connector
+from .media.busy import add_handlers
 from .media.errors import MESSAGES
 from .middleware.chain import Chain
 from .middleware.observe import install
@@ -80,6 +81,7 @@ class PruneEndpoint:
         """Add our routes and our middleware."""
         app.include_router(router)
         describe(app)
+        add_handlers(app)
         replace_validation_handler(answer_validation_error)
         server = ServerState()
         app.state.vllm_prune = server

@@ -16,6 +16,8 @@ Reason = Literal[
     "draining",
     "invalid_body",
     "invalid_budget",
+    "media_queue",
+    "media_unavailable",
     "not_active",
     "tenant_concurrency",
     "tenant_rate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -69,12 +70,15 @@ class ShufflingScheduler(CompactingMixin, Scheduler):
         return super()._preempt_request(request, *args, **kwargs)
 
 
+@pytest.fixture(autouse=True)
+def shuffle() -> Iterator[None]:
+    """The strategy above, in the catalogue."""
+    with KV.including(Shuffle):
+        yield
+
+
 @pytest.mark.parametrize("blocks", [None, 52], ids=["ample pool", "preemption"])
-def test_shuffled_rows_answer_as_stock(
-    blocks: int | None, engines: EnginePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(KV, "_names", (*KV.names(), "shuffle"))
-    monkeypatch.setitem(KV._classes, "shuffle", Shuffle)
+def test_shuffled_rows_answer_as_stock(blocks: int | None, engines: EnginePool) -> None:
     cell = CELL[FAMILY]
     shapes = [(4 + i % 5, 3 + i % 7) for i in range(16)]
     requests = [

@@ -28,7 +28,7 @@ from vllm_prune_server.openai.errors import Refusal
 from vllm_prune_server.openai.routes import route_of
 
 from .guarded import ALPHA, BETA, MIDDLE, SMALL, Guarded, headers, refused, until
-from .media import image_part, jpeg, mp4, png, text_part, user, video_part
+from .media_files import image_part, jpeg, mp4, png, text_part, user, video_part
 
 ONE = Amount(requests=1)
 
