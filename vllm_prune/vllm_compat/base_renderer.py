@@ -88,7 +88,7 @@ def _with_budget(renderer: Any, prompt: Any, context: RequestContext | None) -> 
     from ..support.visual import has_adapted_processor, unsupported_model
 
     if not has_adapted_processor(renderer):
-        raise _refusal("invalid_budget", unsupported_model(renderer.model_config), "pruning.visual")
+        raise _refusal("invalid_budget", unsupported_model(renderer.model_config).text, "pruning.visual")
     return {**prompt, OPTIONS: {**options, KEY: wire}}
 
 

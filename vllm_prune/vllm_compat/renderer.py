@@ -89,20 +89,19 @@ def _context_of(request: Any) -> RequestContext:
 
 def _check_kv(vllm_config: Any, request: Any, context: RequestContext) -> None:
     """Refuse a KV budget that cannot be honoured; the input processor's wrapper attaches those that can."""
-    from ..budget.errors import BudgetError
     from ..support import kv as support
     from ..telemetry import metrics
 
     spec = context.decision.kv if context.decision is not None else None
     if spec is None:
         return
-    reason = support.refusal(vllm_config)
-    if reason is None and getattr(request, "use_beam_search", False):
-        reason = support.because("beam_search", "it copies caches, which eviction makes private; drop one of the two")
-    problem = support.missing(spec) if reason is None else None
-    if (found := reason or problem) is not None:
-        metrics.count_kv_skipped(support.cause_of(found))
-        raise BudgetError(f"KV eviction is refused: {found}", "pruning.kv" if reason else "pruning.kv.strategy")
+    finding = support.refusal(vllm_config)
+    if finding is None and getattr(request, "use_beam_search", False):
+        finding = support.beam_search()
+    finding = finding or support.missing(spec, vllm_config)
+    if finding is not None:
+        metrics.count_kv_skipped(finding.cause)
+        raise finding.error()
 
 
 async def _prepare_pruned(
@@ -119,11 +118,11 @@ async def _prepare_pruned(
     from ..support.visual import config_refusals, has_adapted_processor, tower_refusal, unsupported_model
 
     if not has_adapted_processor(renderer.renderer):
-        raise BudgetError(unsupported_model(renderer.model_config), "pruning.visual")
-    if reasons := config_refusals(renderer.renderer.config):
-        raise BudgetError(f"visual pruning is off on this server: {reasons[0]}", "pruning.visual")
-    if problem := tower_refusal(renderer.renderer.config, spec):
-        raise BudgetError(*problem)
+        raise unsupported_model(renderer.model_config).error()
+    if findings := config_refusals(renderer.renderer.config):
+        raise findings[0].error()
+    if finding := tower_refusal(renderer.renderer.config, spec):
+        raise finding.error()
     if KEY in (own or {}):
         raise BudgetError(f"{KEY} is set by the server", "mm_processor_kwargs")
     trusting = copy.copy(renderer)
