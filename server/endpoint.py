@@ -105,7 +105,7 @@ class PruneEndpoint:
         own.sizes = sizes_of(engine_client, configuration().admission.weighs)
         own.lifecycle.supervise(engine_client, state, own.ledger.refuse_waiting)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
-        preregister_labels(entries(), get_args(Reason), MESSAGES, (*KV_CAUSES, "pool_full"))
+        preregister_labels(entries(), get_args(Reason), MESSAGES, (*KV_CAUSES, "pool_full", "malformed"))
         install(self._app, configuration().logging.lines(), tracing.wanted(engine_client.vllm_config))
         workers = await inspect_workers(engine_client)
         own.findings = visual_findings(engine_client, workers)

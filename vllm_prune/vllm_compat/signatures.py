@@ -114,8 +114,22 @@ CONTENT_SIGNATURES: tuple[VllmSignature, ...] = (
 )
 
 _ENGINE = "vllm.v1.engine"
+_BASE_RENDERER = "vllm.renderers.base"
+_TOKEN_ROUTE = "vllm.entrypoints.scale_out.token_in_token_out"
 SERVING_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(f"{_ENGINE}.input_processor", "InputProcessor.process_inputs", ("request_id", "prompt", "params")),
+    VllmSignature(f"{_ENGINE}.input_processor", "InputProcessor.__init__", ("vllm_config", "renderer")),
+    VllmSignature(_RENDERER, "OnlineRenderer.__init__", ("renderer",)),
+    VllmSignature(_BASE_RENDERER, "BaseRenderer._process_tokens", ("prompt",)),
+    VllmSignature(_BASE_RENDERER, "BaseRenderer._process_tokens_async", ("prompt",)),
+    VllmSignature(_BASE_RENDERER, "BaseRenderer._process_mm_uuids", ("mm_data", "mm_data_items", "mm_uuid_items")),
+    VllmSignature("vllm.multimodal.hasher", "MultiModalHasher.hash_kwargs", ("algorithm", "kwargs")),
+    VllmSignature("vllm.multimodal.parse", "ModalityDataItems.get_all_items_for_hash", ()),
+    VllmSignature("vllm.multimodal.parse", "ModalityDataItems.get_passthrough_data", ()),
+    VllmSignature("vllm.multimodal.cache.base", "BaseMultiModalProcessorCache.is_cached", ("mm_hashes",)),
+    VllmSignature(f"{_TOKEN_ROUTE}.serving", "ServingTokens.serve_tokens", ("request",)),
+    VllmSignature(f"{_TOKEN_ROUTE}.mm_features", "mm_kwargs_from_features", ("features",)),
+    VllmSignature(f"{_TOKEN_ROUTE}.protocol", "MultiModalFeatures", ("mm_hashes", "mm_placeholders", "kwargs_data")),
     VllmSignature(f"{_ENGINE}.async_llm", "AsyncLLM.shutdown", ("timeout",)),
     VllmSignature(f"{_ENGINE}.async_llm", "AsyncLLM.pause_generation", ("mode", "clear_cache")),
     VllmSignature(
@@ -146,6 +160,7 @@ SIGNATURES: tuple[VllmSignature, ...] = (
     ),
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor.apply", ("inputs", "timing_ctx")),
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor._get_mm_hashes", ("inputs",)),
+    VllmSignature(_PROCESSOR, "BaseMultiModalProcessor._cached_apply_hf_processor", ("inputs", "timing_ctx")),
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor._apply_hf_processor_main", ("mm_items", "hf_kwargs")),
     VllmSignature(
         _PROCESSOR, "BaseMultiModalProcessor._get_cache_missing_processor_kwargs", ("inputs", "mm_is_cached")
