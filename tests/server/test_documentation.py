@@ -1,0 +1,91 @@
+"""The requests of the documentation, run as written against a real server; their answers are as printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks.servers import Server
+
+from ..docs.pages import ROOT, URL, WITH_EXAMPLES, Example, codes, examples, name
+
+REQUESTS = {page: [one for one in examples(page, "bash", "python") if not one.not_run] for page in WITH_EXAMPLES}
+SECONDS = 240
+
+
+def session(page: Path, language: str) -> list[Example]:
+    """The blocks of one page that talk to a server, in order; later ones use names of earlier ones."""
+    return [one for one in REQUESTS[page] if one.language == language and one.is_request]
+
+
+def pages(language: str) -> list[Any]:
+    return [pytest.param(page, id=name(page)) for page in WITH_EXAMPLES if session(page, language)]
+
+
+def within(documented: Any, actual: Any) -> bool:
+    """Whether all that the page shows is in the answer; lists have the same length."""
+    if isinstance(documented, dict):
+        return isinstance(actual, dict) and all(
+            key in actual and within(value, actual[key]) for key, value in documented.items()
+        )
+    if isinstance(documented, list):
+        return isinstance(actual, list) and len(documented) == len(actual) and all(map(within, documented, actual))
+    return bool(documented == actual)
+
+
+def run(command: list[str], server: Server, script: str) -> str:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [*command, script.replace(URL, server.url)], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", pages("python"))
+def test_python_requests(server: Server, page: Path) -> None:
+    blocks = session(page, "python")
+    mark = "---- next block ----"
+    text = run([sys.executable, "-c"], server, f"\nprint({mark!r})\n".join(one.text for one in blocks))
+    for block, printed in zip(blocks, text.split(mark), strict=True):
+        if block.output is not None:
+            assert printed.strip() == block.output.strip(), block.place
+
+
+@pytest.mark.parametrize("page", pages("bash"))
+def test_bash_requests(server: Server, page: Path) -> None:
+    blocks = session(page, "bash")
+    mark = "---- next block ----"
+    text = run(["bash", "-euo", "pipefail", "-c"], server, f"\necho; echo '{mark}'\n".join(one.text for one in blocks))
+    for block, printed in zip(blocks, text.split(mark), strict=True):
+        if block.output is not None:
+            assert within(json.loads(block.output), json.loads(printed)), f"{block.place}: {printed}"
+
+
+def test_pages_have_requests_of_both_kinds() -> None:
+    assert pages("python")
+    assert pages("bash")
+
+
+def test_a_wrong_answer_is_noticed() -> None:
+    assert within({"usage": {"kept": 1}}, {"usage": {"kept": 1, "input": 2}})
+    assert not within({"usage": {"kept": 1}}, {"usage": {"kept": 2}})
+    assert not within({"choices": [{}, {}]}, {"choices": [{}]})
+
+
+def test_metrics_of_the_documentation_are_exported(server: Server) -> None:
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=60).text)
+    exported = {family.name for family in families}
+    named = {code for page in WITH_EXAMPLES for code in codes(page) if re.fullmatch(r"vllm_prune_\w+", code)}
+    assert len(named) > 10
+    assert {one.removesuffix("_total") for one in named} <= exported
