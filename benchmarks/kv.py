@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vllm_prune.launch import found_libraries, preload_list
+from vllm_prune.cli.host import found_libraries, preload_list
 
 from .random_model import parameters
 from .servers import PRELOAD_AT_START, Server

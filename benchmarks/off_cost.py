@@ -22,7 +22,7 @@ import psutil
 import typer
 from rich.progress import Progress
 
-from vllm_prune.launch import found_libraries, preload_list
+from vllm_prune.cli.host import found_libraries, preload_list
 
 from .random_model import build, parameters
 from .servers import PRELOAD_AT_START, Server

@@ -8,8 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from vllm_prune.stts import files
-from vllm_prune.stts.scorer import Scorer, Shape
+from vllm_prune.visual.scorers.stts import files
+from vllm_prune.visual.scorers.stts.model import Scorer, Shape
 
 from . import random_model
 from .random_model import DEMO, lay_out, set_rope

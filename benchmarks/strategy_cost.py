@@ -11,9 +11,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from vllm_prune.visual.ops import cells_of
-from vllm_prune.visual.strategies import Context, Grid, PixelStrategy, create, names, strategy_class
-from vllm_prune.visual.strategies.base import Modality
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid, Modality
+from vllm_prune.visual.strategies.base import Context, PixelStrategy
+from vllm_prune.visual.strategies.maths import cells_of
 
 FRAME = 256
 SIZES = (256, 1024, 2048, 8192)
@@ -30,7 +31,7 @@ def grid_of(tokens: int, modality: Modality) -> Grid:
 def call(name: str, grid: Grid, count: int, width: int, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
     """A function that makes strategy `name` choose `count` cells and waits until it has."""
     generator = torch.Generator().manual_seed(0)
-    strategy = create(name)
+    strategy = VISUAL.create(name)
     if isinstance(strategy, PixelStrategy):
         pixels = torch.rand(grid.tokens, 4704, generator=generator)
         return lambda: _discard(strategy.select_cells(cells_of(pixels, 4, 3), grid, count, ()))
@@ -63,8 +64,8 @@ def table(modality: Modality, arguments: argparse.Namespace) -> Table:
     cases = [(m, m // share) for m in arguments.sizes for share in SHARES]
     for m, k in cases:
         result.add_column(f"{m}→{k}", justify="right")
-    for name in names():
-        if name == "none" or modality not in strategy_class(name).modalities:
+    for name in VISUAL.names():
+        if name == "none" or modality not in VISUAL.strategy_class(name).modalities:
             continue
         cells = []
         for m, k in cases:

@@ -19,23 +19,30 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.logger import init_logger
 
-from vllm_prune import __version__, compat, compat_serving, metrics, zeros
+from vllm_prune import __version__
 from vllm_prune.catalogue import entries
-from vllm_prune.intake import configuration, policy
-from vllm_prune.kv import support
-from vllm_prune.settings.tenants import KEYS_CONFLICT
+from vllm_prune.config.load import configuration
+from vllm_prune.config.tenants import KEYS_CONFLICT
+from vllm_prune.kv.suitability import REFUSED
+from vllm_prune.policy import policy
+from vllm_prune.support import kv, self_check, visual
+from vllm_prune.support.self_check import EXTENSION
+from vllm_prune.telemetry import metrics
+from vllm_prune.telemetry.preregister import preregister_labels
+from vllm_prune.vllm_compat import input_processor, item_sizes, output_processor, renderer, version
 
-from . import media, tracing
-from .admission import Ledger
-from .errors import Reason
-from .estimate import Sizes
-from .gate import Gate
+from .admission.accounts import Accounts
+from .admission.estimate import Sizes
+from .admission.ledger import Ledger
 from .lifecycle import Lifecycle
-from .media_errors import MESSAGES
-from .observe import install
-from .pruning import answer
-from .schema import describe
-from .tenants import Accounts
+from .media import connector
+from .media.errors import MESSAGES
+from .middleware.gate import Gate
+from .middleware.observe import install
+from .middleware.usage import answer
+from .openai.errors import Reason
+from .openai.schema import describe
+from .telemetry import tracing
 
 logger = init_logger("vllm.vllm_prune")
 router = APIRouter()
@@ -86,25 +93,25 @@ class PruneEndpoint:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Prove that our classes are in use, then announce the server once it answers."""
-        compat.adopt_requests()
-        compat.adopt_outputs()
+        renderer.patch_renderer()
+        output_processor.patch_output_processor()
         policy()
         own: ServerState = state.vllm_prune
         if configuration().tenants and (args.api_key or os.environ.get("VLLM_API_KEY")):
             raise ValueError(KEYS_CONFLICT)
         own.sizes = sizes_of(engine_client, configuration().admission.weighs)
         own.lifecycle.supervise(engine_client, state, own.ledger.refuse_waiting)
-        compat_serving.salt_requests(engine_client)
+        input_processor.salt_requests(engine_client)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
-        zeros.publish(get_args(Reason), MESSAGES)
+        preregister_labels(entries(), get_args(Reason), MESSAGES, (*REFUSED, "pool_full"))
         install(self._app, policy().config.logging.lines(), tracing.wanted(engine_client.vllm_config))
         workers = await inspect_workers(engine_client)
         own.findings = visual_findings(engine_client, workers)
         own.kv_findings = kv_findings(engine_client, workers)
-        own.media_findings = media.prepare(engine_client)
+        own.media_findings = connector.prepare(engine_client)
         own.verified = not own.findings
         own.started = True
-        metrics.publish_build(__version__, compat.vllm_version(), own.verified)
+        metrics.publish_build(__version__, version.vllm_version(), own.verified)
         for finding in own.findings:
             logger.warning("visual budgets are refused: %s", finding)
         for finding in own.kv_findings:
@@ -120,25 +127,25 @@ def sizes_of(engine_client: Any, wanted: bool) -> Sizes:
     context = engine_client.model_config.max_model_len
     if not wanted:
         return Sizes(context)
-    largest, image = compat_serving.largest_items(engine_client), compat_serving.image_sizer(engine_client)
+    largest, image = item_sizes.largest_items(engine_client), item_sizes.image_sizer(engine_client)
     return Sizes(context, largest, image)
 
 
 async def inspect_workers(engine_client: Any) -> list[dict[str, Any]]:
     """What every worker says of itself; empty where they cannot be asked."""
-    if engine_client.vllm_config.parallel_config.worker_extension_cls != compat.EXTENSION:
+    if engine_client.vllm_config.parallel_config.worker_extension_cls != self_check.EXTENSION:
         return []
     return list(await engine_client.collective_rpc("vllm_prune_inspect", timeout=60))
 
 
 def visual_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
     """Reasons why a visual budget would not be honoured; empty when it would be."""
-    findings = compat.refusals(engine_client.vllm_config)
-    if not compat.adapted_processor(engine_client.renderer):
-        findings.append(compat.unsupported_model(engine_client.model_config))
+    findings = visual.config_refusals(engine_client.vllm_config)
+    if not visual.has_adapted_processor(engine_client.renderer):
+        findings.append(visual.unsupported_model(engine_client.model_config))
         return findings
     if not workers:
-        findings.append(f"the worker extension {compat.EXTENSION} is not installed; start with vllm-prune serve")
+        findings.append(f"the worker extension {EXTENSION} is not installed; start with vllm-prune serve")
     for rank, found in enumerate(workers):
         if not found["adapter"]:
             findings.append(f"worker {rank} runs {found['model']}, not our adapter; see its log for an import error")
@@ -148,12 +155,12 @@ def visual_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[s
 def kv_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
     """Reasons why a KV budget would not be honoured; empty when it would be. The request seam reads them too."""
     found = [reason for worker in workers for reason in worker["kv"]["reasons"]]
-    support.FOUND.reasons = list(
-        dict.fromkeys(found if workers else [support.because("worker", "it cannot be asked; see above")])
+    kv.FOUND.reasons = list(
+        dict.fromkeys(found if workers else [kv.because("worker", "it cannot be asked; see above")])
     )
     offers = [frozenset(worker["kv"]["offers"]) for worker in workers]
-    support.FOUND.offers = frozenset.intersection(*offers) if offers else frozenset()
-    return [*support.config_refusals(engine_client.vllm_config), *support.FOUND.reasons]
+    kv.FOUND.offers = frozenset.intersection(*offers) if offers else frozenset()
+    return [*kv.config_refusals(engine_client.vllm_config), *kv.FOUND.reasons]
 
 
 async def _announce(url: str, own: ServerState) -> None:

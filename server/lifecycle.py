@@ -11,7 +11,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_prune import compat_serving
+from vllm_prune.vllm_compat import shutdown
 
 logger = init_logger("vllm.vllm_prune")
 
@@ -49,7 +49,7 @@ class Lifecycle:
         """
         self._client, self._on_drain = engine_client, on_drain
         self._loop = asyncio.get_running_loop()
-        compat_serving.on_shutdown(engine_client, self._shutdown)
+        shutdown.on_shutdown(engine_client, self._shutdown)
         self._bounding = asyncio.create_task(_bound(state))
 
     def enter(self, exits: ExitStack) -> None:
@@ -91,7 +91,7 @@ class Lifecycle:
         self._wait_until(deadline)
         if self.active and not self._client.errored:
             logger.warning("the deadline ends %d requests", self.active)
-            asyncio.run_coroutine_threadsafe(compat_serving.abort_all(self._client), self._loop)
+            asyncio.run_coroutine_threadsafe(shutdown.abort_all(self._client), self._loop)
             self._wait_until(time.monotonic() + ABORT_SECONDS)
         return max(float(ABORT_SECONDS), deadline - time.monotonic())
 
@@ -103,4 +103,4 @@ class Lifecycle:
 async def _bound(state: Any) -> None:
     while getattr(state, "server", None) is None:
         await asyncio.sleep(0.05)
-    compat_serving.bound_shutdown(state.server, CLOSE_SECONDS)
+    shutdown.bound_shutdown(state.server, CLOSE_SECONDS)

@@ -16,6 +16,6 @@ def register() -> None:
     Raises:
         RuntimeError: the installed vLLM is not one this version was tested with.
     """
-    from .compat import register_models
+    from .vllm_compat.plugin import register_models
 
     register_models()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_prune.visual.positions import grid_positions
+from vllm_prune.visual.models.positions import grid_positions
 
 from ..tasks.base import Media, Sample
 from ..tasks.draw import COLOURS, DIGITS, LABELS, MARKS, SHAPES, Element

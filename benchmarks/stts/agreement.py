@@ -1,6 +1,6 @@
 """The engine against the training code: `python -m benchmarks.stts.agreement --save`.
 
-The same samples, budgets and scorer in vLLM and in `vllm_prune.stts.training`: the kept cells have to be equal, and the
+The same samples, budgets and scorer in vLLM and in `scorers.stts.training`: the kept cells have to be equal, and the
 log-probabilities of the whole vocabulary at the answer's first token to agree within rounding, both in float32. How far
 rounding goes is seen against the training code in float64, with the same cells kept.
 """
@@ -25,8 +25,8 @@ import torch
 import typer
 from torch import Tensor
 
-from vllm_prune.stts import files
-from vllm_prune.stts.training import PrunedTower, pruned_logits
+from vllm_prune.visual.scorers.stts import files
+from vllm_prune.visual.scorers.stts.training import PrunedTower, pruned_logits
 
 from ..demo_model.batches import collate
 from ..speed import RESULTS, hardware
@@ -80,21 +80,21 @@ def video_of(frames: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
 @contextmanager
 def listening() -> Iterator[list[Tensor]]:
     """Kept cells of every choice inside the tower of the engine in this process."""
-    from vllm_prune.visual.models import choosing
+    from vllm_prune.visual.tower import select
 
     found: list[Tensor] = []
-    original = choosing.choose_cells
+    original = select.choose_cells
 
     def choose(*args: Any, **kwargs: Any) -> Tensor:
         kept = original(*args, **kwargs)
         found.append(kept.cpu())
         return kept
 
-    choosing.choose_cells = choose
+    select.choose_cells = choose
     try:
         yield found
     finally:
-        choosing.choose_cells = original
+        select.choose_cells = original
 
 
 def served(llm: Any, words: Any, one: Sample, keep: float) -> tuple[Tensor, Tensor]:

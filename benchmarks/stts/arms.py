@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_prune.stts.training import Pruned, pruned_logits
-from vllm_prune.visual.grants import CHANNELS
-from vllm_prune.visual.models.capture import received_attention
-from vllm_prune.visual.ops import cells_of
-from vllm_prune.visual.strategies import Context, Grid, PixelStrategy, create, names, strategy_class
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
+from vllm_prune.visual.frontend.item_cache import CHANNELS
+from vllm_prune.visual.scorers.stts.training import Pruned, pruned_logits
+from vllm_prune.visual.strategies.base import Context, PixelStrategy
+from vllm_prune.visual.strategies.maths import cells_of
+from vllm_prune.visual.tower.received_attention import received_attention
 
 from ..demo_model.batches import Batch, collate
 from ..tasks import Sample
@@ -63,9 +65,9 @@ class Case:
             per_frame: counts that are fixed beforehand, as for models with text between frames.
         """
         modality = "video" if self.grid.frames > 1 else "image"
-        if modality not in strategy_class(name).modalities:
+        if modality not in VISUAL.strategy_class(name).modalities:
             return None
-        strategy = create(name)
+        strategy = VISUAL.create(name)
         if isinstance(strategy, PixelStrategy):
             per_cell = len(self.batch.patches) // self.grid.tokens
             cells = cells_of(self.batch.patches.reshape(self.grid.tokens, -1), per_cell, CHANNELS)
@@ -91,7 +93,7 @@ def choose_per_frame(
     per_frame: Sequence[int] | None, scores: Tensor, grids: Sequence[Grid], counts: Sequence[int]
 ) -> Tensor:
     """The choice of `stts` in one item whose counts per frame are fixed beforehand, as for Qwen3-VL, or free."""
-    return create("stts", {"spread": "free"}).select(
+    return VISUAL.create("stts", {"spread": "free"}).select(
         scores[:, None], grids[0], counts[0], Context(scores=scores), per_frame
     )
 
@@ -111,7 +113,7 @@ def raster_order(visual: Any, thw: Tensor) -> Tensor:
 
 def untrained() -> Iterator[str]:
     """Every strategy of the catalogue that needs no training and keeps less than everything."""
-    yield from (name for name in names() if name not in ("none", *TRAINED))
+    yield from (name for name in VISUAL.names() if name not in ("none", *TRAINED))
 
 
 def load_model(checkpoint: Path) -> tuple[Any, Any]:

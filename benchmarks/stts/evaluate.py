@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vllm_prune.stts import files
-from vllm_prune.stts.training import Pruned, PrunedTower
 from vllm_prune.sweep.statistics import paired, wilson
-from vllm_prune.visual.frames import frame_counts
+from vllm_prune.visual.frontend.frame_split import frame_counts
+from vllm_prune.visual.scorers.stts import files
+from vllm_prune.visual.scorers.stts.training import Pruned, PrunedTower
 
 from ..speed import RESULTS, hardware
 from ..tasks import Sample

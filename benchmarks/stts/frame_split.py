@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from vllm_prune.stts import files
-from vllm_prune.stts.training import Pruned, PrunedTower
+from vllm_prune.catalogue import VISUAL
 from vllm_prune.sweep.statistics import paired
-from vllm_prune.visual.frames import FrameSplit, frame_counts
-from vllm_prune.visual.strategies import strategy_class
+from vllm_prune.visual.frontend.frame_split import FrameSplit, frame_counts
+from vllm_prune.visual.scorers.stts import files
+from vllm_prune.visual.scorers.stts.training import Pruned, PrunedTower
 
 from ..speed import RESULTS, hardware
 from ..tasks import Sample
@@ -77,7 +77,7 @@ def _cuts(case: Case, tower: PrunedTower, count: int) -> dict[tuple[str, str], P
     splits |= {split: frame_counts(count, case.grid, batch.patches, split) for split in SPLITS}
     for split, per_frame in splits.items():
         for name in STRATEGIES:
-            if "scorer" in strategy_class(name).needs:
+            if "scorer" in VISUAL.strategy_class(name).needs:
                 cuts[name, split] = tower(batch.patches, batch.grid, [count], partial(choose_per_frame, per_frame))
             elif (cut := case.choose(name, count, per_frame)) is not None:
                 cuts[name, split] = cut
@@ -89,7 +89,7 @@ def rows_of(whole: list[bool], found: FOUND) -> list[dict[str, Any]]:
     rows = []
     for (name, split, keep), own in found.items():
         row: dict[str, Any] = {"strategy": name, "split": split, "keep": keep,
-                               "default": strategy_class(name).frame_split == split}  # fmt: skip
+                               "default": VISUAL.strategy_class(name).frame_split == split}  # fmt: skip
         columns = (zip(*pairs, strict=True) for pairs in (own, found[name, FREE, keep]))
         for measure, values, free in zip(MEASURES, *columns, strict=True):
             row[measure] = {"share": sum(values) / len(values)}

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vllm_prune.stts import files
-from vllm_prune.stts.scorer import Scorer, Shape
+from vllm_prune.visual.scorers.stts import files
+from vllm_prune.visual.scorers.stts.model import Scorer, Shape
 
 from ..random_model import DEMO, draw, set_rope
 

@@ -26,9 +26,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from vllm_prune.stts import files
-from vllm_prune.stts.scorer import Scorer, Shape
-from vllm_prune.stts.training import (
+from vllm_prune.grid import Grid
+from vllm_prune.visual.scorers.stts import files
+from vllm_prune.visual.scorers.stts.model import Scorer, Shape
+from vllm_prune.visual.scorers.stts.training import (
     Pruned,
     PrunedTower,
     choose,
@@ -37,7 +38,6 @@ from vllm_prune.stts.training import (
     pruned_logits,
     temporal_loss,
 )
-from vllm_prune.visual.strategies import Grid
 
 from ..demo_model.batches import IGNORE, Batch, collate
 from ..demo_model.curriculum import LEVELS, samples_of

@@ -6,7 +6,8 @@ import ast
 import json
 from pathlib import Path
 
-from vllm_prune.budget import canonical, parse_pruning
+from vllm_prune.budget.canonical import canonical
+from vllm_prune.budget.fields import parse_pruning
 
 FILE = Path(__file__).parents[2] / "deploy" / "load" / "locustfile.py"
 README = FILE.parent / "README.md"

@@ -6,8 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from vllm_prune.budget import canonical, canonical_kv, parse_pruning
-from vllm_prune.config import load
+from vllm_prune.budget.canonical import canonical, canonical_kv
+from vllm_prune.budget.fields import parse_pruning
+from vllm_prune.config.load import load
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "harnesses"
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from compose_spec import PyCompose
 
-from vllm_prune.config import load
+from vllm_prune.config.load import load
 
 from .conftest import DEPLOY
 

@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from vllm_prune.config import load
+from vllm_prune.config.load import load
 
 from .conftest import CHART, DEPLOY, Run
 

@@ -109,5 +109,5 @@ def test_the_cpu_image_sets_up_as_make_does() -> None:
 def test_the_demo_model_is_known_as_such() -> None:
     target = next(one["value"].split()[-1] for one in instructions("Dockerfile.cpu") if "demo_model" in one["value"])
     assert json.loads(last("Dockerfile.cpu", "CMD"))[0] == target
-    # `vllm_prune.launch.is_demo` goes by the last two parts of the path.
+    # `vllm_prune.cli.serve.is_demo` goes by the last two parts of the path.
     assert Path(target).parts[-2:] == ("demo_model", "checkpoint")

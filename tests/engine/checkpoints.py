@@ -76,8 +76,8 @@ def build(family: str, folder: Path) -> Path:
 
 def random_scorer(family: str, after: int, folder: Path | None = None) -> Any:
     """A scorer for the tower of a family, written beside its checkpoint if a folder is given."""
-    from vllm_prune.stts.files import PLACE, save
-    from vllm_prune.stts.scorer import Scorer, Shape
+    from vllm_prune.visual.scorers.stts.files import PLACE, save
+    from vllm_prune.visual.scorers.stts.model import Scorer, Shape
 
     torch.manual_seed(after)
     scorer = Scorer(Shape(_VISION["hidden_size"], 4, 64, _VISION["spatial_merge_size"], after))

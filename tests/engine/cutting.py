@@ -14,8 +14,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from vllm_prune.visual.frames import frame_counts
-from vllm_prune.visual.strategies import Context, create, strategy_class
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.visual.frontend.frame_split import frame_counts
+from vllm_prune.visual.strategies.base import Context
 
 from .oracle import Item, Oracle
 
@@ -35,8 +36,8 @@ class CutOracle(Oracle):
         features = torch.empty_like(cells).index_copy(0, order, cells)
         per_frame = None
         if self.qwen3 and item.modality == "video":
-            per_frame = frame_counts(count, item.grid, item.patches, strategy_class(name).frame_split)
-        kept = create(name, options).select(features, item.grid, count, Context(), per_frame)
+            per_frame = frame_counts(count, item.grid, item.patches, VISUAL.strategy_class(name).frame_split)
+        kept = VISUAL.create(name, options).select(features, item.grid, count, Context(), per_frame)
         alive = torch.isin(order, kept).repeat_interleave(4)
         with hidden_keys(visual, after, alive):
             item.features, item.deepstack = self.tower(item.patches, thw)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_prune.kv.spec import KEY, KvSpec
-from vllm_prune.kv.support import SCHEDULER, WORKER
+from vllm_prune.budget.kv import KEY, KvSpec
+from vllm_prune.kv.suitability import SCHEDULER, WORKER
 
 from .media import Request
 

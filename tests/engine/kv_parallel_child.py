@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vllm_prune.kv.spec import KvSpec
+from vllm_prune.budget.kv import KvSpec
 
 from . import media
 from .checkpoints import CELL

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_prune.visual.strategies import PixelStrategy, names, strategy_class
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.visual.strategies.base import PixelStrategy
 
 from . import media
 from .checkpoints import CELL
@@ -35,7 +36,7 @@ BUDGETS: dict[str, Visual] = {
 STRATEGIES = tuple(
     name
     for name in ("divprune", "evs", "mc_evs", "vidcom2")
-    if name in names() and not issubclass(strategy_class(name), PixelStrategy)
+    if name in VISUAL.names() and not issubclass(VISUAL.strategy_class(name), PixelStrategy)
 )
 
 
@@ -61,7 +62,7 @@ def cases(family: str) -> dict[str, tuple[Any, ...]]:
 
 def strategy_budget(name: str) -> dict[str, Any]:
     """A third of each modality that the strategy handles; the other one is left whole."""
-    return {modality: {"strategy": name, "keep": 0.3} for modality in sorted(strategy_class(name).modalities)}
+    return {modality: {"strategy": name, "keep": 0.3} for modality in sorted(VISUAL.strategy_class(name).modalities)}
 
 
 def requests(family: str) -> dict[str, Request]:

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vllm_prune.visual.frames import frame_counts
-from vllm_prune.visual.strategies import Context, Grid, create, strategy_class
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
+from vllm_prune.visual.frontend.frame_split import frame_counts
+from vllm_prune.visual.strategies.base import Context
 
 from .counts import budgets
 from .media import Request, Visual
@@ -207,10 +209,10 @@ class Oracle:
         self, item: Item, name: str, count: int, options: dict[str, Any] | None, earlier: Sequence[Item]
     ) -> Tensor:
         """Kept cells of one item, ascending; `earlier` are the items of its modality before it."""
-        strategy = create(name, options)
+        strategy = VISUAL.create(name, options)
         per_frame = None
         if self.qwen3 and item.modality == "video":
-            per_frame = frame_counts(count, item.grid, item.patches, strategy_class(name).frame_split)
+            per_frame = frame_counts(count, item.grid, item.patches, VISUAL.strategy_class(name).frame_split)
         return strategy.select(item.features, item.grid, count, Context(), per_frame)
 
     def _deepstack(self, items: Sequence[Item], keep: Tensor) -> dict[str, Any]:

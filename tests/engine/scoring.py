@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_prune.stts.scorer import Scorer, key_bias, lone_frames
-from vllm_prune.visual.frames import frame_counts
-from vllm_prune.visual.strategies import Context, create, strategy_class
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.visual.frontend.frame_split import frame_counts
+from vllm_prune.visual.scorers.stts.model import Scorer, key_bias, lone_frames
+from vllm_prune.visual.strategies.base import Context
 
 from .cutting import hidden_keys, inputs_of
 from .oracle import Item, Oracle
@@ -36,8 +37,8 @@ class SttsOracle(Oracle):
         scores = self.scorer.score(self.scorer.pool(raster), [grid])
         per_frame = None
         if self.qwen3 and item.modality == "video":
-            per_frame = frame_counts(count, grid, item.patches, strategy_class(name).frame_split)
-        kept = create(name, options).select(scores[:, None], grid, count, Context(scores=scores), per_frame)
+            per_frame = frame_counts(count, grid, item.patches, VISUAL.strategy_class(name).frame_split)
+        kept = VISUAL.create(name, options).select(scores[:, None], grid, count, Context(scores=scores), per_frame)
         alive = torch.zeros(grid.frames, grid.per_frame, dtype=torch.bool)
         alive.view(-1)[kept] = True
         if shape.refill == "ffd" and grid.frames > 1:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_prune.visual.frames import frame_counts
-from vllm_prune.visual.models import base, capture
-from vllm_prune.visual.strategies import Context, create, strategy_class
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.visual.frontend.frame_split import frame_counts
+from vllm_prune.visual.models import qwen_vl
+from vllm_prune.visual.strategies.base import Context
+from vllm_prune.visual.tower import received_attention
 
 from . import media
 from .attention import received
@@ -24,7 +26,7 @@ from .oracle import Item, Oracle, compare
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-class Recording(capture.TowerAttention):
+class Recording(received_attention.TowerAttention):
     """Always listens, and remembers what it heard."""
 
     heard: list[list[Tensor]] = []  # noqa: RUF012
@@ -40,7 +42,7 @@ class Recording(capture.TowerAttention):
 
 def captured(llm: Any, request: media.Request, monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """What the adapter captures for each item of a request."""
-    monkeypatch.setattr(base, "TowerAttention", Recording)
+    monkeypatch.setattr(qwen_vl, "TowerAttention", Recording)
     Recording.heard = []
     generate(llm, [request], 1)
     return [item.cpu() for batch in Recording.heard for item in batch]
@@ -120,12 +122,12 @@ class AttentionOracle(Oracle):
         vision = self.config.vision_config
         block = max(getattr(vision, "fullatt_block_indexes", [vision.depth - 1]))
         thw = torch.tensor([[item.grid.frames, item.grid.rows * 2, item.grid.cols * 2]])
-        attention = received(self, item.patches, thw, block, queries=capture.QUERIES)[0]
+        attention = received(self, item.patches, thw, block, queries=received_attention.QUERIES)[0]
         per_frame = None
         if self.qwen3 and item.modality == "video":
-            per_frame = frame_counts(count, item.grid, item.patches, strategy_class(name).frame_split)
+            per_frame = frame_counts(count, item.grid, item.patches, VISUAL.strategy_class(name).frame_split)
         context = Context(tower_attention=attention)
-        return create(name, options).select(item.features, item.grid, count, context, per_frame)
+        return VISUAL.create(name, options).select(item.features, item.grid, count, context, per_frame)
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.2])

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_prune.visual.rows import ItemPlan, unpruned
+from vllm_prune.visual.item_plan import ItemPlan, unpruned
 
 from .engines import EnginePool, model_of
 

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vllm_prune.visual.frames import frame_counts
-from vllm_prune.visual.ops import cells_of
-from vllm_prune.visual.rows import ItemPlan, decode
-from vllm_prune.visual.strategies import Cells, PixelStrategy, create
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.visual.frontend.frame_split import frame_counts
+from vllm_prune.visual.item_plan import ItemPlan, decode
+from vllm_prune.visual.strategies.base import Cells, PixelStrategy
+from vllm_prune.visual.strategies.maths import cells_of
 
 from . import media
 from .checkpoints import CELL
@@ -35,7 +36,7 @@ class PixelOracle(Oracle):
     def choose(
         self, item: Item, name: str, count: int, options: dict[str, Any] | None, earlier: Sequence[Item]
     ) -> Tensor:
-        strategy = create(name, options)
+        strategy = VISUAL.create(name, options)
         assert isinstance(strategy, PixelStrategy)
         per_frame = None
         if self.qwen3 and item.modality == "video":

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vllm_prune.kv.spec import KvSpec
+from vllm_prune.budget.kv import KvSpec
 
 from . import media
 from .checkpoints import CELL

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from vllm_prune.kv import support
-from vllm_prune.kv.capture import StepPlan
-from vllm_prune.kv.spec import KEY, KvSpec
+from vllm_prune.budget.kv import KEY, KvSpec
+from vllm_prune.kv.query_window import StepPlan
+from vllm_prune.support import kv
 
 from . import media
 from .checkpoints import CELL
@@ -35,9 +35,9 @@ def screens(count: int) -> list[Any]:
 
 def test_a_runner_without_an_adapter_is_refused_not_bypassed(engines: EnginePool) -> None:
     config = engines.get(FAMILY, max_num_batched_tokens=64, **EVICTING).llm_engine.vllm_config
-    assert support.config_refusals(config) == []
+    assert kv.config_refusals(config) == []
     v2 = SimpleNamespace(**{**vars(config), "use_v2_model_runner": True})
-    assert "V2" in support.config_refusals(v2)[0]
+    assert "V2" in kv.config_refusals(v2)[0]
 
 
 def test_nothing_is_compacted_while_its_prefill_is_in_chunks(engines: EnginePool) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vllm_prune.kv.spec import KEY, KvSpec
-from vllm_prune.kv.strategies import names
+from vllm_prune.budget.kv import KEY, KvSpec
+from vllm_prune.catalogue import KV
 
 from .engines import EnginePool
 from .eviction import EVICTING, free_blocks, scheduler_of
@@ -41,7 +41,7 @@ def parameters(rng: random.Random) -> Any:
 
 
 def test_two_thousand_requests_leave_nothing_behind(engines: EnginePool) -> None:
-    assert {"random", "streaming", "snapkv"} <= set(names())
+    assert {"random", "streaming", "snapkv"} <= set(KV.names())
     rng = random.Random(11)
     llm = engines.get(
         "qwen2_5_vl", max_num_batched_tokens=256, max_model_len=416, num_gpu_blocks_override=60, **EVICTING

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from vllm_prune.budget.kv import KvSpec
 from vllm_prune.kv.saliency import SaliencyStore
-from vllm_prune.kv.spec import KvSpec
 from vllm_prune.kv.strategies.base import KvStrategy, LayerView, window_attention
 from vllm_prune.kv.strategies.gui_kv import GuiKv
 

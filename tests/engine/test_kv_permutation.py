@@ -8,11 +8,11 @@ import pytest
 import torch
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from vllm_prune.budget.kv import KvSpec
 from vllm_prune.kv import strategies
 from vllm_prune.kv.scheduler import CompactingMixin, Planned
-from vllm_prune.kv.spec import KvSpec
 from vllm_prune.kv.strategies.base import KvStrategy, LayerView, Scores
-from vllm_prune.kv.support import WORKER
+from vllm_prune.kv.suitability import WORKER
 
 from . import media
 from .checkpoints import CELL

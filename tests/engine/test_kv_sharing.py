@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_prune.kv.spec import KvSpec
+from vllm_prune.budget.kv import KvSpec
 
 from . import media
 from .checkpoints import CELL

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_prune.budget import BudgetError
+from vllm_prune.budget.errors import BudgetError
 
 from .engines import EnginePool, answer_of, generate, reset, runner_of
 from .media import Request, image, video

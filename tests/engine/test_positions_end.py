@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vllm_prune.budget import BudgetError
+from vllm_prune.budget.errors import BudgetError
 
 from . import media
 from .engines import EnginePool, answer_of, generate

@@ -11,9 +11,12 @@ from torch import Tensor
 
 from benchmarks.quality import beats_random
 from benchmarks.tasks import sample
-from vllm_prune.budget import DEFAULT_STRATEGY
+from vllm_prune import catalogue
+from vllm_prune.budget.fields import DEFAULT_STRATEGY
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
 from vllm_prune.visual import strategies
-from vllm_prune.visual.strategies import Context, Grid, Strategy, create
+from vllm_prune.visual.strategies.base import Context, Strategy
 
 from .engines import EnginePool
 
@@ -29,7 +32,7 @@ class Inverted(Strategy):
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
         """The complement of the default's choice."""
-        kept = create(DEFAULT_STRATEGY["image"]).select(tokens, grid, grid.tokens - count, context)
+        kept = VISUAL.create(DEFAULT_STRATEGY["image"]).select(tokens, grid, grid.tokens - count, context)
         dropped = torch.ones(grid.tokens, dtype=torch.bool)
         dropped[kept] = False
         return dropped.nonzero().squeeze(1)
@@ -38,7 +41,7 @@ class Inverted(Strategy):
 @pytest.fixture
 def inverted() -> Iterator[str]:
     """The strategy, registered for one test."""
-    strategies.names()
+    catalogue.VISUAL.names()
     strategies.register(Inverted)
     yield Inverted.name
     del strategies._REGISTRY[Inverted.name]

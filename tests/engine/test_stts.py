@@ -78,7 +78,7 @@ def test_the_bias_matters(family: str, engines: EnginePool, monkeypatch: pytest.
     [with_bias] = generate(llm, [request], STEPS)
     llm.llm_engine.reset_encoder_cache()
     assert llm.reset_prefix_cache()
-    monkeypatch.setattr("vllm_prune.visual.models.scored.key_bias", lambda scores, *_: torch.zeros_like(scores))
+    monkeypatch.setattr("vllm_prune.visual.tower.scored_cut.key_bias", lambda scores, *_: torch.zeros_like(scores))
     [without] = generate(llm, [request], STEPS)
     pairs = zip(answer_of(with_bias).logprobs, answer_of(without).logprobs, strict=True)
     assert max(abs(one - other) for one, other in pairs) > 1e-3

@@ -10,8 +10,8 @@ import torch
 from benchmarks.stts.agreement import served, trained
 from benchmarks.stts.arms import load_model
 from benchmarks.stts.train import held_out
-from vllm_prune.stts import files
-from vllm_prune.stts.training import PrunedTower
+from vllm_prune.visual.scorers.stts import files
+from vllm_prune.visual.scorers.stts.training import PrunedTower
 
 from .engines import EnginePool
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_prune.visual.models.tower import Cut
+from vllm_prune.visual.tower.cut import Cut
 
 from . import media
 from .checkpoints import CELL

@@ -10,8 +10,8 @@ import openai
 import pytest
 
 from benchmarks.servers import EAGER, Server
-from vllm_prune.settings.media import Media
-from vllm_prune_server.media_decode import DecodePool
+from vllm_prune.config.media import Media
+from vllm_prune_server.media.decode_pool import DecodePool
 
 from . import guarded as guards
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from benchmarks.servers import Server
-from vllm_prune.settings.tenants import hash_key
+from vllm_prune.config.tenants import hash_key
 
 from .media import image_part, png, user
 

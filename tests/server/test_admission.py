@@ -14,12 +14,14 @@ from typing import Any
 import httpx
 import pytest
 
-from vllm_prune.budget import BudgetError, VisualField, canonical
-from vllm_prune.kv.spec import KvSpec
-from vllm_prune.settings.admission import Admission
-from vllm_prune_server.admission import Amount, Ledger
-from vllm_prune_server.errors import Refusal
-from vllm_prune_server.estimate import Sizes, media_of, rows_held, upper_bound
+from vllm_prune.budget.canonical import canonical
+from vllm_prune.budget.errors import BudgetError
+from vllm_prune.budget.fields import VisualField
+from vllm_prune.budget.kv import KvSpec
+from vllm_prune.config.admission import Admission
+from vllm_prune_server.admission.estimate import Sizes, media_of, rows_held, upper_bound
+from vllm_prune_server.admission.ledger import Amount, Ledger
+from vllm_prune_server.openai.errors import Refusal
 
 from .guarded import ALPHA, BETA, MIDDLE, SMALL, Guarded, headers, refused, until
 from .media import image_part, jpeg, mp4, png, text_part, user, video_part

@@ -18,8 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 
-from vllm_prune.kv.strategies import names as kv_names
-from vllm_prune.visual.strategies import names
+from vllm_prune.catalogue import KV, VISUAL
 
 from .media import image_part, png, user
 
@@ -43,7 +42,9 @@ ROUTES = [
 
 odd = st.sampled_from([0.5, 1, 1.0, 0.01, True, None, "0.5", [], {}])
 numbers = st.one_of(st.floats(width=32), st.integers(-5, 5), st.integers(), odd)
-names_of_strategies = st.one_of(st.sampled_from([*names(), *kv_names(), "stts", ""]), st.text(max_size=8), numbers)
+names_of_strategies = st.one_of(
+    st.sampled_from([*VISUAL.names(), *KV.names(), "stts", ""]), st.text(max_size=8), numbers
+)
 options = st.one_of(st.none(), numbers, st.dictionaries(st.sampled_from(["radius", "sinks", "alpha", "x"]), numbers))
 
 

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from vllm_prune.kv.strategies import names
+from vllm_prune import catalogue
 
 from .media import image_part, png, user
 
@@ -27,7 +27,7 @@ def ask(client: openai.OpenAI, model: str, pruning: Any, tokens: int = 12, **mor
     )
 
 
-@pytest.mark.parametrize("strategy", names())
+@pytest.mark.parametrize("strategy", catalogue.KV.names())
 def test_every_strategy_reports_one_compaction(client: openai.OpenAI, model: str, strategy: str) -> None:
     answer = ask(client, model, {"kv": {**KV, "strategy": strategy}})
     prompt = answer.usage.prompt_tokens

@@ -22,12 +22,12 @@ from vllm import envs
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
-from vllm_prune import compat
-from vllm_prune.settings.media import Media
-from vllm_prune_server.media import PruneMediaConnector
-from vllm_prune_server.media_decode import DecodePool
-from vllm_prune_server.media_errors import MESSAGES, MediaError
-from vllm_prune_server.media_fetch import Fetcher
+from vllm_prune.config.media import Media
+from vllm_prune.vllm_compat import media_connector
+from vllm_prune_server.media.connector import PruneMediaConnector
+from vllm_prune_server.media.decode_pool import DecodePool
+from vllm_prune_server.media.errors import MESSAGES, MediaError
+from vllm_prune_server.media.fetch import Fetcher
 
 from .hostile import HostileHost
 from .media import data_url, image_part, mp4, png, user, video_part
@@ -70,7 +70,7 @@ async def test_a_data_url_gives_vllms_own_pixels(pool: DecodePool) -> None:
 
 
 async def test_videos_use_the_loader_of_the_models_processor(pool: DecodePool, host: HostileHost) -> None:
-    import vllm_prune.visual.video_loader  # noqa: F401
+    import vllm_prune.visual.frontend.video_loader  # noqa: F401
 
     for url in (data_url("video/mp4", mp4(1, 56, 56)), host.url("/clip.mp4"), data_url("video/jpeg", b"")):
         if url.startswith("data:video/jpeg"):
@@ -190,12 +190,14 @@ async def test_vllms_disk_cache_comes_after_the_check(
 
 
 def test_the_registry_builds_ours_by_name() -> None:
-    compat.adopt_media()
-    found = MEDIA_CONNECTOR_REGISTRY.load(compat.MEDIA_CONNECTOR, media_io_kwargs=None, allowed_media_domains=["a.b"])
+    media_connector.register_media_connector()
+    found = MEDIA_CONNECTOR_REGISTRY.load(
+        media_connector.MEDIA_CONNECTOR, media_io_kwargs=None, allowed_media_domains=["a.b"]
+    )
     assert isinstance(found, PruneMediaConnector)
     assert isinstance(found.fetcher, Fetcher)
     assert found.fetcher.domains == ("a.b",)
-    assert compat.media_adopted()
+    assert media_connector.media_connector_registered()
 
 
 def test_doctor_shows_another_connector() -> None:
@@ -287,7 +289,7 @@ def test_more_media_than_a_request_may_hold(server: Any, model: str) -> None:
 
 def test_decoding_processes_killed_under_the_server(server: Any, model: str) -> None:
     def decoders() -> list[psutil.Process]:
-        parents = [p for p in psutil.Process(server.process.pid).children() if "media_worker" in " ".join(p.cmdline())]
+        parents = [p for p in psutil.Process(server.process.pid).children() if "decode_worker" in " ".join(p.cmdline())]
         return [child for parent in parents for child in parent.children()]
 
     body = {"model": model, "messages": user([video_part(slow_mp4())]), "max_tokens": 2}

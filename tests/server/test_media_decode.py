@@ -15,11 +15,11 @@ from PIL import Image
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, VideoMediaIO
 
-import vllm_prune.visual.video_loader  # noqa: F401
-from vllm_prune.settings.media import Media, MiB
-from vllm_prune_server import media_wire as wire
-from vllm_prune_server.media_decode import DecodePool, environment
-from vllm_prune_server.media_errors import Refused
+import vllm_prune.visual.frontend.video_loader  # noqa: F401
+from vllm_prune.config.media import Media, MiB
+from vllm_prune_server.media import wire as wire
+from vllm_prune_server.media.decode_pool import DecodePool, environment
+from vllm_prune_server.media.errors import Refused
 
 from .media import jpeg, mp4, png
 from .odd_files import animation, bomb, endless_mp4, flat_png, frame_list, slow_mp4, still, wav
@@ -199,7 +199,7 @@ def test_time_is_limited(pool: DecodePool) -> None:
 
 def decoders(pool: DecodePool) -> set[int]:
     """Processes forked so far, their parent left out."""
-    parents = [p for p in psutil.Process().children() if "media_worker" in " ".join(p.cmdline())]
+    parents = [p for p in psutil.Process().children() if "decode_worker" in " ".join(p.cmdline())]
     return {child.pid for parent in parents for child in parent.children()}
 
 

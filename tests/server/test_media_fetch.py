@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm_prune.settings.media import Media, MiB
-from vllm_prune_server.media_errors import MESSAGES, Refused
-from vllm_prune_server.media_fetch import Fetcher
+from vllm_prune.config.media import Media, MiB
+from vllm_prune_server.media.errors import MESSAGES, Refused
+from vllm_prune_server.media.fetch import Fetcher
 
 from .hostile import HostileHost, certificate
 

@@ -6,9 +6,9 @@ import ipaddress
 
 import pytest
 
-from vllm_prune.settings.media import Media
-from vllm_prune_server.media_errors import Refused
-from vllm_prune_server.media_urls import check_addresses, is_public, parse
+from vllm_prune.config.media import Media
+from vllm_prune_server.media.errors import Refused
+from vllm_prune_server.media.urls import check_addresses, is_public, parse
 
 PRIVATE = [
     "127.0.0.1",

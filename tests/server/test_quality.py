@@ -9,7 +9,7 @@ import pytest
 from benchmarks.demo_model.evaluate import FOLDER
 from benchmarks.quality import AFTER_EVICTION, MARGIN, answered, beats_random, held_out, screens
 from benchmarks.servers import Server
-from vllm_prune.budget import DEFAULT_STRATEGY
+from vllm_prune.budget.fields import DEFAULT_STRATEGY
 from vllm_prune.sweep import Arm, kv_arms, run, visual_arms
 from vllm_prune.sweep.client import Client
 

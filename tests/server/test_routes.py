@@ -7,8 +7,7 @@ from typing import Any
 import httpx
 import openai
 
-from vllm_prune.kv.strategies import names as kv_names
-from vllm_prune.visual.strategies import names
+from vllm_prune.catalogue import KV, VISUAL
 
 from .media import image_part, mp4, png, user, video_part
 
@@ -19,7 +18,7 @@ def get(server: Any, path: str) -> httpx.Response:
 
 def test_catalogue_and_presets(server: Any) -> None:
     found = get(server, "/v1/pruning/strategies").json()["data"]
-    assert [entry["name"] for entry in found] == [*names(), *kv_names()]
+    assert [entry["name"] for entry in found] == [*VISUAL.names(), *KV.names()]
     for entry in found:
         assert set(entry) == {"name", "part", "modality", "needs", "summary", "paper", "options"}
         assert entry["options"]["type"] == "object"

@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.servers import Server, free_port
 from benchmarks.tasks import sample
-from vllm_prune.cli import app
+from vllm_prune.cli.main import app
 from vllm_prune.sweep import SweepError, run, visual_arms
 from vllm_prune.sweep.client import Client
 from vllm_prune.sweep.local import serving

@@ -13,12 +13,12 @@ import openai
 import pytest
 from typer.testing import CliRunner
 
-from vllm_prune.cli import app
-from vllm_prune.config import ENV
-from vllm_prune.launch import LaunchError, launch
-from vllm_prune.settings.tenants import Rate, Tenant, hash_key
-from vllm_prune_server.errors import Refusal
-from vllm_prune_server.tenants import Accounts, Bucket
+from vllm_prune.cli.main import app
+from vllm_prune.cli.serve import LaunchError, launch
+from vllm_prune.config.load import ENV
+from vllm_prune.config.tenants import Rate, Tenant, hash_key
+from vllm_prune_server.admission.accounts import Accounts, Bucket
+from vllm_prune_server.openai.errors import Refusal
 
 from .conftest import DEMO
 from .guarded import ALPHA, ALPHA_TOO, BETA, CONFIG, GAMMA, SMALL, Guarded, refused

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..touches import BENCH_TOUCHES, signature_problems
+from ..vllm_compat.signatures import BENCH_SIGNATURES, signature_problems
 
 BACKEND = "vllm-prune-chat"
 _TAIL = 16_384
@@ -112,7 +112,7 @@ async def run(
         from vllm.benchmarks.lib.endpoint_request_func import ASYNC_REQUEST_FUNCS, async_request_openai_chat_completions
     except ImportError as error:
         raise BenchError(f"the load generator is vLLM's, which is not importable here ({error})") from None
-    if problems := signature_problems(BENCH_TOUCHES):
+    if problems := signature_problems(BENCH_SIGNATURES):
         raise BenchError("; ".join(problems))
     outcomes: dict[str, Outcome] = {}
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..budget.kv import KvSpec
+from ..catalogue import KV
 from .cache import Blocks, CacheRows
-from .capture import QueryStore
 from .commands import Compaction
+from .query_window import QueryStore
 from .saliency import SaliencyStore
-from .spec import KvSpec
-from .strategies import create
 from .strategies.base import TEXT, KvStrategy, LayerView
 
 
@@ -79,7 +79,7 @@ def remember(spec: KvSpec, prompt: Sequence[int], features: Sequence[Any], store
         inside[slice(None) if place.is_embed is None else torch.as_tensor(place.is_embed, device="cpu")] = index
     digest = hashlib.blake2b(torch.tensor(list(prompt)).numpy().tobytes(), digest_size=8).digest()
     lent = store.lend(spec.window_of(spec.count(len(prompt))))
-    strategy = create(spec.strategy, json.loads(spec.options))
+    strategy = KV.create(spec.strategy, json.loads(spec.options))
     return CachedRequest(spec, strategy, len(prompt), media, int.from_bytes(digest) >> 1, lent)
 
 

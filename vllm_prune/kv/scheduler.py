@@ -13,12 +13,12 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from .. import engine_spans, metrics
-from ..touches import KV_TOUCHES, signature_problems
+from ..budget.kv import REPORT, KvSpec
+from ..telemetry import engine_spans, metrics
+from ..vllm_compat.signatures import KV_SIGNATURES, signature_problems
 from .blocks import CompactingManager
 from .commands import CompactingOutput, Compaction
-from .spec import REPORT, KvSpec
-from .support import group_refusals
+from .suitability import group_refusals
 
 
 @dataclass
@@ -174,7 +174,7 @@ class CompactingScheduler:
         Raises:
             RuntimeError: vLLM's internals are not those that this version was written for.
         """
-        if problems := signature_problems(KV_TOUCHES):
+        if problems := signature_problems(KV_SIGNATURES):
             raise RuntimeError(f"KV eviction does not know this vLLM: {'; '.join(problems)}. Drop --scheduler-cls.")
         base = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
         kind = type(f"Compacting{base.__name__}", (CompactingMixin, base), {})

@@ -7,9 +7,9 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
-from .. import metrics
-from .runner import adopt
-from .support import because
+from ..telemetry import metrics
+from .runners.v1 import adopt
+from .suitability import because
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker

@@ -39,7 +39,7 @@ def cells(picture: Image) -> tuple[Tensor, Any]:
     import numpy as np
     import torch
 
-    from ..visual.strategies import Grid
+    from ..grid import Grid
 
     rows, cols = (max(1, round(side / CELL)) for side in (picture.height, picture.width))
     whole = picture.convert("RGB")
@@ -69,11 +69,12 @@ def keep(strategy: str, pixels: Tensor, grid: Any, ratio: float) -> Tensor:
     Raises:
         ValueError: a strategy that needs the tower's attention.
     """
-    from ..budget import Part
-    from ..visual.ops import cells_of
-    from ..visual.strategies import Context, PixelStrategy, create
+    from ..budget.canonical import Part
+    from ..catalogue import VISUAL
+    from ..visual.strategies.base import Context, PixelStrategy
+    from ..visual.strategies.maths import cells_of
 
-    chooser, count = create(strategy), Part(strategy, keep=repr(ratio)).ratio_count(grid.tokens)
+    chooser, count = VISUAL.create(strategy), Part(strategy, keep=repr(ratio)).ratio_count(grid.tokens)
     if isinstance(chooser, PixelStrategy):
         return chooser.select_cells(cells_of(pixels, 1, 3), grid, count, ())
     if chooser.needs:
@@ -84,9 +85,9 @@ def keep(strategy: str, pixels: Tensor, grid: Any, ratio: float) -> Tensor:
 
 def pixel_strategies() -> list[str]:
     """Image strategies that can be run on pixels alone."""
-    from ..visual.strategies import names, strategy_class
+    from ..catalogue import VISUAL
 
-    classes = [(name, strategy_class(name)) for name in names() if name != "none"]
+    classes = [(name, VISUAL.strategy_class(name)) for name in VISUAL.names() if name != "none"]
     return [name for name, cls in classes if "image" in cls.modalities and cls.needs <= {"pixels"}]
 
 

@@ -45,8 +45,8 @@ TEXT: dict[str, Any] = {
 
 def build(folder: Path) -> Path:
     """Write configuration, weights, tokenizer, a random scorer and the code of the checkpoint."""
-    from vllm_prune.stts.files import PLACE, save
-    from vllm_prune.stts.scorer import Scorer, Shape
+    from vllm_prune.visual.scorers.stts.files import PLACE, save
+    from vllm_prune.visual.scorers.stts.model import Scorer, Shape
 
     folder.mkdir(parents=True)
     tokenizer = byte_tokenizer(("<|endoftext|>", "<|im_end|>", "<|image|>", "<|video|>", *MARKS.values()))

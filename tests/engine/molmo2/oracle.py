@@ -16,12 +16,14 @@ from torch import Tensor
 from torch.nn.functional import gelu, interpolate, layer_norm, linear, rms_norm, silu
 from transformers import Qwen2TokenizerFast
 
-from vllm_prune.stts import files
-from vllm_prune.stts.scorer import key_bias
-from vllm_prune.visual.frames import frame_counts
-from vllm_prune.visual.grants import CHANNELS
-from vllm_prune.visual.ops import cells_of
-from vllm_prune.visual.strategies import Context, Grid, PixelStrategy, create, strategy_class
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
+from vllm_prune.visual.frontend.frame_split import frame_counts
+from vllm_prune.visual.frontend.item_cache import CHANNELS
+from vllm_prune.visual.scorers.stts import files
+from vllm_prune.visual.scorers.stts.model import key_bias
+from vllm_prune.visual.strategies.base import Context, PixelStrategy
+from vllm_prune.visual.strategies.maths import cells_of
 
 from ..media import Request
 from ..oracle import Answer
@@ -65,8 +67,8 @@ class Oracle:
             return self._tower(pixels, index), torch.arange(grid.tokens)
         name, options = visual["strategy"], visual.get("options") or {}
         count = visual.get("max_tokens") or max(1, math.floor(visual["keep"] * grid.tokens))
-        split = frame_counts(count, grid, pixels.flatten(0, 1), strategy_class(name).frame_split)
-        strategy = create(name, options)
+        split = frame_counts(count, grid, pixels.flatten(0, 1), VISUAL.strategy_class(name).frame_split)
+        strategy = VISUAL.create(name, options)
         if isinstance(strategy, PixelStrategy):
             rows = pixels.flatten(0, 1)[index].view(grid.tokens, SIDE**2, -1, CHANNELS).transpose(2, 3)
             kept = strategy.select_cells(

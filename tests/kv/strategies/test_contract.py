@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_prune.kv.strategies import create, names
+from vllm_prune.catalogue import KV
 
 from .views import advance, view
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(6, 60), st.integers(0, 4), st.integers(1, 4))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", KV.names())
 @settings(max_examples=25)
 @given(SHAPES, st.floats(0, 1), st.integers(0, 1000))
 def test_exactly_the_count_with_the_window(
@@ -24,16 +24,16 @@ def test_exactly_the_count_with_the_window(
     seen = view(heads, group, rows, media, window, seed)
     count = window + 1 + int(share * (rows - window - 1))
     keys = seen.keys.clone()
-    kept, scores = create(name).select(seen, count)
+    kept, scores = KV.create(name).select(seen, count)
     _check(kept, heads, count, rows, window)
     assert torch.equal(keys, seen.keys)
     assert scores.rows.shape == (heads, rows)
     assert not scores.rows[:, : rows - window].isnan().any()
-    assert torch.equal(create(name).select(seen, count)[0], kept)
-    everything, _ = create(name).select(seen, rows)
+    assert torch.equal(KV.create(name).select(seen, count)[0], kept)
+    everything, _ = KV.create(name).select(seen, rows)
     assert torch.equal(everything, torch.arange(rows).expand(heads, rows))
     later = advance(seen, kept, scores, 9)
-    again, _ = create(name).select(later, count)
+    again, _ = KV.create(name).select(later, count)
     _check(again, heads, count, count + 9, window)
 
 
@@ -44,18 +44,18 @@ def _check(kept: torch.Tensor, heads: int, count: int, rows: int, window: int) -
     assert torch.equal(kept[:, -window:], torch.arange(rows - window, rows).expand(heads, window))
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", KV.names())
 def test_a_rank_sees_the_heads_that_one_process_sees(name: str) -> None:
     """Tensor parallelism gives each rank some of the heads; what they keep does not depend on the others."""
     whole = view(4, 2, 40, 2, 4, 3)
-    both = create(name).select(whole, 15)[0]
-    halves = [create(name).select(view(4, 2, 40, 2, 4, 3, heads=part), 15)[0] for part in ((0, 2), (2, 4))]
+    both = KV.create(name).select(whole, 15)[0]
+    halves = [KV.create(name).select(view(4, 2, 40, 2, 4, 3, heads=part), 15)[0] for part in ((0, 2), (2, 4))]
     assert torch.equal(torch.cat(halves), both)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", KV.names())
 def test_needs_cover_what_the_defaults_want(name: str) -> None:
-    strategy = create(name)
+    strategy = KV.create(name)
     assert strategy.wanted() <= strategy.needs
     assert strategy.name == name
     assert strategy.summary

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vllm_prune.kv.strategies import create
+from vllm_prune.catalogue import KV
 from vllm_prune.kv.strategies.base import TEXT, LayerView
 
 from . import long_form
@@ -18,7 +18,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-6}
 
 
 def scores(name: str, seen: LayerView, **options: object) -> np.ndarray:
-    return create(name, options).score(seen).rows[:, : seen.rows - seen.window].numpy()
+    return KV.create(name, options).score(seen).rows[:, : seen.rows - seen.window].numpy()
 
 
 @pytest.mark.parametrize("media", [0, 1, 2, 5])
@@ -35,20 +35,20 @@ def test_gui_kv_keeps_what_the_long_form_keeps() -> None:
     for seed in range(6):
         seen = view(2, 2, 60, 4, 8, seed)
         wanted = np.argsort(-long_form.gui_kv(seen, "0.3"), axis=1, kind="stable")[:, :10]
-        kept = create("gui_kv").select(seen, 18)[0][:, :10].numpy()
+        kept = KV.create("gui_kv").select(seen, 18)[0][:, :10].numpy()
         assert (np.sort(wanted, axis=1) == kept).all()
 
 
 def test_gui_kv_variants_differ_as_they_should() -> None:
     seen = view(2, 2, 60, 3, 8, 1)
-    layer = create("gui_kv", {"selection": "per_layer"}).select(seen, 20)[0]
+    layer = KV.create("gui_kv", {"selection": "per_layer"}).select(seen, 20)[0]
     assert torch.equal(layer[0], layer[1])
-    assert not torch.equal(*create("gui_kv").select(seen, 20)[0])
-    protected = create("gui_kv", {"protect": "text"})
+    assert not torch.equal(*KV.create("gui_kv").select(seen, 20)[0])
+    protected = KV.create("gui_kv", {"protect": "text"})
     text = int((seen.media[0] == TEXT).sum())
     kept = protected.select(seen, min(text, 30))[0]
     assert (seen.media.gather(1, kept) == TEXT).all()
-    assert "saliency" not in create("gui_kv", {"norm_source": "value"}).wanted()
+    assert "saliency" not in KV.create("gui_kv", {"norm_source": "value"}).wanted()
     values = scores("gui_kv", replace(seen, saliency=None), norm_source="value")
     assert not np.allclose(values, scores("gui_kv", seen))
 
@@ -63,14 +63,14 @@ def test_gui_kv_evicts_a_repeated_screenshot_first(basis: str) -> None:
     count = min(len(rows[1]), len(rows[2]))
     keys[:, rows[1][:count]] = keys[:, rows[2][:count]]
     gamma = 1 - count / (len(rows[0]) + len(rows[1]))
-    found = create("gui_kv", {"basis": basis}).score(replace(seen, keys=keys, gamma=gamma))
+    found = KV.create("gui_kv", {"basis": basis}).score(replace(seen, keys=keys, gamma=gamma))
     assert (found.rows[:, rows[1][:count]] == -1).all()
     assert int((found.rows == -1).sum()) == 2 * count
 
 
 def test_gui_kv_remembers_saliency_and_redundancy() -> None:
     seen = view(2, 2, 50, 4, 4, 2)
-    strategy = create("gui_kv")
+    strategy = KV.create("gui_kv")
     kept, first = strategy.select(seen, 46)
     later = advance(seen, kept, first, 6)
     again = strategy.score(later)
@@ -87,7 +87,7 @@ def test_gui_kv_counts_redundant_rows_in_decimals() -> None:
     labels = torch.full((40,), TEXT)
     labels[2:12], labels[14:20] = 0, 1
     seen = replace(view(1, 1, 40, 0, 2, 0), media=labels[None], gamma=0.9)
-    assert int((create("gui_kv").score(seen).rows == -1).sum()) == 1
+    assert int((KV.create("gui_kv").score(seen).rows == -1).sum()) == 1
 
 
 @pytest.mark.parametrize("mode", ["avg", "max"])
@@ -127,7 +127,7 @@ def test_expected_attention() -> None:
     seen = view(2, 2, 40, 2, 6, 6)
     found = scores("expected_attention", seen, sinks=0)
     np.testing.assert_allclose(found, long_form.expected_attention(seen)[:, :34], rtol=1e-3, atol=1e-5)
-    sinks = create("expected_attention").select(seen, 12)[0]
+    sinks = KV.create("expected_attention").select(seen, 12)[0]
     assert torch.equal(sinks[:, :4], torch.arange(4).expand(2, 4))
 
 
@@ -142,13 +142,13 @@ def test_keydiff_and_knorm() -> None:
 
 
 def test_streaming_keeps_sinks_and_the_latest() -> None:
-    kept = create("streaming").select(view(2, 1, 30, 1, 3, 8), 10)[0]
+    kept = KV.create("streaming").select(view(2, 1, 30, 1, 3, 8), 10)[0]
     assert kept[0].tolist() == [0, 1, 2, 3, 24, 25, 26, 27, 28, 29]
 
 
 def test_random_ranks_a_token_the_same_after_a_compaction() -> None:
     seen = view(3, 1, 60, 1, 2, 9)
-    strategy = create("random")
+    strategy = KV.create("random")
     kept, first = strategy.select(seen, 30)
     again = strategy.score(advance(seen, kept, first, 5)).rows[:, :30]
     assert torch.equal(again, first.rows.gather(1, kept))

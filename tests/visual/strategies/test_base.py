@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vllm_prune.visual.strategies import Context, Grid, Strategy, create
-from vllm_prune.visual.strategies.base import best, best_per_frame
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
+from vllm_prune.visual.strategies.base import Context, Strategy, best, best_per_frame
 
 CASES = settings(max_examples=150, deadline=None)
 
@@ -84,4 +85,4 @@ def test_a_strategy_has_to_choose():
 
 def test_pixel_strategies_say_that_features_are_not_enough():
     with pytest.raises(NotImplementedError, match="select_cells"):
-        create("gui_dedup").select(torch.rand(4, 2), Grid(1, 2, 2), 1, Context())
+        VISUAL.create("gui_dedup").select(torch.rand(4, 2), Grid(1, 2, 2), 1, Context())

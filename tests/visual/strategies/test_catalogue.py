@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
-from vllm_prune.visual.ops import cells_of
-from vllm_prune.visual.strategies import Context, Grid, PixelStrategy, create, names, register, strategy_class
-from vllm_prune.visual.strategies.base import Strategy
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
+from vllm_prune.visual.strategies.base import Context, PixelStrategy
+from vllm_prune.visual.strategies.maths import cells_of
 
 
 class Row(NamedTuple):
@@ -51,7 +52,7 @@ class Item(NamedTuple):
     context: Context
 
     def choose(self, row: Row, count: int, per_frame: list[int] | None = None) -> Tensor:
-        strategy = create(row.name, row.options)
+        strategy = VISUAL.create(row.name, row.options)
         if isinstance(strategy, PixelStrategy):
             earlier = [cells_of(self.pixels[:3])]
             return strategy.select_cells(cells_of(self.pixels), self.grid, count, earlier, per_frame)
@@ -82,12 +83,12 @@ def content(rows: Tensor, kind: str, grid: Grid) -> Tensor:
 
 
 def test_every_strategy_has_a_row():
-    assert {row.name for row in ROWS} == set(names())
+    assert {row.name for row in ROWS} == set(VISUAL.names())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_entry(row: Row):
-    cls = strategy_class(row.name)
+    cls = VISUAL.strategy_class(row.name)
     assert cls.name == row.name
     assert cls.modalities == set(row.modalities.split())
     assert cls.paper
@@ -97,13 +98,13 @@ def test_entry(row: Row):
     schema = cls.Options.model_json_schema()
     assert schema["additionalProperties"] is False
     assert set(row.options) <= set(schema["properties"])
-    assert create(row.name, row.options).options == cls.Options(**row.options)
+    assert VISUAL.create(row.name, row.options).options == cls.Options(**row.options)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", VISUAL.names())
 def test_unknown_option_is_refused(name: str):
     with pytest.raises(ValidationError):
-        create(name, {"no_such_option": 1})
+        VISUAL.create(name, {"no_such_option": 1})
 
 
 @pytest.mark.parametrize(
@@ -124,20 +125,12 @@ def test_unknown_option_is_refused(name: str):
 )
 def test_bad_option_is_refused(name: str, options: dict[str, Any]):
     with pytest.raises(ValidationError):
-        create(name, options)
+        VISUAL.create(name, options)
 
 
 def test_unknown_name():
     with pytest.raises(KeyError):
-        create("no_such_strategy")
-
-
-def test_a_name_is_taken_once():
-    class Other(Strategy):
-        name = "uniform"
-
-    with pytest.raises(ValueError, match="taken"):
-        register(Other)
+        VISUAL.create("no_such_strategy")
 
 
 @pytest.mark.parametrize("row", PRUNING, ids=str)
@@ -153,7 +146,7 @@ def test_exact_ascending_and_repeatable(row: Row, data: st.DataObject):
     assert kept[0] >= 0
     assert kept[-1] < item.grid.tokens
     assert torch.equal(kept, item.choose(row, count))
-    if strategy_class(row.name).floor and count >= item.grid.frames:
+    if VISUAL.strategy_class(row.name).floor and count >= item.grid.frames:
         assert len((kept // item.grid.per_frame).unique()) == item.grid.frames
 
 

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_prune.visual.ops import cells_of, unit_rows
-from vllm_prune.visual.strategies import Cells, Context, Grid, create
-from vllm_prune.visual.strategies.base import PixelStrategy
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
+from vllm_prune.visual.strategies.base import Cells, Context, PixelStrategy
+from vllm_prune.visual.strategies.maths import cells_of, unit_rows
 
 
 def kept_by(name: str, tokens: Tensor, grid: Grid, count: int, **options: object) -> list[int]:
-    return create(name, options).select(tokens, grid, count, Context(seed=5)).tolist()
+    return VISUAL.create(name, options).select(tokens, grid, count, Context(seed=5)).tolist()
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -32,7 +33,7 @@ def test_uniform_is_evenly_spaced():
 
 
 def test_random_is_fair_and_follows_the_seed():
-    grid, strategy, tokens = Grid(1, 4, 5), create("random"), noise(20, 2)
+    grid, strategy, tokens = Grid(1, 4, 5), VISUAL.create("random"), noise(20, 2)
     kept = torch.stack([strategy.select(tokens, grid, 10, Context(seed)) for seed in range(400)])
     assert len({tuple(row) for row in kept.tolist()}) == 400
     share = torch.bincount(kept.flatten(), minlength=20) / 400
@@ -64,7 +65,7 @@ def test_evs_below_one_frame_spreads_over_the_first():
 def test_evs_inside_frames():
     grid = Grid(4, 3, 5)
     tokens, changed = moving_square(grid)
-    kept = create("evs").select(tokens, grid, 11, Context(), [5, 2, 2, 2]).tolist()
+    kept = VISUAL.create("evs").select(tokens, grid, 11, Context(), [5, 2, 2, 2]).tolist()
     assert kept == [1, 4, 7, 10, 13, *changed]
 
 
@@ -75,7 +76,7 @@ def test_vidcom2_keeps_what_differs(frames: int):
     odd = [t * grid.per_frame + cell for t in range(frames) for cell in (3, 11, 22)]
     tokens[odd] = noise(len(odd), 64, seed=2)
     assert set(odd) <= set(kept_by("vidcom2", tokens, grid, 2 * len(odd)))
-    assert create("vidcom2").select(tokens, grid, len(odd), Context(), [3] * frames).tolist() == odd
+    assert VISUAL.create("vidcom2").select(tokens, grid, len(odd), Context(), [3] * frames).tolist() == odd
 
 
 def pan(grid: Grid) -> tuple[Tensor, list[int]]:
@@ -104,9 +105,9 @@ def test_mc_evs_keeps_what_moves_too_far():
     grid = Grid(2, 1, 8)
     row = noise(8, 32)
     tokens = torch.cat([row, row.roll(2, 0)])
-    novelty = create("mc_evs").score(tokens, grid, Context())[8:]
+    novelty = VISUAL.create("mc_evs").score(tokens, grid, Context())[8:]
     assert (novelty > 0.2).all()
-    novelty = create("mc_evs", {"radius": 2}).score(tokens, grid, Context())[8:]
+    novelty = VISUAL.create("mc_evs", {"radius": 2}).score(tokens, grid, Context())[8:]
     assert (novelty[2:] < 1e-5).all()
 
 
@@ -117,7 +118,7 @@ def test_mc_evs_notices_slow_change():
         # 0.05 radians per frame: neighbouring frames look the same, the first and the last do not.
         frames[t, 3] = 0
         frames[t, 3, :2] = torch.tensor([math.cos(0.05 * t), math.sin(0.05 * t)])
-    novelty = create("mc_evs", {"radius": 0}).score(frames.view(48, 16), grid, Context()).view(12, 4)
+    novelty = VISUAL.create("mc_evs", {"radius": 0}).score(frames.view(48, 16), grid, Context()).view(12, 4)
     assert (novelty[1:, 3].diff() > 0).all()
     assert novelty[11, 3] > 0.14
     assert (novelty[1:, :3] < 1e-5).all()
@@ -136,7 +137,7 @@ def test_mc_evs_replaces_similar_cells_too_at_a_cut():
     grid = Grid(3, 2, 2)
     before, after = torch.eye(8)[:4], torch.eye(8)[4:]
     after[0] = 0.9 * before[0] + math.sqrt(1 - 0.9**2) * after[0]
-    novelty = create("mc_evs").score(torch.cat([before, after, after]), grid, Context()).view(3, 4)
+    novelty = VISUAL.create("mc_evs").score(torch.cat([before, after, after]), grid, Context()).view(3, 4)
     assert novelty[1].tolist() == pytest.approx([0.1, 1, 1, 1], abs=1e-5)
     assert novelty[2].tolist() == pytest.approx([0] * 4, abs=1e-5)
 
@@ -213,7 +214,7 @@ def screen(*, icon_at: int | None = None) -> Tensor:
 
 
 def kept_cells(pixels: Tensor, count: int, earlier: list[Cells], **options: object) -> list[int]:
-    strategy = create("gui_dedup", options)
+    strategy = VISUAL.create("gui_dedup", options)
     assert isinstance(strategy, PixelStrategy)
     return strategy.select_cells(cells_of(pixels, 4, 3), Grid(1, 4, 6), count, earlier).tolist()
 
@@ -243,7 +244,7 @@ def test_gui_dedup_looks_across_items():
 
 
 def test_gui_dedup_drops_what_an_earlier_frame_showed():
-    strategy = create("gui_dedup")
+    strategy = VISUAL.create("gui_dedup")
     assert isinstance(strategy, PixelStrategy)
     frames = torch.cat([screen(), screen(icon_at=10)])
     kept = strategy.select_cells(cells_of(frames, 4, 3), Grid(2, 4, 6), 5, [])
@@ -252,7 +253,7 @@ def test_gui_dedup_drops_what_an_earlier_frame_showed():
 
 def test_recv_attn_keeps_what_is_looked_at():
     attention = torch.tensor([0.1, 0.5, 0.2, 0.9, 0.0, 0.3])
-    strategy, grid, tokens = create("recv_attn"), Grid(1, 2, 3), noise(6, 4)
+    strategy, grid, tokens = VISUAL.create("recv_attn"), Grid(1, 2, 3), noise(6, 4)
     assert strategy.select(tokens, grid, 2, Context(tower_attention=attention)).tolist() == [1, 3]
     with pytest.raises(ValueError, match="tower_attention"):
         strategy.select(tokens, grid, 2, Context())
@@ -262,12 +263,17 @@ def test_recv_attn_keeps_what_is_looked_at():
 
 def test_stts_keeps_the_highest_scores_and_a_cheap_first_frame():
     grid, scores = Grid(4, 1, 3), torch.tensor([0.1, 0.2, 0.3, 0.9, 0.4, 0.4, 0.8, 0.1, 0.4, 0.0, 0.7, 0.4])
-    strategy, tokens, context = create("stts", {"spread": "free"}), noise(12, 4), Context(scores=scores)
+    strategy, tokens, context = VISUAL.create("stts", {"spread": "free"}), noise(12, 4), Context(scores=scores)
     assert strategy.select(tokens, grid, 6, context).tolist() == [0, 1, 2, 3, 6, 10]
     # A first frame of more than half of K competes like the others; ties go to the lower index.
     assert strategy.select(tokens, grid, 4, context).tolist() == [3, 4, 6, 10]
-    assert create("stts", {"spread": "free", "whole": 1}).select(tokens, grid, 4, context).tolist() == [0, 1, 2, 3]
-    assert create("stts", {"spread": "free", "whole": 0}).select(tokens, grid, 6, context).tolist() == [
+    assert VISUAL.create("stts", {"spread": "free", "whole": 1}).select(tokens, grid, 4, context).tolist() == [
+        0,
+        1,
+        2,
+        3,
+    ]
+    assert VISUAL.create("stts", {"spread": "free", "whole": 0}).select(tokens, grid, 6, context).tolist() == [
         3,
         4,
         5,
@@ -277,8 +283,8 @@ def test_stts_keeps_the_highest_scores_and_a_cheap_first_frame():
     ]
     assert strategy.select(tokens, grid, 5, context, [1, 1, 2, 1]).tolist() == [2, 3, 6, 8, 10]
     # By default each frame gets its share, what is left over goes to the first ones; of too little some get one each.
-    assert create("stts").select(tokens, grid, 6, context).tolist() == [1, 2, 3, 4, 6, 10]
-    assert create("stts").select(tokens, grid, 3, context).tolist() == [2, 3, 6]
+    assert VISUAL.create("stts").select(tokens, grid, 6, context).tolist() == [1, 2, 3, 4, 6, 10]
+    assert VISUAL.create("stts").select(tokens, grid, 3, context).tolist() == [2, 3, 6]
     # An image has no frame before it, and no first frame to protect.
     assert strategy.select(noise(3, 4), Grid(1, 1, 3), 2, Context(scores=scores[3:6])).tolist() == [0, 1]
     with pytest.raises(ValueError, match="scorer"):

@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_prune.visual.strategies import Context, Grid, create
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
+from vllm_prune.visual.strategies.base import Context
 from vllm_prune.visual.strategies.vidcom2 import pruning_rate
 
 evs = pytest.importorskip("vllm.multimodal.video_prune.evs")
@@ -42,7 +44,7 @@ def mask_of(module, tokens: Tensor, grid: Grid, rate: float) -> list[int]:
 
 
 def kept_by(name: str, tokens: Tensor, grid: Grid, count: int) -> list[int]:
-    return create(name).select(tokens, grid, count, Context()).tolist()
+    return VISUAL.create(name).select(tokens, grid, count, Context()).tolist()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -100,6 +100,7 @@ class KvStrategy(ABC):
         name: catalogue name, used in requests and metric labels.
         paper: citation with section or equation, or "ours".
         summary: one line for the catalogue table.
+        modalities: always the cache; what the catalogue's tables call it.
         needs: signals that are captured only for strategies that declare them.
         Options: pydantic model of the strategy's options.
     """
@@ -107,6 +108,7 @@ class KvStrategy(ABC):
     name: ClassVar[str]
     paper: ClassVar[str]
     summary: ClassVar[str]
+    modalities: ClassVar[frozenset[str]] = frozenset({"cache"})
     needs: ClassVar[frozenset[KvNeed]] = frozenset()
     Options: ClassVar[type[BaseModel]] = NoKvOptions
 

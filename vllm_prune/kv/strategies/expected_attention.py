@@ -8,7 +8,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from . import register
 from .base import KvStrategy, LayerView, NoKvOptions, Scores
 
 
@@ -20,7 +19,6 @@ class ExpectedAttentionOptions(NoKvOptions):
     use_values: bool = True
 
 
-@register
 class ExpectedAttention(KvStrategy):
     """Queries are taken as Gaussian, with the window's mean and covariance."""
 

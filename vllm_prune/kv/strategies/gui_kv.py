@@ -8,9 +8,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from . import register
+from ._pooling import Kernel, average_pool
 from .base import TEXT, KvNeed, KvStrategy, LayerView, NoKvOptions, Scores, window_attention
-from .pooling import Kernel, average_pool
 
 REDUNDANT = -1.0
 """Score of rows that earlier screenshots repeat: below every other, as a sum of probabilities is never negative."""
@@ -41,7 +40,6 @@ class GuiKvOptions(NoKvOptions):
     protect: Literal["none", "text"] = "none"
 
 
-@register
 class GuiKv(KvStrategy):
     """The paper's score per KV head, the mean over the head's query group."""
 

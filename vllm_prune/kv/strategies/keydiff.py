@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch.nn.functional import cosine_similarity, normalize
 
-from . import register
 from .base import KvStrategy, LayerView, Scores
 
 
-@register
 class KeyDiff(KvStrategy):
     """No attention needed: the most distinctive keys of each head."""
 

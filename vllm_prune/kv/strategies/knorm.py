@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from . import register
 from .base import KvStrategy, LayerView, Scores
 
 
-@register
 class Knorm(KvStrategy):
     """Keys of small norm are kept."""
 

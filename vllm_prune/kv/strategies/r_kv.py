@@ -9,9 +9,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from . import register
+from ._pooling import Kernel, max_pool
 from .base import KvStrategy, LayerView, NoKvOptions, Scores, window_attention
-from .pooling import Kernel, max_pool
 
 CHUNK = 1 << 22
 """Similarities held at once."""
@@ -25,7 +24,6 @@ class RKvOptions(NoKvOptions):
     similar: Annotated[float, Field(ge=-1, le=1)] = 0.5
 
 
-@register
 class RKv(KvStrategy):
     """Rows that are attended to and say what no other row says."""
 

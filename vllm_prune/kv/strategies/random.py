@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from . import register
 from .base import KvStrategy, LayerView, Scores
 
 
-@register
 class Random(KvStrategy):
     """A token's score depends on the prompt, the layer, the head and its position only."""
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from . import register
+from ._pooling import Kernel, average_pool, max_pool
 from .base import KvStrategy, LayerView, NoKvOptions, Scores, window_attention
-from .pooling import Kernel, average_pool, max_pool
 
 
 class SnapKvOptions(NoKvOptions):
@@ -16,7 +15,6 @@ class SnapKvOptions(NoKvOptions):
     mode: Literal["avg", "max"] = "avg"
 
 
-@register
 class SnapKv(KvStrategy):
     """Mean attention of the window and of the head's query group."""
 

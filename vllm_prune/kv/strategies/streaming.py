@@ -7,7 +7,6 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from . import register
 from .base import KvStrategy, LayerView, NoKvOptions, Scores
 
 
@@ -17,7 +16,6 @@ class StreamingOptions(NoKvOptions):
     sinks: Annotated[int, Field(ge=0, le=1024)] = 4
 
 
-@register
 class Streaming(KvStrategy):
     """Position decides; content does not matter."""
 

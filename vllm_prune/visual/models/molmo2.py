@@ -27,17 +27,20 @@ from vllm.model_executor.models.molmo2 import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ... import metrics
-from ...budget import BudgetError, VisualSpec
-from ..grants import CHANNELS, Grants
-from ..processor import PrunedProcessor
-from ..rows import ItemPlan, decode, field_name
-from ..shapes import MOLMO2_SIDE
-from ..strategies import Cells, Grid, strategy_class
-from ..strategies.base import Modality
-from .choosing import Place, choose_cells, cut_of, place_of
-from .molmo2_tower import FrameAttention, FrameTower, joined_pooling
-from .scored import TowerScorer
+from ...budget.canonical import VisualSpec
+from ...budget.errors import BudgetError
+from ...catalogue import VISUAL
+from ...grid import Grid, Modality
+from ...telemetry import metrics
+from ..frontend.granted_item import Grants
+from ..frontend.item_cache import CHANNELS
+from ..frontend.processor import PrunedProcessor
+from ..item_plan import ItemPlan, decode, field_name
+from ..scorers.tower_shape import MOLMO2_SIDE
+from ..strategies.base import Cells
+from ..tower.molmo2 import FrameAttention, FrameTower, joined_pooling
+from ..tower.scored_cut import TowerScorer
+from ..tower.select import Place, choose_cells, cut_of, place_of
 
 FLAT = {"pixel_values_videos": "video_num_crops", "video_token_pooling": "video_num_pooled_patches",
         "video_tokens": "num_video_tokens"}  # fmt: skip
@@ -215,7 +218,7 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         return [Grid(frames, height, width) for frames in videos["video_num_crops"].tolist()]
 
     def _encode_whole(self, videos: dict[str, Any], plans: Sequence[ItemPlan | None]) -> list[Tensor]:
-        wanted = any(plan and "tower_attention" in strategy_class(plan.strategy).needs for plan in plans)
+        wanted = any(plan and "tower_attention" in VISUAL.strategy_class(plan.strategy).needs for plan in plans)
         with FrameAttention(self.vision_backbone, enabled=wanted) as attention:
             embedded = super().embed_multimodal(**videos)
         cells, patches = (videos[name].tolist() for name in ("video_num_pooled_patches", "video_num_patches"))

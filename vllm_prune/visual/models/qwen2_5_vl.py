@@ -16,12 +16,12 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..positions import grid_positions
-from ..processor import PrunedProcessor
-from ..rows import plan_of
-from ..strategies.base import Grid, Modality
-from ..video_loader import ShortVideoBackend as ShortVideoBackend
-from .base import PrunedModel, Run, slots_of
+from ...grid import Grid, Modality
+from ..frontend.processor import PrunedProcessor
+from ..frontend.video_loader import ShortVideoBackend as ShortVideoBackend
+from ..item_plan import plan_of
+from .positions import Run, grid_positions
+from .qwen_vl import PrunedModel, slots_of
 
 
 class PruneQwen25VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):

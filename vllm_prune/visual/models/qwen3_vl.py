@@ -15,11 +15,11 @@ from vllm.model_executor.models.qwen3_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ..positions import grid_positions
-from ..processor import PrunedProcessor
-from ..rows import ItemPlan, plan_of
-from ..strategies.base import Grid, Modality
-from .base import PrunedModel, Run, slots_of
+from ...grid import Grid, Modality
+from ..frontend.processor import PrunedProcessor
+from ..item_plan import ItemPlan, plan_of
+from .positions import Run, grid_positions
+from .qwen_vl import PrunedModel, slots_of
 
 
 class PruneQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor):

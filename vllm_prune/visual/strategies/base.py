@@ -16,7 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-Modality = Literal["image", "video"]
+from ...grid import Grid, Modality
+
 Need = Literal["tower_attention", "pixels", "scorer", "selector"]
 
 
@@ -37,25 +38,6 @@ class TowerOptions(NoOptions):
 
     where: Literal["embed", "tower"] = "embed"
     after: Annotated[int, Field(ge=0, le=128)] = 4
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Merged cells of one item: `frames` x `rows` x `cols`, raster order, one language-model token each."""
-
-    frames: int
-    rows: int
-    cols: int
-
-    @property
-    def per_frame(self) -> int:
-        """Cells of one frame."""
-        return self.rows * self.cols
-
-    @property
-    def tokens(self) -> int:
-        """Cells of the whole item, M."""
-        return self.frames * self.rows * self.cols
 
 
 @dataclass(frozen=True)

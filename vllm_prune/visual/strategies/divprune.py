@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops import farthest_points, sketch
-from . import register
-from .base import Context, Grid, Strategy, TowerOptions, best, best_per_frame
+from ...grid import Grid
+from .base import Context, Strategy, TowerOptions, best, best_per_frame
+from .maths import farthest_points, sketch
 
 # One CPU thread compares 2,048 cells in segments of this size in the time of their projection.
 _SEGMENT = 256
@@ -17,7 +17,6 @@ _SEGMENT = 256
 _STRETCH = 2
 
 
-@register
 class DivPrune(Strategy):
     """DivPrune (arXiv 2503.02175): the subset whose smallest distance, one minus cosine, is largest.
 

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..ops import evenly_spaced
-from . import register
-from .base import Context, Grid, Strategy, best, best_per_frame
+from ...grid import Grid
+from .base import Context, Strategy, best, best_per_frame
+from .maths import evenly_spaced
 
 _FIRST_FRAME = 255.0
 # On a CPU the intermediate products of a long video cost more in page faults than in arithmetic.
 _VALUES_AT_ONCE = 1 << 21
 
 
-@register
 class Evs(Strategy):
     """Efficient Video Sampling (arXiv 2510.14624): one minus the cosine to the same cell of the previous frame.
 

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from . import register
-from .base import Cells, Grid, PixelStrategy, TowerOptions
+from ...grid import Grid
+from .base import Cells, PixelStrategy, TowerOptions
 
 
 class GuiDedupOptions(TowerOptions):
@@ -26,7 +26,6 @@ class GuiDedupOptions(TowerOptions):
     flat: Annotated[float, Field(ge=0, le=1)] = 0.005
 
 
-@register
 class GuiDedup(PixelStrategy):
     """Content that is on the screen for the first time, before plain colours and repeats.
 

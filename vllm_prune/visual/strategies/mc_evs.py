@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..ops import evenly_spaced, match, unit_rows
-from . import register
-from .base import Context, Grid, Strategy, TowerOptions, best, best_per_frame
+from ...grid import Grid
+from .base import Context, Strategy, TowerOptions, best, best_per_frame
+from .maths import evenly_spaced, match, unit_rows
 
 # Above any novelty, which is at most 2.
 _FORCED = 4.0
@@ -31,7 +31,6 @@ class McEvsOptions(TowerOptions):
     cut: Annotated[float, Field(ge=0, le=2)] = 0.15
 
 
-@register
 class McEvs(Strategy):
     """Motion-compensated EVS: novelty is one minus the best cosine to a running reference near the cell.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import register
-from .base import Context, Grid, Strategy
+from ...grid import Grid
+from .base import Context, Strategy
 
 
-@register
 class Keep(Strategy):
     """Every cell. A request that names it is not pruned; asking it to drop something is a mistake."""
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import register
-from .base import Context, Grid, Strategy, TowerOptions
+from ...grid import Grid
+from .base import Context, Strategy, TowerOptions
 
 
-@register
 class Random(Strategy):
     """K cells drawn without replacement, the same ones for the same content on every device.
 

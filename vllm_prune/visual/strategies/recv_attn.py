@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import register
-from .base import Context, Grid, Strategy
+from ...grid import Grid
+from .base import Context, Strategy
 
 
-@register
 class RecvAttn(Strategy):
     """Cells that receive most attention in a late layer of the vision tower.
 

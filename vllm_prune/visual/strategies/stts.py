@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..frames import frame_counts
-from . import register
-from .base import Context, Grid, NoOptions, Strategy, best, best_per_frame
+from ...grid import Grid
+from ...shares import even_shares
+from .base import Context, NoOptions, Strategy, best, best_per_frame
 
 _STEPS = 8.0
 _LOWEST, _HIGHEST = -16.0, 9.0
@@ -32,7 +32,6 @@ class SttsOptions(NoOptions):
     whole: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
-@register
 class Stts(Strategy):
     """Spatio-temporal token scoring (arXiv 2603.18004, section 3): the highest scores of an image or of each frame.
 
@@ -72,7 +71,9 @@ class Stts(Strategy):
         if grid.frames == 1:
             return best(scores, count, 1)
         if self.options.spread == "even":
-            return best_per_frame(scores, frame_counts(count, grid, None, "even"))
+            return best_per_frame(
+                scores, even_shares(count, grid.frames, grid.per_frame, 1 if count >= grid.frames else 0)
+            )
         if grid.per_frame <= self.options.whole * count:
             scores = torch.cat([torch.full_like(scores[: grid.per_frame], torch.inf), scores[grid.per_frame :]])
         return best(scores, count, 1)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..ops import evenly_spaced
-from . import register
-from .base import Context, Grid, Strategy, TowerOptions
+from ...grid import Grid
+from .base import Context, Strategy, TowerOptions
+from .maths import evenly_spaced
 
 
-@register
 class Uniform(Strategy):
     """Evenly spaced cells in raster order: cell floor((i + 0.5) * M / K) for i < K. A baseline that ignores content."""
 

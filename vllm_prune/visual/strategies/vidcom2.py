@@ -7,14 +7,13 @@ import math
 import torch
 from torch import Tensor
 
-from . import register
-from .base import Context, Grid, Strategy
+from ...grid import Grid
+from .base import Context, Strategy
 
 _BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 _TEMPERATURE = 0.01
 
 
-@register
 class VidCom2(Strategy):
     """Video Compression Commander (arXiv 2505.14454): rank by distance to the frame's and the item's mean.
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import register
-from .base import Context, Grid, Strategy
+from ...grid import Grid
+from .base import Context, Strategy
 
 
-@register
 class VisionSelector(Strategy):
     """VisionSelector (arXiv 2510.16598): two trained maps behind the merger, the model itself unchanged.
 

@@ -1,0 +1,1 @@
+"""Room for requests: what is in flight, who waits, how large a request is, and whose key it came with."""

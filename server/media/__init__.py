@@ -1,0 +1,1 @@
+"""Media intake: fetching, checking and decoding of images, videos and audio."""

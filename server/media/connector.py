@@ -1,0 +1,222 @@
+"""Media intake: the connector that vLLM loads media through, for every endpoint that takes them.
+
+vLLM's own connector is the base, so that options, modalities and the local-file root are read as vLLM reads
+them. What it fetches comes through `fetch`, and what it decodes through the processes of `decode_pool`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+import stat
+import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NoReturn
+from urllib.parse import unquote, urlsplit
+
+import pybase64
+from vllm import envs
+from vllm.logger import init_logger
+from vllm.multimodal.media import MediaConnector
+from vllm.multimodal.media.connector import MODALITY_IO_MAP
+
+from vllm_prune.config.media import Media
+from vllm_prune.policy import SCOPE, policy
+from vllm_prune.telemetry import metrics
+from vllm_prune.telemetry.request_record import stage
+from vllm_prune.vllm_compat import media_connector
+
+from .decode_pool import DecodePool, Unavailable, pool
+from .errors import DecoderUnavailable, MediaError, Refused
+from .fetch import Fetcher, default_tls
+from .limits import FRAME_LIST
+from .urls import parse, scheme_of
+
+logger = init_logger("vllm.vllm_prune")
+
+
+class PruneMediaConnector(MediaConnector):
+    """vLLM's media connector with checked fetching, operator's limits and decoding in processes of its own.
+
+    Args:
+        settings: replaces the operator's section.
+        decoders: replaces the decoding processes of this server process.
+        fetcher: replaces the fetcher.
+        kwargs: as for vLLM's connector.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        settings: Media | None = None,
+        decoders: DecodePool | None = None,
+        fetcher: Fetcher | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.settings = settings or policy().config.media
+        self.decoders = decoders or pool()
+        domains = tuple(self.allowed_media_domains)
+        self.fetcher = fetcher or Fetcher(self.settings, domains, envs.VLLM_MEDIA_URL_ALLOW_REDIRECTS)
+
+    async def load_from_url_async(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
+        """Load media; `fetch_timeout` gives way to the operator's `fetch_seconds`.
+
+        Raises:
+            MediaError: refused; HTTP 400.
+            DecoderUnavailable: HTTP 503.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            self._count_item()
+            data = None
+            if scheme_of(url) in ("http", "https"):
+                data = await self._download(url, media_io)
+            with stage("media_decode"):
+                return await loop.run_in_executor(self.decoders.threads, self._decode, url, data, media_io)
+        except Refused as error:
+            self._refuse(error)
+        except Unavailable:
+            raise DecoderUnavailable from None
+
+    def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
+        """Like `load_from_url_async`, for callers without an event loop of their own."""
+        return _run(self.load_from_url_async(url, media_io, fetch_timeout=fetch_timeout))
+
+    async def _download(self, url: str, media_io: Any) -> bytes:
+        if not envs.VLLM_MEDIA_CACHE:
+            return await self.fetcher.fetch(url, media_io.get_max_bytes())
+        loop, threads = asyncio.get_running_loop(), self.decoders.threads
+        parse(url, self.settings, self.fetcher.domains)
+        data = await loop.run_in_executor(threads, self._get_cached_bytes, url)
+        if data is None:
+            data = await self.fetcher.fetch(url, media_io.get_max_bytes())
+            await loop.run_in_executor(threads, self._put_cached_bytes, url, data)
+        return bytes(data)
+
+    def _decode(self, url: str, data: bytes | None, media_io: Any) -> Any:
+        kind = ""
+        if data is None:
+            kind, data = self._local(url, media_io)
+        started = time.monotonic()
+        try:
+            return self.decoders.decode(media_io, data, kind)
+        finally:
+            metrics.observe_decode(modality_of(media_io), time.monotonic() - started)
+
+    def _local(self, url: str, media_io: Any) -> tuple[str, bytes]:
+        """Media type, where it matters, and bytes of a data or file URL."""
+        scheme = scheme_of(url)
+        if scheme == "data":
+            return self._inline(url, media_io)
+        if scheme == "file" and self.allowed_local_media_path is not None:
+            return "", self._read_file(url, media_io.get_max_bytes())
+        raise Refused("scheme")
+
+    def _inline(self, url: str, media_io: Any) -> tuple[str, bytes]:
+        header, comma, text = url[len("data:") :].partition(",")
+        kind, _, encoding = header.rpartition(";")
+        if not comma or encoding != "base64":
+            raise Refused("data_url")
+        most = min(self.settings.max_data_url_bytes, media_io.get_max_bytes() or self.settings.max_data_url_bytes)
+        if len(text) > 4 * ((most + 2) // 3):
+            raise Refused("data_url_bytes")
+        kind = kind.partition(";")[0].lower()
+        if kind == FRAME_LIST and isinstance(media_io, MODALITY_IO_MAP["video"]):
+            # Many files in one: vLLM takes them apart as text, and that text is what it hashes.
+            return FRAME_LIST, text.encode("ascii", errors="replace")
+        try:
+            return "", pybase64.b64decode(text, validate=True)
+        except ValueError:
+            raise Refused("data_url") from None
+
+    def _read_file(self, url: str, most: int | None) -> bytes:
+        limit = min(self.settings.max_bytes, most or self.settings.max_bytes)
+        parts = urlsplit(url)
+        if parts.netloc not in ("", "localhost"):
+            raise Refused("file")
+        try:
+            path = os.path.realpath(unquote(parts.path))
+            root = os.path.join(os.path.realpath(self.allowed_local_media_path), "")
+            if not path.startswith(root):
+                raise Refused("file")
+            # Not through a link that has taken the place of the file, and not stuck in a pipe.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise Refused("file")
+                data = file.read(limit + 1)
+        except (OSError, ValueError):
+            raise Refused("file") from None
+        if len(data) > limit:
+            raise Refused("bytes")
+        return data
+
+    def _count_item(self) -> None:
+        scope = SCOPE.get()
+        if scope is not None:
+            scope.media_items += 1
+            if scope.media_items > self.settings.max_items:
+                raise Refused("items")
+
+    def _refuse(self, error: Refused) -> NoReturn:
+        metrics.count_media_rejected(error.reason)
+        if error.detail:
+            logger.debug("media refused (%s): %.500r", error.reason, error.detail)
+        raise MediaError(error.reason, self.settings) from None
+
+
+def modality_of(media_io: Any) -> str:
+    """Label of a media IO: image, video, audio or other."""
+    return next((name for name, kind in MODALITY_IO_MAP.items() if isinstance(media_io, kind)), "other")
+
+
+def _run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine to its end, also in a thread whose event loop is running."""
+    with ThreadPoolExecutor(1) as single:
+        return single.submit(contextvars.copy_context().run, asyncio.run, work).result()
+
+
+def prepare(engine_client: Any) -> list[str]:
+    """Get ready for the first media, if the model takes any.
+
+    Returns:
+        What the server's media intake does not guard, one line each; empty when ours is in use and complete.
+    """
+    media_connector.register_media_connector()
+    if engine_client.model_config.multimodal_config is None:
+        pool().close()
+        return []
+    findings = media_findings(engine_client)
+    if envs.VLLM_MEDIA_CONNECTOR == media_connector.MEDIA_CONNECTOR:
+        default_tls()
+        pool().warm()
+    return findings
+
+
+def media_findings(engine_client: Any) -> list[str]:
+    """What the server's media intake does not guard, one line each."""
+    selected = envs.VLLM_MEDIA_CONNECTOR
+    if selected != media_connector.MEDIA_CONNECTOR:
+        return [
+            f"VLLM_MEDIA_CONNECTOR={selected}: media URLs and decoding are not guarded by the section `media`; "
+            f"set it to {media_connector.MEDIA_CONNECTOR}"
+        ]
+    if not media_connector.media_connector_registered():
+        return [f"another connector is registered under the name {media_connector.MEDIA_CONNECTOR}"]
+    return gpu_decoders(engine_client.model_config.multimodal_config)
+
+
+def gpu_decoders(mm_config: Any) -> list[str]:
+    """Video decoders on a GPU that the operator selected, which the decoding processes cannot use."""
+    from vllm.multimodal.media import VIDEO_LOADER_REGISTRY
+
+    options = ((getattr(mm_config, "media_io_kwargs", None) or {}).get("video")) or {}
+    names = (options.get("video_backend"), options.get("backend"), envs.VLLM_VIDEO_LOADER_BACKEND)
+    found = [name for name in names if name and VIDEO_LOADER_REGISTRY.backend_requires_gpu(name)]
+    if str(options.get("device", "cpu")) != "cpu":
+        found.append(f"device {options['device']}")
+    why = "decodes on a GPU, which decoding processes have no access to"
+    return [f"videos are refused: {name} {why}" for name in dict.fromkeys(found)]

@@ -1,0 +1,1 @@
+"""Where vLLM's OpenAI dialect needs help: request quirks, error bodies, the published schema."""

@@ -1,0 +1,1 @@
+"""Log lines, trace spans and ids of requests."""

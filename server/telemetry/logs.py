@@ -1,0 +1,104 @@
+"""One log line per request: what was asked of the server and what it cost, never a prompt, a URL or a key."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from vllm.logger import init_logger
+
+from vllm_prune.policy import Scope, policy
+from vllm_prune.telemetry.request_record import Record
+
+# A child of vLLM's logger, so that it writes where and how vLLM writes.
+logger = init_logger("vllm.vllm_prune.requests")
+
+
+def write(record: Record) -> None:
+    """Write the line of a request that has been answered."""
+    found = fields(record)
+    if policy().config.logging.resolved_format() == "json":
+        logger.info("request", extra=found)
+    else:
+        logger.info("request %s", json.dumps(found, separators=(",", ":")))
+
+
+def fields(record: Record) -> dict[str, Any]:
+    """What is told about a request; parts that it does not have are left out. Times in seconds."""
+    found: dict[str, Any] = {
+        "request_id": record.id,
+        "method": record.method,
+        "route": record.route,
+        "status": record.status,
+        "complete": record.complete,
+        "model": record.model,
+        "stream": record.stream,
+        "rejected": record.rejected,
+        "budget": budget(record.scope) if record.scope is not None else None,
+        "pruning": _outcome(record.scope) if record.scope is not None else None,
+        "tokens": tokens(record),
+        "finish_reasons": sorted({str(stats.finish_reason) for _, stats in record.engine}) or None,
+        "seconds": seconds(record),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def budget(scope: Scope) -> dict[str, Any] | None:
+    """The budget in force, after defaults, presets and limits; options of strategies are left out."""
+    decision = scope.decision
+    found: dict[str, Any] = {}
+    if (spec := decision.spec) is not None:
+        for modality in ("image", "video"):
+            if (part := spec.part(modality)) is not None:
+                found[modality] = {"strategy": part.strategy}
+                size = {"keep": float(part.keep)} if part.keep is not None else {"max_tokens": part.max_tokens}
+                found[modality] |= {key: value for key, value in size.items() if value is not None}
+        if spec.max_tokens is not None:
+            found["max_tokens"] = spec.max_tokens
+        if spec.limit is not None:
+            found["limit"] = spec.limit
+    if (kv := decision.kv) is not None:
+        size = {"keep": float(kv.keep)} if kv.keep is not None else {"max_tokens": kv.max_tokens}
+        found["kv"] = {"strategy": kv.strategy, **size}
+    return found or None
+
+
+def _outcome(scope: Scope) -> dict[str, Any] | None:
+    usage = scope.usage()
+    clamped = sorted({entry["reason"] for entry in usage.pop("clamped")})
+    found = {part: value for part, value in usage.items() if value is not None}
+    return (found | ({"clamped": clamped} if clamped else {})) or None
+
+
+def tokens(record: Record) -> dict[str, int] | None:
+    """Tokens by vLLM's count. Choices of one prompt share its tokens, prompts of one request add up."""
+    prompts: dict[str, tuple[int, int]] = {}
+    for _, stats in record.engine:
+        known = prompts.get(stats.request_id, (0, 0))
+        prompts[stats.request_id] = (
+            max(known[0], stats.num_prompt_tokens),
+            max(known[1], stats.num_cached_tokens),
+        )
+    if not prompts:
+        return None
+    return {
+        "prompt": sum(given for given, _ in prompts.values()),
+        "cached": sum(cached for _, cached in prompts.values()),
+        "completion": sum(stats.num_generation_tokens for _, stats in record.engine),
+    }
+
+
+def seconds(record: Record) -> dict[str, float]:
+    """Where the time went. `queued`, `prefill` and `decode` are vLLM's, of the slowest engine request."""
+    found: dict[str, float] = {}
+    if record.ended is not None:
+        found["total"] = record.ended - record.began
+    if record.first_byte is not None:
+        found["first_byte"] = record.first_byte - record.began
+    for one in record.stages:
+        found[one.name] = found.get(one.name, 0.0) + one.end - one.start
+    for name in ("queued", "prefill", "decode"):
+        times = [getattr(stats, f"{name}_time") for _, stats in record.engine]
+        if times:
+            found[name] = max(times)
+    return {name: round(value, 6) for name, value in found.items()}

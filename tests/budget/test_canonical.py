@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_prune.budget.allocate import ItemBudget, allocate, plan
+from vllm_prune.budget.canonical import VisualSpec, canonical
+from vllm_prune.budget.errors import BudgetError
+from vllm_prune.budget.fields import parse_pruning, parse_visual
+from vllm_prune.grid import Grid
+
+RATIOS = st.floats(min_value=1e-4, max_value=0.9999)
+
+
+def spec_of(**field: object) -> VisualSpec:
+    return canonical(parse_visual(field))
+
+
+@pytest.mark.parametrize(
+    ("raw", "param"),
+    [
+        ({"visual": {"keep": 0}}, "pruning.visual.keep"),
+        ({"visual": {"keep": -0.5}}, "pruning.visual.keep"),
+        ({"visual": {"keep": 1.01}}, "pruning.visual.keep"),
+        ({"visual": {"keep": float("nan")}}, "pruning.visual.keep"),
+        ({"visual": {"keep": float("inf")}}, "pruning.visual.keep"),
+        ({"visual": {"keep": True}}, "pruning.visual.keep"),
+        ({"visual": {"keep": "0.5"}}, "pruning.visual.keep"),
+        ({"visual": {"keep": [0.5]}}, "pruning.visual.keep"),
+        ({"visual": {"max_tokens": 0}}, "pruning.visual.max_tokens"),
+        ({"visual": {"max_tokens": 2.5}}, "pruning.visual.max_tokens"),
+        ({"visual": {"max_tokens": True}}, "pruning.visual.max_tokens"),
+        ({"visual": {"max_tokens": 1 << 40}}, "pruning.visual.max_tokens"),
+        ({"visual": {"keep": 0.5, "max_tokens": 5}}, "pruning.visual.keep"),
+        ({"visual": {"strategy": 7, "keep": 0.5}}, "pruning.visual.strategy"),
+        ({"visual": {"keep": 0.5, "unknown": 1}}, "pruning.visual.unknown"),
+        ({"visual": {"image": {"keep": 2}}}, "pruning.visual.image.keep"),
+        ({"visual": {"video": {"keep": 0.5, "max_tokens": 1}}}, "pruning.visual.video.keep"),
+        ({"visual": {"image": {"image": {}}}}, "pruning.visual.image.image"),
+        ({"visual": "divprune"}, "pruning.visual"),
+        ({"visuals": {}}, "pruning.visuals"),
+        ({"kv": {"keep": 3}}, "pruning.kv.keep"),
+        ([], "pruning"),
+        (3, "pruning"),
+    ],
+)
+def test_bad_input_names_the_field(raw: object, param: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        parse_pruning(raw)
+    assert caught.value.param == param
+    assert str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "param"),
+    [
+        ({}, "pruning.visual.keep"),
+        ({"strategy": "uniform"}, "pruning.visual.keep"),
+        ({"strategy": "magic", "keep": 0.5}, "pruning.visual.strategy"),
+        ({"strategy": "none", "keep": 0.5}, "pruning.visual.strategy"),
+        ({"strategy": "uniform", "keep": 0.5, "options": {"stride": 3}}, "pruning.visual.options.stride"),
+        ({"keep": 0.5, "image": {"strategy": "magic"}}, "pruning.visual.image.strategy"),
+    ],
+)
+def test_budgets_without_meaning_are_refused(raw: dict[str, object], param: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        canonical(parse_visual(raw))
+    assert caught.value.param == param
+
+
+def test_equal_budgets_have_one_form() -> None:
+    spellings = [{"keep": 0.5}, {"keep": 0.50}, {"keep": 5e-1, "options": None}, {"keep": 0.5, "options": {}}]
+    forms = {json.dumps(spec_of(**raw, strategy="uniform").wire()) for raw in spellings}
+    assert len(forms) == 1
+    assert spec_of(keep=0.5, strategy="uniform") != spec_of(keep=0.25, strategy="uniform")
+
+
+def test_keep_one_and_none_are_the_same_as_no_budget() -> None:
+    assert spec_of(keep=1) == spec_of(keep=1.0, strategy="uniform") == spec_of(strategy="none") == VisualSpec()
+
+
+def test_wire_form_round_trips() -> None:
+    spec = spec_of(max_tokens=40, strategy="uniform", video={"keep": 0.25, "strategy": "uniform"})
+    assert VisualSpec.from_wire(json.loads(json.dumps(spec.wire()))) == spec
+
+
+def test_modality_overrides() -> None:
+    spec = spec_of(keep=0.5, strategy="uniform", image={"keep": 0.1}, video=None)
+    assert spec.video is None
+    assert spec.image is not None
+    assert spec.image.keep == "0.1"
+    only_image = spec_of(image={"keep": 0.1, "strategy": "uniform"})
+    assert only_image.video is None
+
+
+@pytest.mark.parametrize(("keep", "tokens", "kept"), [(0.29, 100, 29), (0.1, 30, 3), (0.5, 63, 31), (0.01, 20, 1)])
+def test_ratio_counts_are_decimal(keep: float, tokens: int, kept: int) -> None:
+    part = spec_of(keep=keep, strategy="uniform").image
+    assert part is not None
+    assert plan(Grid(1, 1, tokens), ItemBudget("uniform", "{}", part.keep, None)) == kept
+
+
+@given(keep=RATIOS, tokens=st.integers(1, 100_000))
+def test_plan_is_a_floor_and_never_zero(keep: float, tokens: int) -> None:
+    part = spec_of(keep=keep, strategy="uniform").image
+    assert part is not None
+    count = plan(Grid(1, 1, tokens), ItemBudget("uniform", "{}", part.keep, None))
+    assert count == max(1, int(Decimal(repr(keep)) * tokens))
+    assert 1 <= count <= tokens
+
+
+@given(
+    images=st.lists(st.integers(1, 500), max_size=4),
+    videos=st.lists(st.integers(1, 2000), max_size=3),
+    total=st.integers(1, 4000),
+)
+def test_max_tokens_is_shared_exactly(images: list[int], videos: list[int], total: int) -> None:
+    spec = spec_of(max_tokens=total, strategy="uniform")
+    sizes = {"image": images, "video": videos}
+    items = [*images, *videos]
+    if not items:
+        return
+    if total < len(items):
+        with pytest.raises(BudgetError):
+            allocate(spec, sizes)  # type: ignore[arg-type]
+        return
+    grants = allocate(spec, sizes)  # type: ignore[arg-type]
+    flat = [*grants["image"], *grants["video"]]
+    counts = [size if grant is None else plan(Grid(1, 1, size), grant) for size, grant in zip(items, flat, strict=True)]
+    assert sum(counts) == min(total, sum(items))
+    assert all(1 <= count <= size for count, size in zip(counts, items, strict=True))
+
+
+@given(sizes=st.lists(st.integers(1, 500), min_size=1, max_size=5), limit=st.integers(5, 600))
+def test_the_operators_cap_holds(sizes: list[int], limit: int) -> None:
+    grants = allocate(VisualSpec(limit=limit), {"image": sizes})["image"]
+    kept = sum(size if g is None else plan(Grid(1, 1, size), g) for size, g in zip(sizes, grants, strict=True))
+    assert kept == min(limit, sum(sizes))
+    assert any(g and g.capped for g in grants) == (sum(sizes) > limit)
+
+
+def test_a_video_strategy_does_not_take_images() -> None:
+    with pytest.raises(BudgetError) as caught:
+        allocate(spec_of(keep=0.5, strategy="evs"), {"image": [10]})
+    assert caught.value.param == "pruning.visual.strategy"
+    allowed = allocate(spec_of(keep=0.5, strategy="evs", image=None), {"image": [10], "video": [10]})
+    assert allowed["image"] == [None]
+
+
+def test_keys_of_items_differ_exactly_when_budgets_do() -> None:
+    grants = [ItemBudget("uniform", "{}", keep, count) for keep, count in [("0.5", None), ("0.25", None), (None, 5)]]
+    assert len({grant.key() for grant in grants}) == 3
+    assert grants[0].key() == ItemBudget("uniform", "{}", "0.5", None, capped=True).key()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vllm_prune.config.load import ENV, ConfigError, PruneConfig, load
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "prune.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_no_file_means_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ENV, raising=False)
+    assert load() == PruneConfig()
+
+
+def test_a_whole_file(tmp_path: Path) -> None:
+    text = """
+defaults:
+  visual: {keep: 0.5, strategy: uniform}
+limits:
+  max_keep: 0.9
+  max_tokens: 4096
+  strategies: [uniform, random]
+  on_limit: reject
+presets:
+  fast: {visual: {keep: 0.25, strategy: uniform}}
+"""
+    config = load(written(tmp_path, text))
+    assert config.limits.strategies == ("uniform", "random")
+    assert config.presets["fast"].visual is not None
+    assert config.presets["fast"].visual.keep == 0.25
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "word"),
+    [
+        ("defaults:\n  visuel: {}\n", 2, "visuel"),
+        ("limits:\n  max_keep: 0.5\n  on_limit: maybe\n", 3, "on_limit"),
+        ("presets:\n  fast:\n    visual:\n      keep: 7\n", 4, "keep"),
+        ("presets:\n  fast:\n    visual:\n      keep: '0.5'\n", 4, "keep"),
+        ("unknown: 1\n", 1, "unknown"),
+        ("limits:\n  strategies: [magic]\n", 1, "magic"),
+        ("presets:\n  fast: {visual: {keep: 0.5, strategy: magic}}\n", 1, "magic"),
+        ("presets:\n  fast: {kv: {window: 4}}\n", 1, "keep"),
+        ("limits:\n  kv:\n    strategies: [magic]\n", 2, "magic"),
+    ],
+)
+def test_errors_name_the_line(tmp_path: Path, text: str, line: int, word: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert f"{path}:{line}:" in str(caught.value)
+    assert word in str(caught.value)
+
+
+def test_unreadable_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read"):
+        load(tmp_path / "missing.yaml")
+    with pytest.raises(ConfigError, match=r"prune\.yaml"):
+        load(written(tmp_path, "a: [1\n"))

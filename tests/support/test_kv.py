@@ -1,0 +1,125 @@
+"""Every configuration that is not known to be exact is refused, with a cause that log, 400 and counter share."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_prune.budget.kv import KvSpec
+from vllm_prune.kv import suitability
+from vllm_prune.kv.suitability import SCHEDULER, WORKER
+from vllm_prune.support import kv
+
+
+def config(**changes: Any) -> Any:
+    """The parts of a vLLM configuration that decide; the engine tests check that a real one passes."""
+
+    def part(**fields: Any) -> SimpleNamespace:
+        return SimpleNamespace(**{name: changes.get(name, value) for name, value in fields.items()})
+
+    return SimpleNamespace(
+        scheduler_config=part(scheduler_cls=SCHEDULER),
+        parallel_config=part(
+            worker_cls=WORKER,
+            pipeline_parallel_size=1,
+            decode_context_parallel_size=1,
+            prefill_context_parallel_size=1,
+            use_ubatching=False,
+        ),
+        cache_config=part(cache_dtype="auto"),
+        model_config=part(
+            runner_type="generate",
+            use_mla=False,
+            hf_text_config=SimpleNamespace(),
+            is_hybrid=False,
+            is_attention_free=False,
+            is_encoder_decoder=False,
+        ),
+        **{name: changes.get(name) for name in ("use_v2_model_runner", "kv_transfer_config", "speculative_config")},
+    )
+
+
+def layer(**changes: Any) -> Any:
+    impl = SimpleNamespace(
+        sliding_window=changes.pop("sliding_window", (-1, -1)), alibi_slopes=changes.pop("alibi_slopes", None)
+    )
+    fields = {"layer_name": "layers.0", "head_size": 64, "head_size_v": 64, "kv_sharing_target_layer_name": None}
+    return SimpleNamespace(impl=impl, **{**fields, **changes})
+
+
+def test_what_is_supported_is_not_refused() -> None:
+    assert kv.config_refusals(config()) == []
+    assert kv.config_refusals(config(speculative_config=SimpleNamespace(method="ngram"))) == []
+    assert kv.config_refusals(config(cache_dtype="bfloat16")) == []
+    off = SimpleNamespace(sliding_window=4096, use_sliding_window=False)
+    assert kv.config_refusals(config(hf_text_config=off)) == []
+    assert suitability.layer_refusals([layer(), layer(sliding_window=None), layer(sliding_window=-1)]) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"scheduler_cls": None}, "scheduler"),
+        ({"worker_cls": "auto"}, "worker"),
+        ({"use_v2_model_runner": True}, "runner_v2"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel"),
+        ({"decode_context_parallel_size": 2}, "context_parallel"),
+        ({"prefill_context_parallel_size": 2}, "context_parallel"),
+        ({"use_ubatching": True}, "micro_batches"),
+        ({"cache_dtype": "fp8"}, "cache_dtype"),
+        ({"kv_transfer_config": object()}, "kv_connector"),
+        ({"speculative_config": SimpleNamespace(method="eagle3")}, "speculative"),
+        ({"runner_type": "pooling"}, "not_generating"),
+        ({"use_mla": True}, "mla"),
+        ({"hf_text_config": SimpleNamespace(sliding_window=4096)}, "sliding_window"),
+        ({"is_hybrid": True}, "hybrid"),
+        ({"is_attention_free": True}, "hybrid"),
+        ({"is_encoder_decoder": True}, "cross_attention"),
+    ],
+)
+def test_a_configuration_is_refused(changes: dict[str, Any], cause: str) -> None:
+    found = kv.config_refusals(config(**changes))
+    assert [kv.cause_of(finding) for finding in found] == [cause]
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"sliding_window": (128, 0)}, "sliding_window"),
+        ({"sliding_window": 128}, "sliding_window"),
+        ({"alibi_slopes": [0.5]}, "alibi"),
+        ({"use_mm_prefix": True}, "prefix"),
+        ({"kv_sharing_target_layer_name": "layers.0"}, "shared_cache"),
+        ({"head_size_v": 32}, "head_sizes"),
+    ],
+)
+def test_a_layer_is_refused(changes: dict[str, Any], cause: str) -> None:
+    found = suitability.layer_refusals([layer(), layer(**changes)])
+    assert [kv.cause_of(finding) for finding in found] == [cause]
+    assert [kv.cause_of(finding) for finding in suitability.layer_refusals([])] == ["hybrid"]
+
+
+def test_managers_of_another_kind_are_refused() -> None:
+    from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, SlidingWindowManager
+
+    full = object.__new__(FullAttentionManager)
+    assert suitability.group_refusals([full]) == []
+    for managers in ([full, full], [object.__new__(SlidingWindowManager)], []):
+        assert kv.cause_of(suitability.group_refusals(managers)[0]) == "cache_groups"
+
+
+def test_a_strategy_without_its_signal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv.FOUND, "offers", frozenset({"queries", "values"}))
+    assert kv.cause_of(kv.missing(KvSpec("gui_kv", keep="0.5")) or "") == "signal"
+    assert kv.missing(KvSpec("gui_kv", '{"norm_source":"value"}', keep="0.5")) is None
+    assert kv.missing(KvSpec("keydiff", keep="0.5")) is None
+
+
+def test_causes_can_be_told_apart() -> None:
+    words = list(kv.REFUSED.values())
+    assert len(set(words)) == len(words)
+    for cause in kv.REFUSED:
+        assert kv.cause_of(kv.because(cause, "a detail: with a colon")) == cause
+    assert kv.cause_of("something else") == "other"

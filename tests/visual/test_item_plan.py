@@ -1,0 +1,53 @@
+"""The row that carries an item's plan to the model."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_prune.visual.item_plan import ItemPlan, decode, field_name, plan_of, unpruned
+
+counts = st.lists(st.integers(0, 1 << 24), max_size=8).map(tuple)
+options = st.dictionaries(st.text(max_size=8), st.booleans() | st.integers() | st.text(max_size=8), max_size=3)
+plans = st.builds(
+    ItemPlan,
+    st.text(min_size=1, max_size=12),
+    options.map(json.dumps),
+    st.integers(1, 1 << 24),
+    # 63-bit seeds: a float would round them.
+    st.integers(0, 2**63 - 1),
+    st.none() | counts,
+    st.none() | counts,
+)
+
+
+@given(plans)
+def test_round_trip(plan: ItemPlan) -> None:
+    row = plan.encode()
+    assert row.dtype == torch.uint8
+    assert row.dim() == 1
+    assert decode(row) == plan
+    assert decode(row).option_values == json.loads(plan.options)  # type: ignore[union-attr]
+
+
+@given(plans)
+def test_equal_plans_have_equal_bytes(plan: ItemPlan) -> None:
+    assert torch.equal(plan.encode(), decode(plan.encode()).encode())  # type: ignore[union-attr]
+
+
+def test_unpruned_items_have_an_empty_row() -> None:
+    assert unpruned().numel() == 0
+    assert decode(unpruned()) is None
+    assert decode(None) is None
+
+
+def test_plan_of_an_item() -> None:
+    plan = ItemPlan("uniform", "{}", 4, 7, per_frame=(0, 4))
+    item = {field_name("video"): SimpleNamespace(data=plan.encode())}
+    assert plan_of(item, "video") == plan
+    assert plan_of(item, "image") is None
+    assert plan_of({field_name("image"): SimpleNamespace(data=unpruned())}, "image") is None

@@ -1,0 +1,82 @@
+"""What we rely on in vLLM is there, and an unknown vLLM is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_prune.support import visual
+from vllm_prune.vllm_compat import serve_command, signatures
+from vllm_prune.vllm_compat import version as version_module
+
+
+def test_every_name_is_as_expected() -> None:
+    assert signatures.signature_problems() == []
+
+
+def test_a_missing_name_or_parameter_is_reported() -> None:
+    gone = signatures.VllmSignature("vllm.multimodal.utils", "no_such_function", ())
+    changed = signatures.VllmSignature("vllm.multimodal.utils", "copy_mm_embedding_modality", ("source",))
+    assert "no_such_function" in (gone.problem() or "")
+    assert "source" in (changed.problem() or "")
+
+
+@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0.0", "0.32"])
+def test_an_unknown_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(version_module, "vllm_version", lambda: version)
+    with pytest.raises(version_module.UnsupportedVersion, match=r"supports vLLM 0\.32"):
+        version_module.check_version()
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu"])
+def test_patch_releases_are_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(version_module, "vllm_version", lambda: version)
+    version_module.check_version()
+
+
+def config(**changes: Any) -> Any:
+    """The parts of a vLLM configuration that `refusals` reads."""
+    mm = SimpleNamespace(is_multimodal_pruning_enabled=lambda: changes.get("own", False), mm_encoder_tp_mode="data")
+    speculative = changes.get("speculative")
+    return SimpleNamespace(
+        model_config=SimpleNamespace(multimodal_config=changes.get("mm", mm)),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=changes.get("pipeline", 1), use_ubatching=changes.get("dbo", False)
+        ),
+        speculative_config=SimpleNamespace(method=speculative) if speculative else None,
+        compilation_config=SimpleNamespace(cudagraph_mm_encoder=changes.get("graphs", False)),
+        ec_transfer_config=changes.get("transfer"),
+        lora_config=SimpleNamespace(enable_tower_connector_lora=True) if changes.get("lora") else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"own": True}, "video-pruning-rate"),
+        ({"pipeline": 2}, "pipeline"),
+        ({"dbo": True}, "DBO"),
+        ({"speculative": "eagle3"}, "eagle3"),
+        ({"transfer": object()}, "disaggregation"),
+        ({"lora": True}, "LoRA"),
+        ({"graphs": True}, "encoder graphs"),
+        ({"mm": None}, "no images"),
+    ],
+)
+def test_refusals_have_a_reason_each(changes: dict[str, Any], word: str) -> None:
+    reasons = visual.config_refusals(config(**changes))
+    assert len(reasons) == 1
+    assert word in reasons[0]
+
+
+def test_what_is_supported_is_not_refused() -> None:
+    assert visual.config_refusals(config()) == []
+    assert visual.config_refusals(config(speculative="ngram")) == []
+
+
+def test_endpoint_plugin_is_named_without_hiding_others() -> None:
+    assert serve_command.allowed_plugins("mine").split(",") == ["mine", "vllm_prune"]
+    assert serve_command.allowed_plugins("mine,vllm_prune") == "mine,vllm_prune"
+    assert "vllm_prune" in serve_command.allowed_plugins(None).split(",")

@@ -1,0 +1,165 @@
+"""Budgets: what a request may ask for, and its one canonical form.
+
+Pure Python; nothing here sees a tensor or an engine. `PruningField` is the request field as clients
+write it. `VisualSpec` is the normalised form that travels with the request and enters every cache key,
+so equal budgets always have equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from typing import Any
+
+from pydantic import ValidationError
+
+from ..catalogue import KV, VISUAL
+from ..grid import MODALITIES, Modality
+from .errors import BudgetError
+from .fields import DEFAULT_KV_STRATEGY, DEFAULT_STRATEGY, KvField, VisualField, VisualPart, parse_visual
+from .kv import KvSpec
+
+KEY = "vllm_prune"
+"""Key of the wire form among vLLM's multimodal processor kwargs."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Canonical budget of one modality. With neither `keep` nor `max_tokens` it draws on the shared tokens."""
+
+    strategy: str
+    options: str = "{}"
+    keep: str | None = None
+    max_tokens: int | None = None
+
+    def ratio_count(self, tokens: int) -> int:
+        """K = max(1, floor(M * keep)), computed in decimals so that 0.29 of 100 is 29."""
+        assert self.keep is not None
+        return max(1, int(Decimal(self.keep) * tokens))
+
+
+@dataclass(frozen=True)
+class VisualSpec:
+    """Canonical visual budget of a request.
+
+    Attributes:
+        image, video: budget of that modality, None where it is not pruned.
+        max_tokens: tokens shared by the parts that name no budget of their own.
+        limit: operator's cap on the visual tokens of one request, None where there is none.
+        strict: whether a request over the cap is refused instead of pruned down to it.
+    """
+
+    image: Part | None = None
+    video: Part | None = None
+    max_tokens: int | None = None
+    limit: int | None = None
+    strict: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether tokens are counted over the request, so that every item's size matters to the others."""
+        own = [part.max_tokens for part in (self.image, self.video) if part is not None]
+        return any(n is not None for n in (*own, self.max_tokens, self.limit))
+
+    def part(self, modality: Modality) -> Part | None:
+        """Budget of `modality`."""
+        return self.image if modality == "image" else self.video
+
+    def wire(self) -> dict[str, Any]:
+        """JSON-able form with a fixed key order."""
+        return asdict(self)
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> VisualSpec:
+        """Inverse of `wire`. Accepts a `pruning.visual` object as well, for offline use.
+
+        Raises:
+            BudgetError: neither form.
+        """
+        if set(wire) == {"image", "video", "max_tokens", "limit", "strict"}:
+            parts = {m: Part(**wire[m]) if wire[m] else None for m in MODALITIES}
+            return cls(parts["image"], parts["video"], wire["max_tokens"], wire["limit"], wire["strict"])
+        return canonical(parse_visual(wire))
+
+
+def canonical(field: VisualField, defaults: Mapping[str, str] | None = None) -> VisualSpec:
+    """Normalise a validated field: strategies named, options filled in, numbers in one spelling.
+
+    Args:
+        field: what the client asked for.
+        defaults: strategy per modality where the field names none.
+
+    Raises:
+        BudgetError: no budget, an unknown strategy, options the strategy refuses.
+    """
+    fallback: dict[str, str] = dict(DEFAULT_STRATEGY.items()) | dict(defaults or {})
+    parts: dict[str, Part | None] = {}
+    for modality in MODALITIES:
+        own = modality in field.model_fields_set
+        override: VisualPart | None = getattr(field, modality) if own else None
+        if own and override is None:
+            parts[modality] = None
+        else:
+            parts[modality] = _part(field, override, modality, fallback[modality])
+    shared = any(p and p.keep is None and p.max_tokens is None for p in parts.values())
+    return VisualSpec(parts["image"], parts["video"], field.max_tokens if shared else None)
+
+
+def _part(field: VisualField, override: VisualPart | None, modality: Modality, fallback: str) -> Part | None:
+    source = override or field
+    param = f"pruning.visual.{modality}" if override else "pruning.visual"
+    given = source if source.keep is not None or source.max_tokens is not None else field
+    name = source.strategy or field.strategy or fallback
+    if name not in VISUAL.names():
+        raise BudgetError(f"unknown strategy {name!r}; known: {', '.join(VISUAL.names())}", f"{param}.strategy")
+    if name == "none" and given.max_tokens is None and given.keep in (None, 1.0):
+        return None
+    if name == "none":
+        raise BudgetError("strategy 'none' keeps every token; name another one or drop the budget", f"{param}.strategy")
+    if given.keep is None and given.max_tokens is None:
+        only_other = override is None and (field.image or field.video or field.model_fields_set & {"image", "video"})
+        if only_other:
+            return None
+        raise BudgetError("give one of keep and max_tokens", f"{param}.keep")
+    options = source.options if source.options is not None or override is None else field.options
+    text = options_of(name, options or {}, param)
+    if given.keep is not None:
+        return None if given.keep == 1 else Part(name, text, keep=_decimal(given.keep))
+    return Part(name, text, max_tokens=given.max_tokens if given is override else None)
+
+
+def canonical_kv(field: KvField) -> KvSpec | None:
+    """Normalise a validated `pruning.kv` object; None where it evicts nothing.
+
+    Raises:
+        BudgetError: both budgets or neither, an unknown strategy, options the strategy refuses.
+    """
+    name = field.strategy or DEFAULT_KV_STRATEGY
+    if name not in ("none", *KV.names()):
+        raise BudgetError(f"unknown KV strategy {name!r}; known: {', '.join(KV.names())}", "pruning.kv.strategy")
+    if (field.keep is None) == (field.max_tokens is None) and name != "none":
+        raise BudgetError("give one of keep and max_tokens", "pruning.kv.keep")
+    if name == "none" and (field.max_tokens is not None or field.keep not in (None, 1)):
+        raise BudgetError("strategy 'none' keeps every row; name another one or drop the budget", "pruning.kv.strategy")
+    if name == "none" or field.keep == 1:
+        return None
+    options = options_of(name, field.options or {}, "pruning.kv", KV.create)
+    keep = None if field.keep is None else _decimal(field.keep)
+    return KvSpec(name, options, keep, field.max_tokens, field.window, field.buffer)
+
+
+def _decimal(ratio: float) -> str:
+    return format(Decimal(repr(float(ratio))).normalize(), "f")
+
+
+def options_of(name: str, options: Mapping[str, Any], param: str, make: Callable[..., Any] = VISUAL.create) -> str:
+    """Validated options of a strategy, defaults filled in, as canonical JSON. Raises `BudgetError`."""
+    try:
+        filled = make(name, options).options.model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        location = ".".join([param, "options", *(str(part) for part in first["loc"])])
+        raise BudgetError(f"{location}: {first['msg']} (strategy {name!r})", location) from None
+    return json.dumps(filled, sort_keys=True, separators=(",", ":"))

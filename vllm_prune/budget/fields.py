@@ -1,0 +1,91 @@
+"""The `pruning` request field as clients write it, and its validation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..grid import Modality
+from .errors import BudgetError
+
+DEFAULT_STRATEGY: dict[Modality, str] = {"image": "divprune", "video": "divprune"}
+
+
+DEFAULT_KV_STRATEGY = "snapkv"
+OnLimit = Literal["clamp", "reject"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Keep = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+
+MaxTokens = Annotated[int, Field(ge=1, le=1 << 24)]
+
+
+class VisualPart(_Strict):
+    """Budget of one modality: `keep` (ratio of the item's tokens) or `max_tokens` (shared over its items)."""
+
+    strategy: str | None = None
+    keep: Keep | None = None
+    max_tokens: MaxTokens | None = None
+    options: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> VisualPart:
+        if self.keep is not None and self.max_tokens is not None:
+            raise ValueError("give one of keep and max_tokens, not both")
+        return self
+
+
+class VisualField(VisualPart):
+    """The `pruning.visual` object: a budget for all media, and overrides per modality (null turns one off)."""
+
+    image: VisualPart | None = None
+    video: VisualPart | None = None
+
+
+class KvField(_Strict):
+    """The `pruning.kv` object; see the contract for the meaning of each key."""
+
+    strategy: str | None = None
+    keep: Keep | None = None
+    max_tokens: MaxTokens | None = None
+    window: Annotated[int, Field(ge=1, le=1024)] = 8
+    buffer: Annotated[int, Field(ge=1, le=1 << 20)] = 128
+    options: dict[str, Any] | None = None
+
+
+class PruningField(_Strict):
+    """The `pruning` request field. A part that is absent takes the default, a part that is null is off."""
+
+    visual: VisualField | None = None
+    kv: KvField | None = None
+
+
+def parse_pruning(raw: object) -> PruningField:
+    """Validate a `pruning` object.
+
+    Raises:
+        BudgetError: with the offending field in `param`.
+    """
+    return _validate(PruningField, raw, "pruning")
+
+
+def parse_visual(raw: object, param: str = "pruning.visual") -> VisualField:
+    """Validate a `pruning.visual` object. Raises `BudgetError`."""
+    return _validate(VisualField, raw, param)
+
+
+def _validate(model: type[Any], raw: object, param: str) -> Any:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        # A rule over several fields is reported at their parent; `keep` is the field to change.
+        field = ("keep",) if first["type"] == "value_error" else ()
+        location = ".".join([param, *(str(part) for part in (*first["loc"], *field))])
+        raise BudgetError(f"{location}: {first['msg']}", location) from None

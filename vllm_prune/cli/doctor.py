@@ -1,0 +1,159 @@
+"""What is installed, registered and refused, as checks that a person or a script can read."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from ..catalogue import KV
+from ..config.load import ENV, ConfigError, load
+from ..kv.suitability import SCHEDULER, WORKER
+from ..support.kv import REFUSED
+from ..visual.scorers.stts.files import PLACE, ScorerError, read_shape
+from ..vllm_compat import media_connector, plugin, signatures, version
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: `good` is False when it keeps budgets from being honoured."""
+
+    name: str
+    good: bool
+    detail: str
+
+
+def examine() -> list[Check]:
+    """All checks, cheapest first; later ones are skipped where vLLM itself is missing or unknown."""
+    try:
+        version.check_version()
+    except ImportError as error:
+        return [Check("vllm", False, f"not importable: {error}; install the extra cpu or cuda")]
+    except version.UnsupportedVersion as error:
+        return [Check("vllm", False, str(error))]
+    return [
+        Check("vllm", True, f"{version.vllm_version()} (supported: {version.SUPPORTED}.x)"),
+        *_platform(),
+        _signatures(),
+        _plugin(),
+        *_adapters(),
+        _molmo2(),
+        _configuration(),
+        _stts(),
+        _kv(),
+        _media(),
+    ]
+
+
+def _platform() -> list[Check]:
+    from vllm.platforms import current_platform
+
+    name = current_platform.device_name or current_platform.device_type
+    runner = "visual budgets: V1 and V2 alike, positions are placed inside the model; KV eviction: V1"
+    return [
+        Check("platform", True, f"{current_platform.device_type} ({name})"),
+        Check("model runner", True, runner),
+    ]
+
+
+def _signatures() -> Check:
+    problems = signatures.signature_problems()
+    return Check(
+        "vllm internals", not problems, "; ".join(problems) or f"all {len(signatures.SIGNATURES)} names are as expected"
+    )
+
+
+def _plugin() -> Check:
+    found = {entry.name for entry in entry_points(group="vllm.general_plugins")}
+    listed = os.environ.get("VLLM_PLUGINS")
+    if "vllm_prune" not in found:
+        return Check("plugin", False, "entry point not installed: pip install vllm-prune into this environment")
+    if listed is not None and "vllm_prune" not in listed.split(","):
+        return Check("plugin", False, f"VLLM_PLUGINS={listed} leaves out vllm_prune; add it")
+    return Check("plugin", True, "installed; vLLM loads it in every process")
+
+
+def _adapters() -> list[Check]:
+    from vllm import ModelRegistry
+
+    from ..visual.models.table import ADAPTERS
+
+    plugin.register_models()
+    checks = []
+    for architecture, target in ADAPTERS.items():
+        module, name = target.split(":")
+        try:
+            ours = getattr(importlib.import_module(module), name)
+        except Exception as error:  # an import error is what vLLM would swallow
+            checks.append(Check(architecture, False, f"{target}: {error!r}"))
+            continue
+        registered = ModelRegistry.models[architecture].load_model_cls()
+        detail = f"{target}" if registered is ours else f"registered is {registered}, not ours"
+        checks.append(Check(architecture, registered is ours, detail))
+    return checks
+
+
+def _molmo2() -> Check:
+    from vllm.platforms import current_platform
+
+    detail = (
+        "experimental: budgets for videos, with counts per frame and positions of the shortened prompt; image budgets "
+        "are refused with 400. Tested with a tiny random model and a causal mask in place of prefix attention only"
+    )
+    if current_platform.is_cpu():
+        detail = (
+            "not on the CPU: its visual tokens attend in both directions (prefix attention), which vLLM has in its "
+            "Triton, FlexAttention and FlashAttention 4 backends only. Elsewhere " + detail
+        )
+    return Check("Molmo2", True, detail)
+
+
+def _stts() -> Check:
+    try:
+        given = load().stts.scorer
+        shape = read_shape(Path(given)) if given is not None else None
+    except ConfigError:
+        return Check("stts scorer", True, "not looked at: the configuration cannot be read")
+    except ScorerError as error:
+        return Check("stts scorer", False, f"stts.scorer: {error}")
+    if shape is not None:
+        return Check("stts scorer", True, f"{given}: {shape}; whether it fits is decided with the served model")
+    detail = f"none configured: strategy 'stts' runs where the served checkpoint has {PLACE}, and is refused with 400 "
+    return Check(
+        "stts scorer", True, detail + "elsewhere; name another file in the configuration, stts: {scorer: FILE}"
+    )
+
+
+def _kv() -> Check:
+    detail = f"{', '.join(KV.names())}; needs --scheduler-cls {SCHEDULER} and --worker-cls {WORKER} "
+    detail += f"(vllm-prune serve sets both); refused with a reason: {', '.join(REFUSED.values())}"
+    try:
+        for path in (SCHEDULER, WORKER):
+            module, _, name = path.rpartition(".")
+            getattr(importlib.import_module(module), name)
+    except Exception as error:  # whatever keeps an engine from loading them
+        return Check("kv eviction", False, f"cannot be loaded: {error!r}")
+    return Check("kv eviction", True, detail)
+
+
+def _media() -> Check:
+    selected = os.environ.get("VLLM_MEDIA_CONNECTOR")
+    if selected not in (None, media_connector.MEDIA_CONNECTOR):
+        detail = f"VLLM_MEDIA_CONNECTOR={selected}: URLs and decoding are not guarded; unset it, or set it to "
+        return Check("media intake", False, f"{detail}{media_connector.MEDIA_CONNECTOR}")
+    try:
+        media_connector.load_server_object("media_connector")
+    except Exception as error:  # whatever keeps a server from loading it
+        return Check("media intake", False, f"cannot be loaded: {error!r}")
+    how = "selected" if selected else "vllm-prune serve selects it; for vllm serve set"
+    return Check("media intake", True, f"{how} VLLM_MEDIA_CONNECTOR={media_connector.MEDIA_CONNECTOR}")
+
+
+def _configuration() -> Check:
+    try:
+        load()
+    except ConfigError as error:
+        return Check("configuration", False, str(error))
+    return Check("configuration", True, os.environ.get(ENV, "defaults (no file given)"))

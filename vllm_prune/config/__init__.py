@@ -1,0 +1,1 @@
+"""The operator's configuration: `load` reads the file, one module per section."""

@@ -1,0 +1,153 @@
+"""The operator's configuration: defaults, limits and presets, from one YAML file."""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from ..budget.canonical import canonical, canonical_kv
+from ..budget.errors import BudgetError
+from ..budget.fields import KvField, PruningField, VisualField
+from .admission import Admission
+from .limits import Limits
+from .logging import Logging
+from .media import Media
+from .scorers import Stts, VisionSelectorWeights
+from .section import Section
+from .tenants import ENV as TENANTS_ENV
+from .tenants import Tenant, Tenants, from_environment, named
+
+ENV = "VLLM_PRUNE_CONFIG"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the file and the line."""
+
+
+class Defaults(Section):
+    """Budgets of requests that name none."""
+
+    visual: VisualField | None = None
+    kv: KvField | None = None
+
+
+PresetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class PruneConfig(Section):
+    """The whole file."""
+
+    defaults: Defaults = Defaults()
+    limits: Limits = Limits()
+    presets: dict[PresetName, PruningField] = Field(default_factory=dict)
+    media: Media = Media()
+    admission: Admission = Admission()
+    tenants: Tenants = Field(default_factory=dict)
+    logging: Logging = Logging()
+    stts: Stts = Stts()
+    vision_selector: VisionSelectorWeights = VisionSelectorWeights()
+
+    @model_validator(mode="after")
+    def _usable(self) -> PruneConfig:
+        fields: dict[str, Defaults | PruningField] = {"defaults": self.defaults}
+        fields |= {f"presets.{name}": preset for name, preset in self.presets.items()}
+        for where, field in fields.items():
+            try:
+                if field.visual is not None:
+                    canonical(field.visual)
+                if field.kv is not None:
+                    canonical_kv(field.kv)
+            except BudgetError as error:
+                raise ValueError(f"{where}: {error}") from None
+        for tenant in named(self.tenants).values():
+            self.for_tenant(tenant)
+        return self
+
+    def for_tenant(self, tenant: Tenant) -> PruneConfig:
+        """The configuration as it applies to one tenant.
+
+        Raises:
+            ValueError: its default preset does not exist, or its limits contradict the server's.
+        """
+        name = tenant.default_preset
+        if name is not None and name not in self.presets:
+            known = ", ".join(sorted(self.presets)) or "none are configured"
+            raise ValueError(f"tenant {tenant.name}: unknown default_preset {name!r}; known: {known}")
+        preset = self.presets[name] if name is not None else PruningField()
+        given = {part: getattr(preset, part) for part in preset.model_fields_set}
+        defaults = self.defaults.model_copy(update=given)
+        return self.model_copy(update={"defaults": defaults, "limits": self.limits.overlaid(tenant.limits)})
+
+
+def load(path: str | os.PathLike[str] | None = None) -> PruneConfig:
+    """Read the configuration from `path`, or from the file that `VLLM_PRUNE_CONFIG` names, or the defaults.
+
+    Raises:
+        ConfigError: unreadable file, YAML error, unknown key or wrong value, with its line.
+    """
+    source = path or os.environ.get(ENV)
+    try:
+        text = Path(source).read_text(encoding="utf-8") if source else ""
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+        raw = _with_environment(yaml.safe_load(text) or {})
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {source}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    try:
+        return PruneConfig.model_validate(_plain(raw))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        # A key that is refused may be a secret in the wrong place; the line is enough to find it.
+        shown = first["loc"][:-2] if first["loc"][-1:] == ("[key]",) else first["loc"]
+        where = ".".join(str(part) for part in shown)
+        source = source or TENANTS_ENV
+        raise ConfigError(f"{source}:{_line(tree, first['loc'])}: {where or 'file'}: {first['msg']}") from None
+
+
+def _with_environment(raw: Any) -> Any:
+    """The file's content with the tenants of the environment beside its own."""
+    try:
+        more = from_environment()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not more or not isinstance(raw, dict):
+        return raw
+    own = raw.get("tenants") or {}
+    if twice := set(own) & set(more):
+        raise ConfigError(f"{TENANTS_ENV} repeats keys of the configuration file: {', '.join(sorted(twice))}")
+    return {**raw, "tenants": {**own, **more}}
+
+
+def _plain(raw: Any) -> Any:
+    """Lists become tuples where the strict models expect immutable values."""
+    if isinstance(raw, dict):
+        return {key: _plain(value) for key, value in raw.items()}
+    return tuple(_plain(item) for item in raw) if isinstance(raw, list) else raw
+
+
+def _line(node: Any, location: tuple[int | str, ...]) -> int:
+    """Line of the deepest key on the path of an error, counted from 1."""
+    line = node.start_mark.line + 1 if node is not None else 1
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            pairs = {key.value: (key, value) for key, value in node.value}
+            if part not in pairs:
+                break
+            key, node = pairs[str(part)]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+configuration = lru_cache(maxsize=1)(load)
+"""The configuration of this process, from `VLLM_PRUNE_CONFIG`."""

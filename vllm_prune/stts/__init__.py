@@ -1,1 +1,0 @@
-"""STTS (arXiv 2603.18004): cells of the vision tower scored by a trained module, early in the tower."""

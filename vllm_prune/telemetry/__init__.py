@@ -1,0 +1,1 @@
+"""Metrics and spans. Imports nothing else of the package."""

@@ -1,0 +1,79 @@
+"""What a multimodal processor of the Qwen-VL kind says of its items: grids, patches and sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vllm.multimodal.parse import VideoProcessorItems
+
+from ...grid import Grid, Modality
+
+
+class GridItems:
+    """Mixin; families whose processors give something else than `grid_thw` override its methods."""
+
+    def cell_side(self) -> int:
+        """Patches per side of a cell."""
+        return int(self.info.get_hf_config().vision_config.spatial_merge_size)  # type: ignore[attr-defined]
+
+    def grids_of(self, modality: Modality, data: Any) -> list[Grid]:
+        """Grids of the items in a processor's output; none where it has no item of the modality."""
+        thw, side = data.get(f"{modality}_grid_thw"), self.cell_side()
+        rows = () if thw is None else thw.tolist()
+        return [Grid(frames, height // side, width // side) for frames, height, width in rows]
+
+    def patches_of(self, modality: Modality, data: Any, index: int) -> Any:
+        """Patches of an item, [patches, values], frame by frame; None for precomputed embeddings."""
+        pixels = data.get("pixel_values" if modality == "image" else "pixel_values_videos")
+        if pixels is None:
+            return None
+        counts = [int(n) for n in data[f"{modality}_grid_thw"].prod(-1)]
+        start = sum(counts[:index])
+        return pixels[start : start + counts[index]]
+
+    def tokens_of(self, modality: Modality, placed: Any) -> int:
+        """Visual tokens of an item, from its place in the prompt."""
+        return int(placed.get_num_embeds())
+
+    def image_tokens(self, width: int, height: int) -> int:
+        """Visual tokens of an image of so many pixels, before pruning."""
+        info: Any = self.info  # type: ignore[attr-defined]
+        images = info.get_image_processor()
+        return int(
+            info.get_num_image_tokens(image_width=width, image_height=height, image_processor=images, mm_kwargs={})
+        )
+
+    def size_of(self, items: Any, modality: Modality, index: int, kwargs: Mapping[str, object]) -> int:
+        """Visual tokens of an item that was sent, before pruning.
+
+        Args:
+            items: vLLM's parsed items of the modality.
+            modality: "image" or "video".
+            index: of the item.
+            kwargs: the processor's.
+        """
+        info: Any = self.info  # type: ignore[attr-defined]
+        if not hasattr(items, "get_image_size" if modality == "image" else "get_frame_size"):
+            return int(items.get_feature_size(index))
+        processor = info.get_hf_processor(**kwargs)
+        if modality == "image":
+            size, frames, own = items.get_image_size(index), 1, processor.image_processor
+        else:
+            size, frames = _video_size(items.get(index))
+            own = processor.video_processor
+        _, tokens = info._get_vision_info(
+            image_width=size.width,
+            image_height=size.height,
+            num_frames=frames,
+            image_processor=own,
+            mm_kwargs=kwargs,
+            modality=modality,
+        )
+        return int(tokens)
+
+
+def _video_size(item: Any) -> tuple[Any, int]:
+    """Frame size and frame count of a video, which may come with its metadata."""
+    frames = item[0] if isinstance(item, tuple) else item
+    return VideoProcessorItems([frames]).get_frame_size(0), len(frames)

@@ -1,0 +1,44 @@
+"""What one item of a request has been granted, and what the front end remembers about items."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...budget.allocate import ItemBudget
+from ...grid import Modality
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Budget of one item together with what its row needs.
+
+    Attributes:
+        budget: None where the item keeps everything.
+        base: the item's hash without a budget.
+        earlier: base hashes of the items before it, for strategies that compare items.
+        patches_of: gives the processor output of an earlier item that was served from a cache.
+    """
+
+    budget: ItemBudget | None
+    base: str
+    earlier: tuple[str, ...] = ()
+    patches_of: Callable[[int], Any] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def seed(self) -> int:
+        """63-bit number from the item's content."""
+        return int.from_bytes(hashlib.blake2b(self.base.encode(), digest_size=8).digest(), "big") >> 1
+
+    @property
+    def key(self) -> str:
+        """Cache key of the item under this grant; the parent's own where nothing is pruned."""
+        if self.budget is None:
+            return self.base
+        text = "|".join([self.budget.key(), *self.earlier])
+        return f"{self.base}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"
+
+
+Grants = dict[Modality, list[Grant]]

@@ -1,0 +1,263 @@
+"""The front end's half of visual pruning: grants, placeholder counts and cache keys.
+
+A mixin before a vLLM multimodal processor. The request's canonical budget arrives among the processor
+kwargs; `apply` turns it into one grant per item, which decides the item's placeholder count and is part
+of its hash. Without a budget the parent runs unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
+
+from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.processing.inputs import ProcessorInputs
+
+from ...budget.allocate import ItemBudget, allocate, plan
+from ...budget.canonical import KEY, VisualSpec
+from ...budget.errors import BudgetError
+from ...catalogue import VISUAL
+from ...grid import MODALITIES, Grid, Modality
+from ..item_plan import ItemPlan, decode, field_name, unpruned
+from ..strategies.base import Cells, PixelStrategy
+from .family_items import GridItems
+from .frame_split import frame_counts
+from .granted_item import Grant, Grants
+from .item_cache import ItemCache
+
+REPORT = "vllm_prune_report"
+"""Key under which `apply` leaves what was done; the request seam takes it off again."""
+
+ROOM = "vllm_prune_room"
+"""Key under which `apply` leaves how many tokens may still follow before the model runs out of positions."""
+
+
+class PrunedProcessor(GridItems):
+    """Mixin placed before a vLLM multimodal processor of the Qwen-VL kind.
+
+    Attributes:
+        counts_per_frame: whether text stands between frames, so that each frame's count is fixed here; see `frames`.
+    """
+
+    vllm_prune_adapter: ClassVar[bool] = True
+    counts_per_frame: ClassVar[bool] = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._memory = ItemCache()
+        self._merge = self.cell_side()
+        deviations = self.info.get_hf_processor().image_processor.image_std  # type: ignore[attr-defined]
+        self._spread = sum(deviations) / len(deviations)
+
+    def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
+        """Process a prompt with its media; see the parent."""
+        wire = inputs.hf_processor_mm_kwargs.get(KEY)
+        grants: Grants = {}
+        if wire is not None:
+            inputs = replace(inputs, hf_processor_mm_kwargs=_without(inputs.hf_processor_mm_kwargs))
+            grants = self._grants(inputs, VisualSpec.from_wire(wire))
+            inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: grants})
+        result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        result[REPORT] = self._report(inputs, grants, result)
+        if any(grant.budget for items in grants.values() for grant in items):
+            result[ROOM] = self._room(grants, result)
+        return result
+
+    def positions(self) -> int:
+        """Rows of the model's rotary table."""
+        return int(self.info.get_hf_config().get_text_config().max_position_embeddings)  # type: ignore[attr-defined]
+
+    def extent(self, modality: Modality, grid: Grid) -> int:
+        """How far an unpruned item moves the text behind it."""
+        raise NotImplementedError
+
+    def _room(self, grants: Grants, result: Any) -> int:
+        """Positions left behind a pruned prompt: kept tokens shorten it, its positions stay as they were."""
+        following = len(result["prompt_token_ids"])
+        for modality, items in grants.items():
+            for grant, placed in zip(items, result["mm_placeholders"][modality], strict=True):
+                if grid := self._memory.grid(grant.base):
+                    following += self.extent(modality, grid) - self.tokens_of(modality, placed)
+        room = self.positions() - following
+        if room < 1:
+            raise BudgetError(
+                f"the media span {following} positions and the model has {self.positions()}; send fewer or smaller "
+                "frames: pruning drops tokens, not positions",
+                "pruning.visual",
+            )
+        return room
+
+    def _grants(self, inputs: ProcessorInputs, spec: VisualSpec) -> Grants:
+        hashes = super()._get_mm_hashes(inputs)  # type: ignore[misc]
+        sizes = {m: self._sizes(inputs, m, hashes[m], spec) for m in MODALITIES if m in inputs.mm_data_items}
+        grants: Grants = {}
+        for modality, budgets in allocate(spec, sizes).items():
+            bases = hashes[modality]
+            source = partial(self._process_alone, inputs, modality)
+            grants[modality] = [
+                Grant(budget, base, tuple(bases[:i]) if budget and _compares(budget) else (), source)
+                for i, (budget, base) in enumerate(zip(budgets, bases, strict=True))
+            ]
+        return grants
+
+    def _sizes(self, inputs: ProcessorInputs, modality: Modality, bases: Sequence[str], spec: VisualSpec) -> list[int]:
+        """Tokens of each item before pruning; only looked up where items share a number of tokens."""
+        items = inputs.mm_data_items[modality]
+        if not spec.counts:
+            return [1] * items.get_count()
+        sizes = []
+        for i, base in enumerate(bases):
+            grid = self._memory.grid(base)
+            if grid is None and items.get(i) is None:
+                raise BudgetError(
+                    f"{modality} {i} was sent by uuid only and its size is not known here; use keep, or send it",
+                    "pruning.visual.max_tokens",
+                )
+            sizes.append(grid.tokens if grid else self.size_of(items, modality, i, inputs.hf_processor_mm_kwargs))
+        return sizes
+
+    def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
+        grants = inputs.hf_processor_mm_kwargs.get(KEY)
+        if not grants:
+            return super()._get_mm_hashes(inputs)  # type: ignore[misc]
+        return {modality: [grant.key for grant in items] for modality, items in grants.items()}
+
+    def _get_cache_missing_processor_kwargs(self, inputs: ProcessorInputs, mm_is_cached: Any) -> Mapping[str, object]:
+        grants = inputs.hf_processor_mm_kwargs.get(KEY)
+        bare = replace(inputs, hf_processor_mm_kwargs=_without(inputs.hf_processor_mm_kwargs))
+        kwargs = super()._get_cache_missing_processor_kwargs(bare, mm_is_cached)  # type: ignore[misc]
+        if not grants:
+            return kwargs
+        missing = {
+            m: [grant for grant, hit in zip(items, mm_is_cached[m], strict=True) if not hit]
+            for m, items in grants.items()
+        }
+        return {**kwargs, KEY: missing}
+
+    def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
+        grants: Any = hf_kwargs.get(KEY) or {}
+        data = super()._apply_hf_processor_main(mm_items=mm_items, hf_kwargs=_without(hf_kwargs))  # type: ignore[misc]
+        for modality in MODALITIES:
+            grids = self.grids_of(modality, data)
+            if not grids:
+                continue
+            own = grants.get(modality) or [None] * len(grids)
+            if any(grant and grant.earlier for grant in own):
+                for i, grant in enumerate(own):
+                    self._keep_cells(grant.base, self.patches_of(modality, data, i))
+            data[field_name(modality)] = [self._row(modality, data, i, grids[i], grant) for i, grant in enumerate(own)]
+        return data
+
+    def _process_alone(self, inputs: ProcessorInputs, modality: Modality, index: int) -> Any:
+        """Processor output of one item of the request, for an item that the cache answered."""
+        info: Any = self.info  # type: ignore[attr-defined]
+        item = inputs.mm_data_items[modality][index]
+        if item is None:
+            raise ValueError(f"{modality} {index} was sent by uuid only; its pixels are needed to compare with it")
+        alone = info.parse_mm_data({modality: [item]}, validate=False)
+        data = super()._apply_hf_processor_main(mm_items=alone, hf_kwargs=_without(inputs.hf_processor_mm_kwargs))  # type: ignore[misc]
+        return self.patches_of(modality, data, 0)
+
+    def _keep_cells(self, base: str, patches: Any) -> Cells:
+        return self._memory.keep_cells(base, patches, self._merge**2, self._spread)
+
+    def _row(self, modality: Modality, data: Any, index: int, grid: Grid, grant: Grant | None) -> Any:
+        if grant is not None:
+            self._memory.keep_grid(grant.base, grid)
+        if grant is None or grant.budget is None:
+            return unpruned()
+        budget, count = grant.budget, plan(grid, grant.budget)
+        if count == grid.tokens:
+            return unpruned()
+        patches = self.patches_of(modality, data, index)
+        if patches is None and VISUAL.strategy_class(budget.strategy).needs & {"scorer", "tower_attention"}:
+            raise ValueError(f"strategy {budget.strategy!r} looks into the tower, but this item came as embeddings")
+        per_frame = None
+        if self.counts_per_frame and modality == "video":
+            per_frame = frame_counts(count, grid, patches, VISUAL.strategy_class(budget.strategy).frame_split)
+        indices = self._from_pixels(budget, grant, grid, count, patches, per_frame)
+        return ItemPlan(budget.strategy, budget.options, count, grant.seed, per_frame, indices).encode()
+
+    def _from_pixels(
+        self,
+        budget: ItemBudget,
+        grant: Grant,
+        grid: Grid,
+        count: int,
+        patches: Any,
+        per_frame: Sequence[int] | None,
+    ) -> tuple[int, ...] | None:
+        strategy = VISUAL.create(budget.strategy, ItemPlan(budget.strategy, budget.options, count, 0).option_values)
+        if not isinstance(strategy, PixelStrategy):
+            return None
+        if patches is None:
+            raise ValueError(f"strategy {budget.strategy!r} looks at pixels, but this item came as embeddings")
+        cells = self._keep_cells(grant.base, patches)
+        earlier = [self._earlier_cells(grant, i) for i in range(len(grant.earlier))]
+        return tuple(strategy.select_cells(cells, grid, count, earlier, per_frame).tolist())
+
+    def _earlier_cells(self, grant: Grant, index: int) -> Cells:
+        assert grant.patches_of is not None
+        base = grant.earlier[index]
+        return self._memory.cells(base) or self._keep_cells(base, grant.patches_of(index))
+
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
+        parent = super()._get_mm_fields_config(hf_inputs, _without(hf_processor_mm_kwargs))  # type: ignore[misc]
+        own = {field_name(m): MultiModalFieldConfig.batched(m, keep_on_cpu=True) for m in MODALITIES}
+        return {**parent, **own}
+
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
+    ) -> Sequence[Any]:
+        updates = super()._get_prompt_updates(  # type: ignore[misc]
+            mm_items, _without(hf_processor_mm_kwargs), out_mm_kwargs
+        )
+        return [replace(u, replacement=self._replacement(u.modality, u.replacement, out_mm_kwargs)) for u in updates]
+
+    def _replacement(self, modality: str, unpruned_replacement: Any, out_mm_kwargs: Any) -> Any:
+        def replacement(index: int) -> Any:
+            item = out_mm_kwargs[modality][index]
+            element = item.get(field_name(modality))
+            item_plan = decode(element.data) if element is not None else None
+            return (
+                unpruned_replacement(index) if item_plan is None else self.pruned_placeholder(modality, item, item_plan)
+            )
+
+        return replacement
+
+    def pruned_placeholder(self, modality: str, item: Any, plan: ItemPlan) -> Any:
+        """Prompt tokens that stand for a pruned item; `item` is vLLM's keyword item."""
+        config = self.info.get_hf_config()  # type: ignore[attr-defined]
+        token = config.image_token_id if modality == "image" else config.video_token_id
+        return [token] * plan.count
+
+    def _report(self, inputs: ProcessorInputs, grants: Grants, result: Any) -> list[dict[str, Any]]:
+        """What was given and kept per item: modality, strategy, input_tokens, kept_tokens, capped."""
+        report = []
+        for modality, ranges in result["mm_placeholders"].items():
+            for i, placed in enumerate(ranges):
+                kept = self.tokens_of(modality, placed)
+                grant = grants[modality][i] if modality in grants else None
+                pruned = grant is not None and grant.budget is not None
+                strategy = grant.budget.strategy if pruned else "none"  # type: ignore[union-attr]
+                given = self._given(inputs, modality, i, grant) if pruned else kept  # type: ignore[arg-type]
+                entry = {"modality": modality, "strategy": strategy, "input_tokens": given, "kept_tokens": kept}
+                report.append({**entry, "capped": pruned and grant.budget.capped})  # type: ignore[union-attr]
+        return report
+
+    def _given(self, inputs: ProcessorInputs, modality: Modality, index: int, grant: Grant) -> int:
+        grid = self._memory.grid(grant.base)
+        if grid is not None:
+            return grid.tokens
+        return self.size_of(inputs.mm_data_items[modality], modality, index, _without(inputs.hf_processor_mm_kwargs))
+
+
+def _without(kwargs: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in kwargs.items() if key != KEY}
+
+
+def _compares(budget: ItemBudget) -> bool:
+    strategy = VISUAL.strategy_class(budget.strategy)
+    return issubclass(strategy, PixelStrategy) and strategy.across_items

@@ -1,0 +1,256 @@
+"""What all model adapters share: encode in micro-batches, select, and place kept tokens where they stood.
+
+An adapter is a subclass of a vLLM model. Requests that do not prune take the parent's path unchanged:
+same encoder batch, same embeddings, same positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from itertools import accumulate
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from vllm.multimodal.utils import copy_mm_embedding_modality
+
+from ...catalogue import VISUAL
+from ...grid import Grid
+from ...telemetry import metrics
+from ..item_plan import ItemPlan, decode, field_name, plan_of
+from ..tower.cut import TowerCut
+from ..tower.key_bias import biased_attention
+from ..tower.received_attention import TowerAttention
+from ..tower.scored_cut import TowerScorer
+from ..tower.select import Place, choose_cells, cut_of, place_of
+from .positions import COLUMNS, Run, StepOffsets, attach, detach, grid_positions, lay_out
+
+MODALITIES = ("image", "video")
+
+
+class PrunedModel(TowerCut):
+    """Mixin placed before a vLLM vision-language model.
+
+    Subclasses say how wide the model's own encoder output is, where its features end, and how its
+    positions run.
+
+    Attributes:
+        feature_width: columns of an encoder output that hold the features a strategy looks at.
+        output_width: columns of an encoder output.
+    """
+
+    vllm_prune_adapter: ClassVar[bool] = True
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        metrics.set_model_name(metrics.served_name(vllm_config.model_config))
+        scheduler = vllm_config.scheduler_config
+        merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
+        self._merge = int(merge)
+        self._micro_batch_patches = int(scheduler.max_num_encoder_input_tokens) * self._merge**2
+        # Graph capture may pad a step up to the largest captured size.
+        padded = scheduler.max_num_batched_tokens + 1024
+        self._offsets = StepOffsets(padded)
+        blocks = getattr(self.visual, "blocks", ())
+        self._scorer = TowerScorer.of(vllm_config.model_config, [block.attn for block in blocks])
+
+    @property
+    def output_width(self) -> int:
+        """Columns of the parent's encoder output."""
+        raise NotImplementedError
+
+    @property
+    def feature_width(self) -> int:
+        """Leading columns of the encoder output that describe the cell."""
+        return self.output_width
+
+    def frame_step(self, modality: str, kwargs: dict[str, Any], index: int) -> float:
+        """Temporal positions per frame of item `index`; 0 where frames share a temporal position."""
+        raise NotImplementedError
+
+    def runs_of(self, feature: Any, input_tokens: list[int]) -> list[Run]:
+        """Media runs of one item, see `Run`. `feature` is vLLM's feature spec of the item."""
+        raise NotImplementedError
+
+    def tower_attention_blocks(self) -> Sequence[Any]:
+        """Attention modules of the tower whose received attention may be captured, last first."""
+        raise NotImplementedError
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encoder outputs, one per item; pruned items come as [K, output_width + 6]."""
+        rows = {m: kwargs.pop(field_name(m), None) for m in MODALITIES}
+        plans = {m: [decode(row) for row in rows[m]] for m in MODALITIES if rows[m] is not None}
+        if not any(plan for items in plans.values() for plan in items):
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        outputs: list[Tensor] = []
+        for modality in (m for m in MODALITIES if f"{m}_grid_thw" in kwargs):
+            for part, first, last in self._micro_batches(kwargs, modality):
+                outputs += self._encode(part, modality, plans[modality][first:last])
+        return tuple(outputs)
+
+    def _encode(self, kwargs: dict[str, Any], modality: str, plans: Sequence[ItemPlan | None]) -> list[Tensor]:
+        """Outputs of a micro-batch: one call of the tower for every place to cut, and one without a cut."""
+        pixels = kwargs.get("pixel_values" if modality == "image" else "pixel_values_videos")
+        # Precomputed embeddings have the tower behind them.
+        cuts = [place_of(plan, self._scorer) if plan and pixels is not None else None for plan in plans]
+        if not any(cut is not None for cut in cuts):
+            return self._encode_whole(kwargs, modality, plans)
+        outputs: dict[int, Tensor] = {}
+        # Dense items, and items cut elsewhere or by other signals, take a pass of their own.
+        for cut in dict.fromkeys(cuts):
+            members = [i for i, own in enumerate(cuts) if own == cut]
+            part, own_plans = self._subset(kwargs, modality, members), [plans[i] for i in members]
+            encoded = (
+                self._encode_whole(part, modality, own_plans)
+                if cut is None
+                else self._encode_cut(part, modality, cut, [plan for plan in own_plans if plan is not None])
+            )
+            outputs |= zip(members, encoded, strict=True)
+        return [outputs[i] for i in range(len(plans))]
+
+    def _encode_cut(
+        self, kwargs: dict[str, Any], modality: str, place: Place, plans: Sequence[ItemPlan]
+    ) -> list[Tensor]:
+        thw = kwargs[f"{modality}_grid_thw"]
+        grids, counts = [self._grid(thw[i]) for i in range(len(plans))], [plan.count for plan in plans]
+        cut, kept = cut_of(place, plans, grids, self._scorer, self.visual.device)
+        pixels = kwargs["pixel_values" if modality == "image" else "pixel_values_videos"]
+        rows = self.encode_cut(pixels, thw, cut).split(counts)
+        return [self._place(rows[i], kept[i], grids[i], kwargs, modality, i) for i in range(len(plans))]
+
+    def biased(self, number: int, bias: Tensor) -> AbstractContextManager[None]:
+        """See `TowerCut.biased`."""
+        assert self._scorer is not None
+        return biased_attention(self.visual.blocks[number].attn, self._scorer.wide, bias)
+
+    def _encode_whole(self, kwargs: dict[str, Any], modality: str, plans: Sequence[ItemPlan | None]) -> list[Tensor]:
+        wanted = any(plan and "tower_attention" in VISUAL.strategy_class(plan.strategy).needs for plan in plans)
+        with TowerAttention(self, enabled=wanted) as attention:
+            embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        received = attention.per_item(kwargs[f"{modality}_grid_thw"])
+        return [
+            embedding if plan is None else self._prune(embedding, plan, kwargs, modality, i, received[i])
+            for i, (embedding, plan) in enumerate(zip(embeddings, plans, strict=True))
+        ]
+
+    def _prune(
+        self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, received: Any
+    ) -> Tensor:
+        grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
+        kept = choose_cells(embedding[:, : self.feature_width], plan, grid, tower_attention=received)
+        return self._place(embedding[kept], kept, grid, kwargs, modality, index)
+
+    def _grid(self, thw: Any) -> Grid:
+        # A tensor from the runner, a list from vLLM's encoder-graph manager; on the CPU either way.
+        frames, height, width = (int(n) for n in thw)
+        return Grid(frames, height // self._merge, width // self._merge)
+
+    def _place(
+        self, rows: Tensor, kept: Tensor, grid: Grid, kwargs: dict[str, Any], modality: str, index: int
+    ) -> Tensor:
+        """Rows of kept cells with their coordinates."""
+        relative = grid_positions(grid.frames, grid.rows, grid.cols, self.frame_step(modality, kwargs, index))
+        return attach(rows, relative.to(rows.device)[:, kept])
+
+    def _micro_batches(self, kwargs: dict[str, Any], modality: str) -> Iterator[tuple[dict[str, Any], int, int]]:
+        """Split a batch by raw patches: the tower's memory follows them, not the kept count."""
+        patches = kwargs[f"{modality}_grid_thw"].prod(-1).tolist()
+        first, load = 0, 0
+        for i, count in enumerate(patches):
+            if i > first and load + count > self._micro_batch_patches:
+                yield self._subset(kwargs, modality, range(first, i)), first, i
+                first, load = i, 0
+            load += count
+        yield self._subset(kwargs, modality, range(first, len(patches))), first, len(patches)
+
+    def _subset(self, kwargs: dict[str, Any], modality: str, members: Sequence[int]) -> dict[str, Any]:
+        """Some items of a batch, in ascending order; neighbours are not copied."""
+        ends = [0, *accumulate(kwargs[f"{modality}_grid_thw"].prod(-1).tolist())]
+        part: dict[str, Any] = {}
+        for key, value in kwargs.items():
+            if key in ("pixel_values", "pixel_values_videos"):
+                if (key == "pixel_values") == (modality == "image"):
+                    part[key] = _pieces(value, ends, members)
+            elif key in ("image_embeds", "video_embeds"):
+                if key.startswith(modality):
+                    part[key] = _pieces(value, [end // self._merge**2 for end in ends], members)
+            elif key.startswith(modality) or (modality == "video" and key in ("second_per_grid_ts", "timestamps")):
+                # Tensors and lists alike, one entry per item.
+                part[key] = value[list(members)] if isinstance(value, Tensor) else [value[i] for i in members]
+        return part
+
+    def embed_input_ids(
+        self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
+    ) -> Tensor:
+        """Merge text and media embeddings; position columns are taken off and kept for `forward`."""
+        self._offsets.clear()
+        if multimodal_embeddings is not None and len(multimodal_embeddings):
+            multimodal_embeddings = self._take_offsets(multimodal_embeddings, is_multimodal)
+        return super().embed_input_ids(  # type: ignore[misc]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
+
+    def _take_offsets(self, embeddings: Sequence[Tensor], is_multimodal: Tensor | None) -> list[Tensor] | Any:
+        width = self.output_width
+        if all(rows.shape[-1] == width for rows in embeddings):
+            return embeddings
+        assert is_multimodal is not None
+        split = [detach(rows, width) for rows in embeddings]
+        self._offsets.write([relative for _, relative in split], [len(rows) for rows in embeddings], is_multimodal)
+        return [copy_mm_embedding_modality(rows, own) for rows, (own, _) in zip(embeddings, split, strict=True)]
+
+    def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Parent's forward with kept tokens at their original positions."""
+        if positions.ndim == 2:
+            self._offsets.apply(positions)
+        return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """Positions of a prompt; the parent's own where nothing is pruned."""
+        features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
+        if not any(plan_of(feature.data, feature.modality) for feature in features):
+            return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
+        return lay_out(len(input_tokens), [run for feature in features for run in self.runs_of(feature, input_tokens)])
+
+    def select_encoder_cudagraph_items(self, mm_kwargs: dict[str, Any], indices: list[int]) -> dict[str, Any]:
+        """Items of a graph batch; our rows go along."""
+        chosen = super().select_encoder_cudagraph_items(mm_kwargs, indices)  # type: ignore[misc]
+        for name in (*(field_name(m) for m in MODALITIES), "second_per_grid_ts"):
+            if mm_kwargs.get(name) is not None:
+                chosen[name] = [mm_kwargs[name][i] for i in indices]
+        return chosen
+
+    def postprocess_encoder_output(
+        self, outputs: Any, indices: list[int], per_item_out_tokens: list[int], dest: Any, clone: bool = False,
+        batch_mm_kwargs: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """Prune after an encoder graph, so graphs stay on for pruned and unpruned items alike."""
+        super().postprocess_encoder_output(  # type: ignore[misc]
+            outputs, indices, per_item_out_tokens, dest, clone, batch_mm_kwargs
+        )
+        for modality in MODALITIES:
+            for place, row in enumerate((batch_mm_kwargs or {}).get(field_name(modality)) or ()):
+                if plan := decode(row):
+                    index = indices[place]
+                    dest[index] = self._prune(dest[index], plan, batch_mm_kwargs, modality, place, None)  # type: ignore[arg-type]
+
+
+def _pieces(rows: Tensor, ends: Sequence[int], members: Sequence[int]) -> Tensor:
+    """Rows of some items, of which item i has those up to `ends[i + 1]`."""
+    if members[-1] - members[0] + 1 == len(members):
+        return rows[ends[members[0]] : ends[members[-1] + 1]]
+    return torch.cat([rows[ends[i] : ends[i + 1]] for i in members])
+
+
+def slots_of(feature: Any) -> Any:
+    """Prompt indices that take an embedding of the item, int64 [n]."""
+    import numpy as np
+
+    position = feature.mm_position
+    if position.is_embed is None:
+        return np.arange(position.offset, position.offset + position.length)
+    return position.offset + np.flatnonzero(position.is_embed.numpy())
+
+
+__all__ = ["COLUMNS", "PrunedModel", "Run", "slots_of"]

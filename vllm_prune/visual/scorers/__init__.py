@@ -1,0 +1,1 @@
+"""Scorers that were trained for a model, and where their weights are."""

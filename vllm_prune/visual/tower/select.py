@@ -1,0 +1,79 @@
+"""From an item's plan to its kept cells, behind the tower or inside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...catalogue import VISUAL
+from ...grid import Grid
+from ...telemetry import engine_spans, metrics
+from ..item_plan import ItemPlan
+from ..scorers.vision_selector import configured
+from ..strategies.base import Context
+from .cut import Cut
+from .scored_cut import ScoredCut, TowerScorer
+
+Place = tuple[int, bool]
+"""Blocks in front of the choice inside the tower, and whether the scorer makes it."""
+
+
+def place_of(plan: ItemPlan, scorer: TowerScorer | None) -> Place | None:
+    """Where a plan cuts inside the tower; None for a choice behind it."""
+    if "scorer" not in VISUAL.strategy_class(plan.strategy).needs:
+        return None if plan.cut is None else (plan.cut, False)
+    if scorer is None:
+        raise RuntimeError(f"strategy {plan.strategy!r} without a scorer; the front end should have refused it")
+    return scorer.scorer.shape.after, True
+
+
+def choose_cells(features: Tensor, plan: ItemPlan, grid: Grid, **signals: Any) -> Tensor:
+    """Kept cells of one item, int64 [K], from what its strategy looks at, [M, *]; `signals` as in `Context`."""
+    started = time.perf_counter()
+    if plan.indices is not None:
+        kept = torch.tensor(plan.indices, device=features.device)
+    else:
+        strategy = VISUAL.create(plan.strategy, plan.option_values)
+        if "selector" in strategy.needs and (selector := configured()) is not None:
+            signals["scores"] = selector.score(features)
+        kept = strategy.select(features, grid, plan.count, Context(plan.seed, **signals), plan.per_frame)
+    seconds = time.perf_counter() - started
+    metrics.observe_score("visual", plan.strategy, seconds)
+    engine_spans.scored(plan.strategy, seconds)
+    return kept
+
+
+def cut_of(
+    place: Place, plans: Sequence[ItemPlan], grids: Sequence[Grid], scorer: TowerScorer | None, device: torch.device
+) -> tuple[Cut, list[Tensor]]:
+    """The cut of a batch whose items all cut at one place.
+
+    Args:
+        place: see `place_of`.
+        plans, grids: the items.
+        scorer: the model's.
+        device: the tower's.
+
+    Returns:
+        The cut, and a list that has each item's kept cells once the tower has run.
+    """
+    (after, scored), kept = place, list[Tensor]()
+
+    def choose(rows: Tensor) -> Tensor:
+        parts = rows.split([grid.tokens for grid in grids])
+        for part, plan, grid in zip(parts, plans, grids, strict=True):
+            features, scores = (part[:, None], part) if scored else (part, None)
+            kept.append(choose_cells(features, plan, grid, scores=scores))
+        starts = [0, *accumulate(grid.tokens for grid in grids)]
+        return torch.cat([own + start for own, start in zip(kept, starts, strict=False)])
+
+    counts = [plan.count for plan in plans]
+    if not scored:
+        return Cut(after, sum(counts), choose), kept
+    assert scorer is not None
+    return ScoredCut(scorer.scorer.to(device), grids, counts, choose), kept

@@ -1,0 +1,39 @@
+"""`OutputProcessor.process_outputs`, wrapped: takes the scheduler's KV reports off engine outputs."""
+
+from __future__ import annotations
+
+import importlib
+from functools import wraps
+from typing import Any
+
+
+def patch_output_processor() -> None:
+    """Take the scheduler's report off the outputs that carry one, before anybody else sees them.
+
+    Transfer parameters are the one field of an engine's output that takes what a scheduler wants to say
+    about a finished request. With a KV connector, their other user, eviction is refused.
+    """
+    processor = importlib.import_module("vllm.v1.engine.output_processor").OutputProcessor
+    if getattr(processor, "vllm_prune_patched", False):
+        return
+    original = processor.process_outputs
+
+    @wraps(original)
+    def process(self: Any, engine_core_outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+        for output in engine_core_outputs:
+            if output.kv_transfer_params is not None:
+                _take_report(output)
+        return original(self, engine_core_outputs, *args, **kwargs)
+
+    processor.process_outputs = process
+    processor.vllm_prune_patched = True
+
+
+def _take_report(output: Any) -> None:
+    from .. import policy
+    from ..budget.kv import REPORT
+
+    tally = output.kv_transfer_params.pop(REPORT, None)
+    output.kv_transfer_params = output.kv_transfer_params or None
+    if tally is not None:
+        policy.report(tally)

@@ -1,0 +1,29 @@
+"""What the plugin does in every process that vLLM starts."""
+
+from __future__ import annotations
+
+import sys
+
+from .media_connector import register_media_connector
+from .output_processor import patch_output_processor
+from .renderer import patch_renderer
+from .version import check_version
+
+
+def register_models() -> None:
+    """Put our adapters in vLLM's registry; in a serving process also listen to requests. Idempotent."""
+    check_version()
+    from vllm import ModelRegistry
+
+    from ..visual.models.table import ADAPTERS
+    from .amx import permit_tiles
+    from .prometheus_files import reserve_metric_files
+
+    reserve_metric_files()
+    permit_tiles()
+    for architecture, target in ADAPTERS.items():
+        ModelRegistry.register_model(architecture, target)
+    if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
+        patch_renderer()
+        patch_output_processor()
+        register_media_connector()

@@ -1,0 +1,147 @@
+"""Every private name of vLLM that we touch, and the check that it is the vLLM we know.
+
+Adapters of model families subclass vLLM's models in `visual/models`; everything else goes through here.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import wraps
+from typing import Any
+
+from ..telemetry.request_record import timed
+
+OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_RENDERER = "vllm.renderers.online_renderer"
+
+
+def patch_renderer() -> None:
+    """Let the budget of a request reach the processor.
+
+    vLLM refuses processor kwargs from clients, and offers no hook between that check and the processor.
+    The two methods of `OnlineRenderer` that prepare prompts are wrapped: the client's own kwargs are
+    refused as before, then the validated budget goes in.
+    """
+    renderer = importlib.import_module(_RENDERER).OnlineRenderer
+    if getattr(renderer, "vllm_prune_patched", False):
+        return
+    for name in ("preprocess_chat", "preprocess_cmpl"):
+        setattr(renderer, name, timed("preprocess", _with_budget(getattr(renderer, name))))
+    renderer.vllm_prune_patched = True
+
+
+def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @wraps(original)
+    async def prepare(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
+        from vllm.exceptions import VLLMValidationError
+
+        from .. import policy
+        from ..budget.errors import BudgetError
+        from ..telemetry import metrics
+
+        own = getattr(request, "mm_processor_kwargs", None)
+        validate_request_mm_kwargs(
+            mm_processor_kwargs=own,
+            media_io_kwargs=getattr(request, "media_io_kwargs", None),
+            trust_request_mm_kwargs=self.trust_request_mm_kwargs,
+        )
+        try:
+            decision = policy.decide(getattr(request, "vllm_xargs", None))
+            _pass_kv(self.renderer.config, request, decision.kv)
+            if decision.spec is None:
+                result = await original(self, request, *args, **kwargs)
+            else:
+                result = await _prepare_pruned(self, original, request, own, decision.spec, args, kwargs)
+            _collect(request, result, self.model_config.max_model_len)
+        except BudgetError as error:
+            metrics.count_rejection("invalid_budget")
+            raise VLLMValidationError(str(error), parameter=error.param) from None
+        return result
+
+    return prepare
+
+
+def _pass_kv(vllm_config: Any, request: Any, spec: Any) -> None:
+    """Let a KV budget travel with the sampling parameters, as every extra argument does."""
+    from .. import policy
+    from ..budget.errors import BudgetError
+    from ..budget.kv import KEY
+    from ..support import kv as support
+    from ..telemetry import metrics
+
+    own = getattr(request, "vllm_xargs", None) or {}
+    if KEY in own:
+        raise BudgetError(f"{KEY} is set by the server", "vllm_xargs")
+    if spec is None:
+        return
+    reason = support.refusal(vllm_config)
+    if reason is None and getattr(request, "use_beam_search", False):
+        reason = support.because("beam_search", "it copies caches, which eviction makes private; drop one of the two")
+    problem = support.missing(spec) if reason is None else None
+    if (found := reason or problem) is not None:
+        metrics.count_kv_skipped(support.cause_of(found))
+        raise BudgetError(f"KV eviction is refused: {found}", "pruning.kv" if reason else "pruning.kv.strategy")
+    scope, ticket = policy.SCOPE.get(), ""
+    if scope is not None:
+        policy.TICKETS[scope.ticket] = scope
+        ticket = scope.ticket
+    request.vllm_xargs = {**own, KEY: replace(spec, ticket=ticket).wire()}
+
+
+async def _prepare_pruned(
+    renderer: Any,
+    original: Callable[..., Awaitable[Any]],
+    request: Any,
+    own: dict[str, Any] | None,
+    spec: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    from ..budget.canonical import KEY
+    from ..budget.errors import BudgetError
+    from ..support.visual import config_refusals, has_adapted_processor, tower_refusal, unsupported_model
+
+    if not has_adapted_processor(renderer.renderer):
+        raise BudgetError(unsupported_model(renderer.model_config), "pruning.visual")
+    if reasons := config_refusals(renderer.renderer.config):
+        raise BudgetError(f"visual pruning is off on this server: {reasons[0]}", "pruning.visual")
+    if problem := tower_refusal(renderer.renderer.config, spec):
+        raise BudgetError(*problem)
+    if KEY in (own or {}):
+        raise BudgetError(f"{KEY} is set by the server", "mm_processor_kwargs")
+    trusting = copy.copy(renderer)
+    trusting.trust_request_mm_kwargs = True
+    request.mm_processor_kwargs = {**(own or {}), KEY: spec.wire()}
+    try:
+        return await original(trusting, request, *args, **kwargs)
+    finally:
+        request.mm_processor_kwargs = own
+
+
+def _collect(request: Any, result: Any, context: int) -> None:
+    """Take the processor's reports off the prepared prompts and record them."""
+    from .. import policy
+    from ..visual.frontend.processor import REPORT, ROOM
+
+    prompts = [prompt for prompt in (result[1] if isinstance(result, tuple) else result) if isinstance(prompt, dict)]
+    for prompt in prompts:
+        room = prompt.pop(ROOM, None)
+        # The usual case: the context ends before the rotary table does.
+        if room is not None and room < context - len(prompt["prompt_token_ids"]):
+            _limit_output(request, room)
+    items = [item for prompt in prompts for item in prompt.pop(REPORT, ())]
+    policy.settle(request, items, [len(prompt.get("prompt_token_ids", ())) for prompt in prompts])
+    policy.record(items)
+
+
+def _limit_output(request: Any, room: int) -> None:
+    """Keep the answer inside the rotary table; vLLM itself only counts tokens, which pruning has made fewer."""
+    fields = [name for name in OUTPUT_LIMITS if name in type(request).model_fields]
+    given = [name for name in fields if getattr(request, name) is not None]
+    for name in given or fields[:1]:
+        current = getattr(request, name)
+        setattr(request, name, room if current is None else min(current, room))

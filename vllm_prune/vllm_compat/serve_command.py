@@ -1,0 +1,43 @@
+"""vLLM's `serve` subcommand, run in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def allowed_plugins(environ_value: str | None) -> str:
+    """Value for `VLLM_PLUGINS` that loads what vLLM would load anyway, and our endpoint plugin.
+
+    Endpoint plugins load only when named, and naming one hides all others of every group.
+    """
+    from importlib.metadata import entry_points
+
+    if environ_value is not None:
+        listed = [name for name in environ_value.split(",") if name]
+        return ",".join(dict.fromkeys([*listed, "vllm_prune"]))
+    groups = ("general", "platform", "io_processor", "stat_logger")
+    found = {entry.name for group in groups for entry in entry_points(group=f"vllm.{group}_plugins")}
+    return ",".join(sorted(found | {"vllm_prune"}))
+
+
+def run_vllm_serve(arguments: Sequence[str]) -> None:
+    """Run vLLM's `serve` subcommand in this process until it has shut down.
+
+    vLLM's own `main` asks for the metadata of a distribution called `vllm`, which the CPU build is not.
+    """
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    from vllm.logger import configure_logging_from_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    cli_env_setup()
+    # The parser expands a --config file only for a command line that starts with "serve".
+    sys.argv = ["vllm", "serve", *arguments]
+    parser = FlexibleArgumentParser(description="vllm-prune serve")
+    command = ServeSubcommand()
+    command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
+    parsed = parser.parse_args()
+    configure_logging_from_args(parsed)
+    command.validate(parsed)
+    command.cmd(parsed)
