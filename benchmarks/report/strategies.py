@@ -34,20 +34,22 @@ def kv_table() -> str:
 
 
 def visual_options() -> str:
-    """One table per visual strategy that takes options."""
+    """One table for the visual strategies that take the same options."""
     return _options(VISUAL)
 
 
 def kv_options() -> str:
-    """One table per KV strategy that takes options."""
+    """One table for the KV strategies that take the same options."""
     return _options(KV)
 
 
 def _options(catalogue: Catalogue[Any]) -> str:
-    models = {name: catalogue.strategy_class(name).Options for name in catalogue.names()}
+    by_model: dict[type[Any], list[str]] = {}
+    for name in catalogue.names():
+        by_model.setdefault(catalogue.strategy_class(name).Options, []).append(f"`{name}`")
     return "\n\n".join(
-        f"`{name}`:\n\n{table(HEAD, _rows(model.model_json_schema(), model))}"
-        for name, model in models.items()
+        f"{', '.join(names)}:\n\n{table(HEAD, _rows(model.model_json_schema(), model))}"
+        for model, names in by_model.items()
         if model.model_fields
     )
 

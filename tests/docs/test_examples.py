@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click import ClickException
+import typer
 
 from vllm_prune.budget.canonical import canonical, canonical_kv
 from vllm_prune.budget.errors import BudgetError
@@ -109,12 +109,12 @@ def test_commands_that_are_not_run_are_valid(example: Example) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["make nothing", "make serve MODELL=x", "vllm-prune serve x --no-such-flag 1", "vllm-prune sweep x --keep a",
+    ["make nothing", "make serve MODELL=x", "vllm-prune serve x --no-such-flag 1", "vllm-prune sweep --limit x y",
      "python -m benchmarks.nothing", "python -m benchmarks.stts.speed --no-such", "frobnicate"],
 )  # fmt: skip
 def test_wrong_commands_are_noticed(line: str) -> None:
     (words,) = commands(line)
-    with pytest.raises((AssertionError, SystemExit, ClickException)):
+    with pytest.raises((AssertionError, SystemExit, typer.BadParameter)):
         check(words)
 
 

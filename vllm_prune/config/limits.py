@@ -19,8 +19,10 @@ class KvLimits(Section):
     """What requests may ask for in `pruning.kv`; `on_limit` is that of `limits`.
 
     Attributes:
-        min_keep, max_keep: bounds of `keep`.
-        min_tokens, max_tokens: bounds of `max_tokens`.
+        min_keep: lowest `keep`.
+        max_keep: highest `keep`.
+        min_tokens: lowest `max_tokens`.
+        max_tokens: highest `max_tokens`.
         strategies: allowed strategies, all when absent.
     """
 
@@ -42,8 +44,9 @@ class Limits(Section):
     """What requests may ask for.
 
     Attributes:
-        min_keep, max_keep: bounds of `keep`; `max_keep` below 1 also bounds requests without a budget.
-        min_tokens: lower bound of `max_tokens`.
+        min_keep: lowest `keep`.
+        max_keep: highest `keep`; below 1 it also bounds requests without a budget.
+        min_tokens: lowest `max_tokens`.
         max_tokens: most visual tokens that one request may hand to the language model.
         strategies: allowed strategies, all when absent.
         kv: bounds of `pruning.kv`.
