@@ -37,12 +37,12 @@ def _off(results: Path) -> list[str]:
 
 def _behind_tower(results: Path) -> list[str]:
     speed, where = _on_gpu(results, "keep 0.5, behind the tower")
-    return ["keep 50% of the visual tokens", speed, _shares(results, DEFAULTS["visual"], 0.5), where]
+    return ["keep 50% of the visual tokens", f"{speed}, `uniform`", _shares(results, DEFAULTS["visual"], 0.5), where]
 
 
 def _in_tower(results: Path) -> list[str]:
     speed, where = _on_gpu(results, "keep 0.25, stts (inside the tower)")
-    return ["keep 25%, chosen inside the vision tower", speed, _shares(results, "stts", 0.25), where]
+    return ["keep 25%, chosen inside the vision tower", f"{speed}, `stts`", _shares(results, "stts", 0.25), where]
 
 
 def _on_gpu(results: Path, arm: str) -> tuple[str, str]:
@@ -70,11 +70,11 @@ def _kv(results: Path) -> list[str]:
         f"{result['hardware']['device']}: {result['parameters'] / 1e6:.0f}M weights, a cache that holds two full "
         f"requests of {setting['screens']} screenshots, {setting['visual_tokens']:,} visual tokens each"
     )
-    shares = ", ".join(
-        f"{accuracy(results, 'kv', name, setting['keep']):.1%} (`{name}`)" for name in ("gui_kv", DEFAULTS["kv"])
-    )
+    names = (DEFAULTS["kv"], "gui_kv")
+    shares = ", ".join(f"{accuracy(results, 'kv', name, setting['keep']):.1%} (`{name}`)" for name in names)
+    whole = f"{accuracy(results, 'kv', 'unpruned', None):.1%} unpruned"
     speed = _ratio(tight["throughput_ratio"], min(rounds), max(rounds))
-    return [f"keep {setting['keep']:.0%} of the KV cache", f"{speed}, `gui_kv`", shares, where]
+    return [f"keep {setting['keep']:.0%} of the KV cache", f"{speed}, `gui_kv`", f"images {shares}, {whole}", where]
 
 
 def _shares(results: Path, strategy: str, keep: float | None) -> str:

@@ -126,6 +126,12 @@ def test_python_without_a_server_runs(example: Example) -> None:
         assert done.stdout.strip() == example.output.strip()
 
 
+def test_files_that_commands_name_exist() -> None:
+    for example in (one for one in ALL if one.language == "bash"):
+        for path in re.findall(r"(?<![\w/.])(?:deploy|benchmarks|docs|tests|scripts)/[\w./-]+", example.text):
+            assert (ROOT / path).exists(), f"{example.place}: there is no {path}"
+
+
 def test_reasons_are_given_for_what_is_not_run() -> None:
     for example in ALL:
         if example.language in LANGUAGES and example.not_run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 
@@ -11,6 +12,8 @@ from benchmarks.report import PAGES, PARTS, fill
 from benchmarks.report.files import NOT_MEASURED
 from benchmarks.report.schema import attributes, default, kind
 from benchmarks.report.settings import SECTIONS
+from vllm_prune.config.load import PruneConfig
+from vllm_prune.config.section import Section
 
 from .pages import ROOT, name
 
@@ -42,6 +45,21 @@ def test_a_marker_without_a_generator_is_an_error() -> None:
 def test_every_setting_has_a_text_of_its_docstring() -> None:
     for where, model in SECTIONS.items():
         assert set(model.model_fields) <= set(attributes(model)), f"{where}: name every field under `Attributes:`"
+
+
+def test_every_section_of_the_file_is_described() -> None:
+    sections = {name for name in PruneConfig.model_fields if name != "presets"}
+    assert sections <= set(SECTIONS)
+    for where, model in SECTIONS.items():
+        nested = {name for name, field in model.model_fields.items() if _is_section(field.annotation)}
+        described = {name.partition(".")[2] for name in SECTIONS if name.startswith(f"{where}.")}
+        # A tenant's limits are those of the server.
+        assert nested - {"limits"} <= described
+
+
+def _is_section(annotation: Any) -> bool:
+    kinds = get_args(annotation) or (annotation,)
+    return any(isinstance(one, type) and issubclass(one, Section) for one in kinds)
 
 
 def test_words_for_fields() -> None:

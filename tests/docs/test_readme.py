@@ -9,6 +9,8 @@ import pytest
 
 from benchmarks.report import RESULTS
 from benchmarks.report.headline import table_rows
+from vllm_prune.visual.models.table import ADAPTERS
+from vllm_prune.vllm_compat.version import SUPPORTED
 
 from .pages import PAGES, ROOT, name
 
@@ -23,8 +25,15 @@ def test_the_readme_is_short() -> None:
 
 def test_models_versions_cost_and_gain_are_on_the_first_screens() -> None:
     first = "\n".join(README.read_text().splitlines()[:FIRST_SCREENS])
-    for words in ("Qwen2.5-VL", "Qwen3-VL", "Molmo2", "vLLM | 0.32", "Python | 3.11", "<!-- /headline -->", "limits"):
+    for words in ("Qwen2.5-VL", "Qwen3-VL", "Molmo2", "<!-- /headline -->", "limits"):
         assert words in first, f"{words} comes too late"
+    assert f"| vLLM | {SUPPORTED} |" in first
+    assert "| Python | 3.11 or later" in first
+
+
+def test_the_limits_name_every_family() -> None:
+    page = (ROOT / "docs" / "limits.md").read_text()
+    assert [name for name in ADAPTERS if f"| `{name}` |" not in page] == []
 
 
 def test_the_headline_has_four_budgets_with_their_hardware() -> None:

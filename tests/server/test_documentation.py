@@ -14,9 +14,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.servers import Server
+from benchmarks.servers import Server, free_port
 
 from ..docs.pages import ROOT, URL, WITH_EXAMPLES, Example, codes, examples, name
+from .media import user
 
 REQUESTS = {page: [one for one in examples(page, "bash", "python") if not one.not_run] for page in WITH_EXAMPLES}
 SECONDS = 240
@@ -84,6 +85,10 @@ def test_a_wrong_answer_is_noticed() -> None:
 
 
 def test_metrics_of_the_documentation_are_exported(server: Server) -> None:
+    # One that fails is timed, too; the series of downloads begins with the first.
+    unreachable = {"type": "image_url", "image_url": {"url": f"http://localhost:{free_port()}/a.png"}}
+    body = {"model": server.model_name, "messages": user([unreachable])}
+    assert httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).status_code == 400
     families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", timeout=60).text)
     exported = {family.name for family in families}
     named = {code for page in WITH_EXAMPLES for code in codes(page) if re.fullmatch(r"vllm_prune_\w+", code)}
