@@ -52,7 +52,9 @@ def check_field(value: Any) -> None:
 
 def check_json(value: dict[str, Any]) -> None:
     """A request with the field, the field itself, or `usage.pruning`."""
-    if "pruning" in value:
+    if "vllm_xargs" in value:
+        check_field(json.loads(value["vllm_xargs"]["pruning"]))
+    elif "pruning" in value:
         check_field(value["pruning"])
     elif "clamped" in value:
         assert set(value) == {*USAGE, "clamped"}
