@@ -29,7 +29,7 @@ ENGINE_LEAVES = (
     "VLLM_ENABLE_V1_MULTIPROCESSING",
     "VLLM_PLUGINS",
     "VLLM_PRUNE_PRELOADED",
-    "VLLM_PRUNE_URL",
+    "VLLM_PRUNE_LAUNCHED",
 )
 # vLLM adds PyTorch's libgomp to this variable of the process that it runs in.
 PRELOAD_AT_START = os.environ.get("LD_PRELOAD", "")

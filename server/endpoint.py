@@ -42,12 +42,14 @@ from .middleware.observe import install
 from .middleware.usage import answer
 from .openai.errors import Reason
 from .openai.schema import describe
+from .readiness import address_of, announce
 from .telemetry import tracing
 
 logger = init_logger("vllm.vllm_prune")
 router = APIRouter()
 JSON_BODY = [Depends(validate_json_request)]
-URL_ENV = "VLLM_PRUNE_URL"
+LAUNCHED = "VLLM_PRUNE_LAUNCHED"
+"""Set by `vllm-prune serve`, which promises a line when the server is ready."""
 
 
 @dataclass
@@ -118,8 +120,9 @@ class PruneEndpoint:
             logger.warning("KV budgets are refused: %s", finding)
         for finding in own.media_findings:
             logger.warning("media intake: %s", finding)
-        if url := os.environ.get(URL_ENV):
-            state.vllm_prune_announcer = asyncio.create_task(_announce(url, own))
+        if os.environ.get(LAUNCHED):
+            note = "" if own.verified else " (visual budgets are refused, see above)"
+            state.vllm_prune_announcer = asyncio.create_task(announce(address_of(args), note))
 
 
 def sizes_of(engine_client: Any, wanted: bool) -> Sizes:
@@ -161,21 +164,6 @@ def kv_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
     offers = [frozenset(worker["kv"]["offers"]) for worker in workers]
     kv.FOUND.offers = frozenset.intersection(*offers) if offers else frozenset()
     return [*kv.config_refusals(engine_client.vllm_config), *kv.FOUND.reasons]
-
-
-async def _announce(url: str, own: ServerState) -> None:
-    import httpx
-
-    async with httpx.AsyncClient(verify=False, trust_env=False) as client:
-        while True:
-            try:
-                if (await client.get(f"{url}/health/live")).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            await asyncio.sleep(0.1)
-    note = "" if own.verified else " (visual budgets are refused, see above)"
-    print(f"vllm-prune is ready: {url}{note}", flush=True)
 
 
 @router.post("/v1/chat/completions", dependencies=JSON_BODY)

@@ -78,8 +78,8 @@ def pruning_of(tail: bytes) -> dict[str, Any]:
         if line.startswith(b"data: {") and b'"usage"' in line:
             usage = json.loads(line[6:]).get("usage") or {}
             if "pruning" in usage:
-                found: dict[str, Any] = usage["pruning"]
-                return found
+                report: dict[str, Any] = usage["pruning"]
+                return report
     return {}
 
 

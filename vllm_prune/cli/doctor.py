@@ -66,9 +66,9 @@ def _signatures() -> Check:
 
 
 def _plugin() -> Check:
-    found = {entry.name for entry in entry_points(group="vllm.general_plugins")}
+    installed = {entry.name for entry in entry_points(group="vllm.general_plugins")}
     listed = os.environ.get("VLLM_PLUGINS")
-    if "vllm_prune" not in found:
+    if "vllm_prune" not in installed:
         return Check("plugin", False, "entry point not installed: pip install vllm-prune into this environment")
     if listed is not None and "vllm_prune" not in listed.split(","):
         return Check("plugin", False, f"VLLM_PLUGINS={listed} leaves out vllm_prune; add it")
@@ -112,14 +112,14 @@ def _molmo2() -> Check:
 
 def _stts() -> Check:
     try:
-        given = load().stts.scorer
-        shape = read_shape(Path(given)) if given is not None else None
+        path = load().stts.scorer
+        shape = read_shape(Path(path)) if path is not None else None
     except ConfigError:
         return Check("stts scorer", True, "not looked at: the configuration cannot be read")
     except ScorerError as error:
         return Check("stts scorer", False, f"stts.scorer: {error}")
     if shape is not None:
-        return Check("stts scorer", True, f"{given}: {shape}; whether it fits is decided with the served model")
+        return Check("stts scorer", True, f"{path}: {shape}; whether it fits is decided with the served model")
     detail = f"none configured: strategy 'stts' runs where the served checkpoint has {PLACE}, and is refused with 400 "
     return Check(
         "stts scorer", True, detail + "elsewhere; name another file in the configuration, stts: {scorer: FILE}"

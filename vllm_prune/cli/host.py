@@ -18,7 +18,7 @@ MEMORY_FLAGS = ("--gpu-memory-utilization", "--kv-cache-memory-bytes")
 
 
 def arithmetic(is_demo: bool) -> dict[str, str]:
-    """float32 for the demo on a processor that would emulate bfloat16; others, which need the memory, are told."""
+    """float32 for the demo where the processor would emulate bfloat16; other models, larger, get a message only."""
     if has_cuda() or not _emulates_bfloat16():
         return {}
     said = "this processor has no bfloat16 arithmetic, and float32 is several times faster"
@@ -35,8 +35,8 @@ def _emulates_bfloat16() -> bool:
         lines = CPU_INFO.read_text().splitlines()
     except OSError:
         return False
-    found = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return bool(found) and not {"avx512_bf16", "amx_bf16", "bf16"} & set(found.split())
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return bool(features) and not {"avx512_bf16", "amx_bf16", "bf16"} & set(features.split())
 
 
 def memory_share() -> dict[str, str]:
@@ -77,15 +77,15 @@ def split(paths: str) -> list[str]:
     return paths.replace(":", " ").split()
 
 
-def preload_list(already: str, found: Sequence[str]) -> list[str]:
-    """Entries of `LD_PRELOAD` to start with: what the user set, and each found library whose kind is not yet there.
+def preload_list(already: str, libraries: Sequence[str]) -> list[str]:
+    """Entries of `LD_PRELOAD` to start with: what the user set, and each library whose kind is not yet there.
 
-    vLLM refuses to start with two OpenMP runtimes, so a user's own one (GNU's too) keeps its place.
+    vLLM refuses to start with two OpenMP runtimes, so one that the user set (GNU's too) keeps its place.
     """
     entries = split(already)
     kinds = (("libtcmalloc",), ("libiomp", "libomp", "libgomp"))
     missing = [kind for kind in kinds if not any(name in entry for name in kind for entry in entries)]
-    return [path for path in found if any(name in path for kind in missing for name in kind)] + entries
+    return [path for path in libraries if any(name in path for kind in missing for name in kind)] + entries
 
 
 def has_cuda() -> bool:

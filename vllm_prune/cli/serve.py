@@ -18,13 +18,10 @@ from ..vllm_compat import media_connector, serve_command, version
 from . import telemetry_arguments
 from .host import CPU_CACHE, DEMO_CACHE, MEMORY_FLAGS, arithmetic, has_cuda, memory_share, preload
 
-URL = "VLLM_PRUNE_URL"
+LAUNCHED = "VLLM_PRUNE_LAUNCHED"
+"""Marks a server that was started here, for its workers and for the line that says it is ready."""
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
-
-
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
-
-
 MEDIA_CONNECTOR = "VLLM_MEDIA_CONNECTOR"
 DEMO_NAME = "vllm-prune-demo"
 
@@ -44,13 +41,15 @@ def launch(model: str, arguments: Sequence[str], config: str | None) -> None:
     Raises:
         LaunchError: unsupported vLLM, unusable configuration, missing model.
     """
+    model = os.path.expanduser(model)
     _check(model, config)
+    _refuse_other_front_ends(arguments)
     if load().tenants and (has_flag(arguments, "--api-key") or os.environ.get("VLLM_API_KEY")):
         raise LaunchError(KEYS_CONFLICT)
     preload()
     choose_runner()
     os.environ["VLLM_PLUGINS"] = serve_command.allowed_plugins(os.environ.get("VLLM_PLUGINS"))
-    os.environ.setdefault(URL, _url(arguments))
+    os.environ[LAUNCHED] = "1"
     _trace_crashes()
     own_metrics = METRICS_DIR not in os.environ
     if own_metrics:
@@ -75,8 +74,8 @@ def _check(model: str, config: str | None) -> None:
         raise LaunchError(str(error)) from None
     except ImportError as error:
         raise LaunchError(f"vLLM is not importable ({error}); install vllm-prune[cpu] or vllm-prune[cuda]") from None
-    if (os.sep in model or model.startswith(".")) and not Path(model).is_dir():
-        raise LaunchError(f"{model} is not a directory; give a checkpoint's path or a hub name")
+    if is_path(model) and not Path(model).is_dir():
+        raise LaunchError(f"{model} is not a directory; give a checkpoint's folder, or a hub name such as ORG/MODEL")
 
 
 def _defaults(model: str, arguments: Sequence[str]) -> list[str]:
@@ -111,6 +110,22 @@ def _telemetry(arguments: Sequence[str]) -> list[str]:
     return logs + traces
 
 
+def _refuse_other_front_ends(arguments: Sequence[str]) -> None:
+    """Refuse vLLM's servers that run none of our code: they would take budgets and ignore them."""
+    if serve_command.uses_rust_front_end():
+        raise LaunchError(
+            f"{serve_command.RUST_FRONT_END} is set: vLLM's Rust front end would ignore budgets; unset it"
+        )
+    for flag in ("--grpc", "--grpc-port"):
+        if has_flag(arguments, flag):
+            raise LaunchError(f"{flag}: vLLM's gRPC server would ignore budgets; drop it, or use vllm serve")
+
+
+def is_path(model: str) -> bool:
+    """Whether a model is written as a path; anything else vLLM looks up on disk and then on the hub."""
+    return model in (".", "..") or model.startswith(("/", "./", "../", "~"))
+
+
 def is_demo(model: str) -> bool:
     """Whether `model` is the checkpoint that comes with the repository."""
     path = Path(model)
@@ -118,25 +133,9 @@ def is_demo(model: str) -> bool:
 
 
 def has_flag(arguments: Sequence[str], flag: str) -> bool:
-    """Whether a vLLM flag is among the arguments, in either spelling (dashes or underscores, `=` or space)."""
+    """Whether a vLLM flag is among the arguments, in either spelling: dashes or underscores, `=` or space."""
     names = {argument.split("=", 1)[0].replace("_", "-") for argument in arguments if argument.startswith("--")}
     return flag in names
-
-
-def value_of(arguments: Sequence[str], flag: str, default: str) -> str:
-    """Value of `--flag value` or `--flag=value`."""
-    for i, argument in enumerate(arguments):
-        name, _, value = argument.partition("=")
-        if name == flag:
-            return value or (arguments[i + 1] if i + 1 < len(arguments) else default)
-    return default
-
-
-def _url(arguments: Sequence[str]) -> str:
-    host = value_of(arguments, "--host", "127.0.0.1")
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
-    scheme = "https" if has_flag(arguments, "--ssl-certfile") else "http"
-    return f"{scheme}://{shown}:{value_of(arguments, '--port', '8000')}"
 
 
 def choose_runner() -> None:

@@ -27,11 +27,11 @@ def log_arguments(logging: Logging, arguments: Sequence[str]) -> list[str]:
         wanted = logging.resolved_format()
     except ValueError as error:
         raise TelemetryError(str(error)) from None
-    own = any(argument.startswith(("--logging-config", "--log-config-file")) for argument in arguments)
-    found = ["--logging-config.formatter", "json"] if wanted == "json" and not own else []
+    chosen_by_user = any(argument.startswith(("--logging-config", "--log-config-file")) for argument in arguments)
+    added = ["--logging-config.formatter", "json"] if wanted == "json" and not chosen_by_user else []
     if wanted == "json" and logging.lines() and "--disable-uvicorn-access-log" not in arguments:
-        found.append("--disable-uvicorn-access-log")
-    return found
+        added.append("--disable-uvicorn-access-log")
+    return added
 
 
 def trace_arguments(arguments: Sequence[str], environment: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:

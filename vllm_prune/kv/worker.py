@@ -16,7 +16,7 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
 
-LAUNCHED = "VLLM_PRUNE_URL"
+LAUNCHED = "VLLM_PRUNE_LAUNCHED"
 EVERYTHING = frozenset({"queries", "values", "saliency", "rotation"})
 
 

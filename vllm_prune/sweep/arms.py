@@ -1,4 +1,4 @@
-"""Arms: what every sample is asked under."""
+"""Arms: the settings under which every sample is sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Arm:
     Attributes:
         part: what is pruned.
         strategy: name for tables and plots.
-        keep: ratio asked for.
+        keep: requested ratio.
         field: the `pruning` object as JSON text.
     """
 
@@ -30,8 +30,8 @@ class Arm:
     @property
     def pruning(self) -> dict[str, Any]:
         """The `pruning` object of the request."""
-        found: dict[str, Any] = json.loads(self.field)
-        return found
+        field: dict[str, Any] = json.loads(self.field)
+        return field
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ class SweepError(RuntimeError):
 
 
 class Refused(SweepError):
-    """The server answered a request with a 4xx: this arm cannot be asked of it."""
+    """The server answered a request with a 4xx: it cannot serve this arm."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class Client:
                 problem = f"{type(error).__name__} {error}"
                 continue
             if reply.status_code == 200:
-                found: dict[str, Any] = reply.json()
-                return found
+                answer: dict[str, Any] = reply.json()
+                return answer
             problem = f"{reply.status_code} {message_of(reply)}"
             if reply.status_code in (401, 403):
                 raise SweepError(f"{problem}; set OPENAI_API_KEY")

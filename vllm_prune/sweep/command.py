@@ -108,15 +108,15 @@ def arms_of(options: Options, samples: Sequence[Sample], catalogue: Any) -> list
 
 def show(cells: Sequence[Cell], samples: Sequence[Sample], options: Options, model: str) -> None:
     """Print the table and write the files."""
-    found = rows(cells, samples)
+    results = rows(cells, samples)
     console = Console()
-    console.print(table(found, f"{options.data.name}: {len(samples)} samples, {model}"))
-    if clamped := sum(row.get("clamped", 0) for row in found if row["group"] == "all"):
+    console.print(table(results, f"{options.data.name}: {len(samples)} samples, {model}"))
+    if clamped := sum(row.get("clamped", 0) for row in results if row["group"] == "all"):
         console.print(f"{clamped} answers were clamped by the server's limits; see the column clamped")
     about = {
         "data": options.data.name, "samples": len(samples), "model": model, "vllm-prune": __version__,
         "concurrency": options.concurrency,
     }  # fmt: skip
-    paths = write(options.out, found, about)
+    paths = write(options.out, results, about)
     reused = sum(cell.reused for cell in cells)
     console.print(f"{reused} of {len(cells)} cells were there already; wrote {', '.join(map(str, paths))}")

@@ -93,15 +93,15 @@ def pixel_strategies() -> list[str]:
 
 def coverage(targets: Iterable[Target], strategies: Sequence[str], ratios: Sequence[float]) -> list[dict[str, Any]]:
     """Mean share of the box's cells kept, one row per strategy and ratio; a box outside its picture is left out."""
-    found: dict[tuple[str, float], list[float]] = {(name, ratio): [] for name in strategies for ratio in ratios}
+    covered: dict[tuple[str, float], list[float]] = {(name, ratio): [] for name in strategies for ratio in ratios}
     for target in targets:
         pixels, grid = cells(target.picture)
         wanted = set(targets_of(target, grid))
-        for (name, ratio), shares in found.items():
+        for (name, ratio), shares in covered.items():
             if wanted:
                 shares.append(len(wanted & set(keep(name, pixels, grid, ratio).tolist())) / len(wanted))
     return [
         {"strategy": name, "keep": ratio, "n": len(shares), "coverage": fmean(shares)}
-        for (name, ratio), shares in found.items()
+        for (name, ratio), shares in covered.items()
         if shares
     ]

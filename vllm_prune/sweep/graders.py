@@ -118,16 +118,16 @@ def choice(answer: str, expectation: Expectation) -> bool:
     """A letter of a multiple-choice question: `B`, `(B) because ...`, `the answer is B`."""
     stated = re.findall(r"(?i:answer|option|choice)(?:\W+(?i:is))?\W+([A-Z])\b", answer)
     first = re.match(r"\W*([A-Za-z])(?:\W*$|[).:,])|\W*([B-HJ-Z])\s", answer)
-    found = stated[-1] if stated else (first[1] or first[2]) if first else ""
-    return found.upper() in [accepted.strip().upper() for accepted in expectation.accepted]
+    letter = stated[-1] if stated else (first[1] or first[2]) if first else ""
+    return letter.upper() in [accepted.strip().upper() for accepted in expectation.accepted]
 
 
 @register("number", options=("tolerance",))
 def number(answer: str, expectation: Expectation) -> bool:
     """The last number of the answer; option `tolerance` is relative, 0 by default."""
-    found = [float(one.replace(",", "")) for one in _NUMBER.findall(answer)]
+    numbers = [float(one.replace(",", "")) for one in _NUMBER.findall(answer)]
     wanted = float(expectation.expected)
-    return bool(found) and math.isclose(found[-1], wanted, rel_tol=float(expectation.options.get("tolerance", 0)))
+    return bool(numbers) and math.isclose(numbers[-1], wanted, rel_tol=float(expectation.options.get("tolerance", 0)))
 
 
 @register("point", options=("coordinates", "size"), box=True)
@@ -138,10 +138,10 @@ def point(answer: str, expectation: Expectation) -> bool:
     `thousand` (0 to 1000); the latter two need `size`, the picture's width and height.
     """
     # `120,340` is two coordinates, whatever it would be among numbers.
-    found = [float(one) for one in _NUMBER.findall(answer.replace(",", " "))][:4]
-    if len(found) < 2:
+    numbers = [float(one) for one in _NUMBER.findall(answer.replace(",", " "))][:4]
+    if len(numbers) < 2:
         return False
-    x, y = ((found[0] + found[2]) / 2, (found[1] + found[3]) / 2) if len(found) == 4 else found[:2]
+    x, y = ((numbers[0] + numbers[2]) / 2, (numbers[1] + numbers[3]) / 2) if len(numbers) == 4 else numbers[:2]
     wide, high = _scale(expectation)
     assert expectation.box is not None
     left, top, right, bottom = expectation.box

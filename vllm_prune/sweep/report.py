@@ -36,12 +36,12 @@ def rows(cells: Sequence[Cell], samples: Sequence[Sample], seed: int = 0) -> lis
     if len(named) > 1:
         groups |= {name: [i for i, sample in enumerate(samples) if sample.group == name] for name in sorted(named)}
     by_arm = {(cell.arm.part, cell.arm.strategy, cell.arm.keep): cell for cell in cells}
-    found = []
+    results = []
     for cell in cells:
         random = by_arm.get((cell.arm.part, "random", cell.arm.keep))
         for group, members in groups.items():
-            found.append(_row(cell, cells[0], random, group, members, seed))
-    return found
+            results.append(_row(cell, cells[0], random, group, members, seed))
+    return results
 
 
 def _row(
@@ -68,10 +68,10 @@ def _compared(name: str, right: Sequence[bool], other: Cell, members: Sequence[i
 
 
 def _cost(arm: Arm, answers: Sequence[Answer]) -> dict[str, Any]:
-    given = sum(answer.visual_input for answer in answers)
-    dropped = given - sum(answer.visual_kept for answer in answers)
+    visual_input = sum(answer.visual_input for answer in answers)
+    dropped = visual_input - sum(answer.visual_kept for answer in answers)
     cached, evicted = sum(answer.kv_rows for answer in answers), sum(answer.kv_evicted for answer in answers)
-    total = {"visual": given, "kv": cached, "both": cached + dropped}.get(arm.part, 0)
+    total = {"visual": visual_input, "kv": cached, "both": cached + dropped}.get(arm.part, 0)
     lost = {"visual": dropped, "kv": evicted, "both": dropped + evicted}.get(arm.part, 0)
     return {
         "kept_share": 1 - lost / total if total else 1.0,
@@ -85,25 +85,25 @@ def _cost(arm: Arm, answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def write(
-    folder: Path, found: Sequence[Mapping[str, Any]], about: Mapping[str, Any], name: str = "sweep"
+    folder: Path, results: Sequence[Mapping[str, Any]], about: Mapping[str, Any], name: str = "sweep"
 ) -> list[Path]:
     """Write `NAME.csv`, `NAME.json` and `NAME.png` under `folder`; returns their paths.
 
     Args:
         folder: made when missing.
-        found: from `rows`.
+        results: from `rows`.
         about: what the JSON says beside the rows.
         name: of the files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.{kind}" for kind in ("csv", "json", "png")]
-    columns = list(dict.fromkeys(key for row in found for key in row))
+    columns = list(dict.fromkeys(key for row in results for key in row))
     with paths[0].open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
-        writer.writerows(found)
-    paths[1].write_text(json.dumps({**about, "rows": list(found)}, indent=1) + "\n", encoding="utf-8")
-    plot(paths[2], found)
+        writer.writerows(results)
+    paths[1].write_text(json.dumps({**about, "rows": list(results)}, indent=1) + "\n", encoding="utf-8")
+    plot(paths[2], results)
     return paths
 
 
@@ -119,12 +119,12 @@ def need_matplotlib() -> None:
         raise SweepError("the plot needs matplotlib: pip install 'vllm-prune[bench]'") from None
 
 
-def plot(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
+def plot(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Accuracy against the share kept: one panel per part, one line per strategy, Wilson intervals as bars."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    whole = [row for row in found if row["group"] == ALL and row["n"]]
+    whole = [row for row in results if row["group"] == ALL and row["n"]]
     unpruned = whole[0]
     parts = list(dict.fromkeys(row["part"] for row in whole if row["part"] != "none")) or ["none"]
     figure = Figure(figsize=(6.4 * len(parts), 4.6), layout="constrained")
@@ -153,11 +153,11 @@ def _line(axes: Any, points: Sequence[Mapping[str, Any]], label: str) -> None:
     axes.errorbar(shares, accuracies, yerr=bars, label=label, linestyle=style, marker="o", markersize=3, capsize=2)
 
 
-def table(found: Sequence[Mapping[str, Any]], title: str) -> Table:
+def table(results: Sequence[Mapping[str, Any]], title: str) -> Table:
     """What the terminal shows: the rows over all samples."""
     shown = Table("part", "strategy", "keep", "accuracy", "95% interval", "to unpruned", "over random", "kept",
                   "prompt tokens", title=title)  # fmt: skip
-    for row in found:
+    for row in results:
         if row["group"] != ALL:
             continue
         head = (row["part"], row["strategy"], f"{row['keep']:g}")

@@ -21,7 +21,7 @@ class Cell:
     """One arm over all samples.
 
     Attributes:
-        arm: what was asked for.
+        arm: the setting of this run.
         answers: in the order of the samples; empty where the server refused the arm.
         refusal: why, where it did.
         reused: whether the answers come from an earlier run.
@@ -68,10 +68,10 @@ def run(
 
 def _ask(client: Client, model: str, arm: Arm, samples: Sequence[Sample], progress: Progress, task: TaskID) -> Cell:
     try:
-        found = asyncio.run(client.ask(model, arm, samples, lambda: progress.advance(task)))
+        answers = asyncio.run(client.ask(model, arm, samples, lambda: progress.advance(task)))
     except Refused as error:
         return Cell(arm, (), str(error))
-    return Cell(arm, tuple(found))
+    return Cell(arm, tuple(answers))
 
 
 def inputs_digest(model: str, samples: Sequence[Sample]) -> str:
@@ -91,7 +91,7 @@ def _stored(store: Path | None, inputs: str, arm: Arm, samples: Sequence[Sample]
         raw = json.loads(path.read_text())
         answers = tuple(Answer(**answer) for answer in raw["answers"])
     except (ValueError, KeyError, TypeError):
-        # A run that was cut off while writing; the cell is simply asked again.
+        # A run that was cut off while writing; the cell is run again.
         return None
     if [answer.id for answer in answers] != [sample.id for sample in samples]:
         return None

@@ -33,7 +33,7 @@ def contexts(requests: Mapping[str, Any], output: Any, compacted: list[str]) -> 
 
 
 def scored(strategy: str, seconds: float) -> None:
-    """Tell that the tokens of an item were chosen just now."""
+    """Record that the tokens of an item were chosen just now."""
     if _scores is not None:
         now = time.time_ns()
         _scores.append((strategy, now - int(seconds * 1e9), now))
@@ -47,7 +47,7 @@ def encoding(traces: Mapping[str, Headers], items: Mapping[str, list[int]]) -> I
     one span, from the first to the last.
 
     Args:
-        traces: what `contexts` found.
+        traces: from `contexts`.
         items: indices of each request's media that the pass encodes.
     """
     global _scores
@@ -63,14 +63,14 @@ def encoding(traces: Mapping[str, Headers], items: Mapping[str, list[int]]) -> I
             about = {"vllm_prune.items": len(items[name]), "vllm_prune.requests_in_pass": len(items)}
             parent = _emit("encode", start, stop, traces[name], about)
             if _scores:
-                told = {"vllm_prune.strategies": sorted({strategy for strategy, _, _ in _scores})}
-                _emit("score", _scores[0][1], _scores[-1][2], parent, told)
+                attributes = {"vllm_prune.strategies": sorted({strategy for strategy, _, _ in _scores})}
+                _emit("score", _scores[0][1], _scores[-1][2], parent, attributes)
     finally:
         _scores = None
 
 
 def compacted(headers: Headers | None, seconds: float, strategy: str, rows: int, keep: int) -> None:
-    """Tell that a compaction has ended just now; scoring is part of it."""
+    """Record that a compaction has ended just now; scoring is part of it."""
     if headers:
         now = time.time_ns()
         about = {"vllm_prune.strategy": strategy, "vllm_prune.rows": rows, "vllm_prune.keep": keep}

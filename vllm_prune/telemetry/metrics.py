@@ -42,21 +42,21 @@ def _gauge(name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
     return Gauge(f"vllm_prune_{name}", text, ("model_name", *labels), multiprocess_mode="livesum")
 
 
-def count_visual(modality: str, strategy: str, given: int, kept: int) -> None:
+def count_visual(modality: str, strategy: str, before: int, kept: int) -> None:
     """Tokens of one item before and after pruning."""
     labels = (_model_name, modality, strategy)
     by = ("modality", "strategy")
-    _counter("visual_tokens_input", "Visual tokens before pruning.", by).labels(*labels).inc(given)
+    _counter("visual_tokens_input", "Visual tokens before pruning.", by).labels(*labels).inc(before)
     _counter("visual_tokens_kept", "Visual tokens handed to the language model.", by).labels(*labels).inc(kept)
 
 
-def observe_request(given: int, kept: int) -> None:
+def observe_request(before: int, kept: int) -> None:
     """Visual tokens of one request and the ratio kept."""
     tokens = _histogram("request_visual_tokens", "Visual tokens per request.", ("stage",), TOKENS)
-    tokens.labels(_model_name, "input").observe(given)
+    tokens.labels(_model_name, "input").observe(before)
     tokens.labels(_model_name, "kept").observe(kept)
     ratio = _histogram("keep_ratio", "Share of tokens kept per request.", ("part",), RATIOS)
-    ratio.labels(_model_name, "visual").observe(kept / given)
+    ratio.labels(_model_name, "visual").observe(kept / before)
 
 
 def observe_score(part: str, strategy: str, seconds: float) -> None:

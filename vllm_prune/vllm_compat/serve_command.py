@@ -5,6 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+RUST_FRONT_END = "VLLM_USE_RUST_FRONTEND"
+"""vLLM's variable that puts a server written in Rust, which loads no plugins, before the engine."""
+
+
+def uses_rust_front_end() -> bool:
+    """Whether `vllm serve` would start its Rust front end here."""
+    from vllm import envs
+
+    return bool(envs.VLLM_USE_RUST_FRONTEND)
+
 
 def allowed_plugins(environ_value: str | None) -> str:
     """Value for `VLLM_PLUGINS` that loads what vLLM would load anyway, and our endpoint plugin.

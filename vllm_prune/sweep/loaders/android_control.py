@@ -33,9 +33,9 @@ UNITS = {
 @register("android_action", options=("coordinates", "size"))
 def android_action(answer: str, expectation: Expectation) -> bool:
     """The same type of action, with the same word or a point within 14% of the screen."""
-    found = re.search(r"\{[^{}]*\}", answer)
+    match = re.search(r"\{[^{}]*\}", answer)
     try:
-        action = json.loads(found[0]) if found else None
+        action = json.loads(match[0]) if match else None
     except ValueError:
         return False
     wanted = expectation.expected

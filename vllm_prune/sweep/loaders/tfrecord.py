@@ -35,11 +35,11 @@ def features(payload: bytes) -> dict[str, list[Any]]:
     Raises:
         google.protobuf.message.DecodeError: not such a message.
     """
-    found: dict[str, list[Any]] = {}
+    values: dict[str, list[Any]] = {}
     for name, feature in _example().FromString(payload).features.feature.items():
         kind = feature.WhichOneof("kind")
-        found[name] = list(getattr(feature, kind).value) if kind else []
-    return found
+        values[name] = list(getattr(feature, kind).value) if kind else []
+    return values
 
 
 @lru_cache

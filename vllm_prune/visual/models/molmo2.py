@@ -40,7 +40,7 @@ from ..scorers.tower_shape import MOLMO2_SIDE
 from ..strategies.base import Cells
 from ..tower.molmo2 import FrameAttention, FrameTower, joined_pooling
 from ..tower.scored_cut import TowerScorer
-from ..tower.select import Place, choose_cells, cut_of, place_of
+from ..tower.select import PrunePoint, build_cut, choose_cells, prune_point
 
 FLAT = {"pixel_values_videos": "video_num_crops", "video_token_pooling": "video_num_pooled_patches",
         "video_tokens": "num_video_tokens"}  # fmt: skip
@@ -199,10 +199,10 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
 
     def _encode(self, videos: dict[str, Any], plans: Sequence[ItemPlan | None]) -> list[Tensor]:
         """Outputs of a micro-batch: one call of the tower for every place to cut, and one without a cut."""
-        places = [place_of(plan, self._scorer) if plan else None for plan in plans]
+        places = [prune_point(plan, self._scorer) if plan else None for plan in plans]
         outputs: dict[int, Tensor] = {}
         for place in dict.fromkeys(places):
-            members = [i for i, own in enumerate(places) if own == place]
+            members = [i for i, other in enumerate(places) if other == place]
             part, own_plans = _part(videos, members), [plans[i] for i in members]
             encoded = (
                 self._encode_whole(part, own_plans)
@@ -226,13 +226,13 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         received = attention.of_cells(pooling, cells)
         grids = self._grids(videos)
         return [
-            rows if plan is None else _pruned(rows, plan, grid, own)
-            for rows, plan, grid, own in zip(embedded, plans, grids, received, strict=True)
+            rows if plan is None else _pruned(rows, plan, grid, attention)
+            for rows, plan, grid, attention in zip(embedded, plans, grids, received, strict=True)
         ]
 
-    def _encode_cut(self, videos: dict[str, Any], place: Place, plans: Sequence[ItemPlan]) -> list[Tensor]:
+    def _encode_cut(self, videos: dict[str, Any], place: PrunePoint, plans: Sequence[ItemPlan]) -> list[Tensor]:
         grids, pixels = self._grids(videos), videos["pixel_values_videos"]
-        cut, kept = cut_of(place, plans, grids, self._scorer, self.vision_backbone.device)
+        cut, kept = build_cut(place, plans, grids, self._scorer, self.vision_backbone.device)
         tower = FrameTower(self.vision_backbone, videos["video_token_pooling"][: grids[0].per_frame], self._scorer)
         thw = torch.tensor([[grid.frames, 1, pixels.shape[1]] for grid in grids])
         rows = tower.encode_cut(pixels.flatten(0, 1), thw, cut).split([plan.count for plan in plans])
@@ -243,9 +243,9 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
 
     def _with_marks(self, rows: Tensor, kept: Tensor, plan: ItemPlan, grid: Grid, tokens: Tensor) -> Tensor:
         origins, places = layout(kept, plan, grid)
-        found = self.get_language_model().embed_input_ids(tokens[origins])
-        found[places] = rows.to(found.dtype)
-        return found
+        embeddings = self.get_language_model().embed_input_ids(tokens[origins])
+        embeddings[places] = rows.to(embeddings.dtype)
+        return embeddings
 
 
 def _pruned(rows: Tensor, plan: ItemPlan, grid: Grid, received: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ from ..tower.cut import TowerCut
 from ..tower.key_bias import biased_attention
 from ..tower.received_attention import TowerAttention
 from ..tower.scored_cut import TowerScorer
-from ..tower.select import Place, choose_cells, cut_of, place_of
+from ..tower.select import PrunePoint, build_cut, choose_cells, prune_point
 from .positions import COLUMNS, Run, StepOffsets, attach, detach, grid_positions, lay_out
 
 MODALITIES = ("image", "video")
@@ -93,13 +93,13 @@ class PrunedModel(TowerCut):
         """Outputs of a micro-batch: one call of the tower for every place to cut, and one without a cut."""
         pixels = kwargs.get("pixel_values" if modality == "image" else "pixel_values_videos")
         # Precomputed embeddings have the tower behind them.
-        cuts = [place_of(plan, self._scorer) if plan and pixels is not None else None for plan in plans]
+        cuts = [prune_point(plan, self._scorer) if plan and pixels is not None else None for plan in plans]
         if not any(cut is not None for cut in cuts):
             return self._encode_whole(kwargs, modality, plans)
         outputs: dict[int, Tensor] = {}
         # Dense items, and items cut elsewhere or by other signals, take a pass of their own.
         for cut in dict.fromkeys(cuts):
-            members = [i for i, own in enumerate(cuts) if own == cut]
+            members = [i for i, other in enumerate(cuts) if other == cut]
             part, own_plans = self._subset(kwargs, modality, members), [plans[i] for i in members]
             encoded = (
                 self._encode_whole(part, modality, own_plans)
@@ -110,11 +110,11 @@ class PrunedModel(TowerCut):
         return [outputs[i] for i in range(len(plans))]
 
     def _encode_cut(
-        self, kwargs: dict[str, Any], modality: str, place: Place, plans: Sequence[ItemPlan]
+        self, kwargs: dict[str, Any], modality: str, place: PrunePoint, plans: Sequence[ItemPlan]
     ) -> list[Tensor]:
         thw = kwargs[f"{modality}_grid_thw"]
         grids, counts = [self._grid(thw[i]) for i in range(len(plans))], [plan.count for plan in plans]
-        cut, kept = cut_of(place, plans, grids, self._scorer, self.visual.device)
+        cut, kept = build_cut(place, plans, grids, self._scorer, self.visual.device)
         pixels = kwargs["pixel_values" if modality == "image" else "pixel_values_videos"]
         rows = self.encode_cut(pixels, thw, cut).split(counts)
         return [self._place(rows[i], kept[i], grids[i], kwargs, modality, i) for i in range(len(plans))]
@@ -198,7 +198,7 @@ class PrunedModel(TowerCut):
         assert is_multimodal is not None
         split = [detach(rows, width) for rows in embeddings]
         self._offsets.write([relative for _, relative in split], [len(rows) for rows in embeddings], is_multimodal)
-        return [copy_mm_embedding_modality(rows, own) for rows, (own, _) in zip(embeddings, split, strict=True)]
+        return [copy_mm_embedding_modality(rows, plain) for rows, (plain, _) in zip(embeddings, split, strict=True)]
 
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Parent's forward with kept tokens at their original positions."""

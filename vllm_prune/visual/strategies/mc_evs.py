@@ -59,10 +59,10 @@ class McEvs(Strategy):
         reference = unit_rows(frames[0])
         for t in range(1, grid.frames):
             frame = unit_rows(frames[t])
-            similar, found = match(frame, reference, self.options.radius)
+            similar, index = match(frame, reference, self.options.radius)
             novelty[t] = 1 - similar.flatten()
             new = (novelty[t] > self.options.refresh) | (novelty[t].mean() > self.options.cut)
-            followed = reference.flatten(0, 1).index_select(0, found.flatten())
+            followed = reference.flatten(0, 1).index_select(0, index.flatten())
             reference = torch.where(new.view(grid.rows, grid.cols, 1), frame, followed.view_as(frame))
         return novelty.flatten()
 

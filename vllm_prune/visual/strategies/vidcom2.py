@@ -103,8 +103,8 @@ def _exactly(kept: Tensor, redundancy: Tensor, count: int, now: int) -> Tensor:
     """Drop the most redundant kept cells, or add the least redundant others; int64 [count], any order."""
     inside, outside = kept.nonzero().squeeze(1), (~kept).nonzero().squeeze(1)
     if now > count:
-        gone = torch.topk(redundancy[inside], now - count, sorted=False).indices
-        kept[inside[gone]] = False
+        dropped = torch.topk(redundancy[inside], now - count, sorted=False).indices
+        kept[inside[dropped]] = False
     elif now < count:
         kept[outside[_lowest(redundancy[outside], count - now)]] = True
     return kept.nonzero().squeeze(1)

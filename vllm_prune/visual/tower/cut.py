@@ -109,8 +109,8 @@ class TowerCut:
             looked.append(cut.look(_in_raster(rows.view(len(rows) // unit, unit, -1), meta)))
         decided, after = torch.cat(looked), cut.after
         if (bias := cut.bias(decided)) is not None:
-            for group, meta, own in zip(groups, metas, in_groups(bias, groups, unit), strict=True):
-                ordered = own[meta["window_index"]] if "window_index" in meta else own
+            for group, meta, group_bias in zip(groups, metas, in_groups(bias, groups, unit), strict=True):
+                ordered = group_bias[meta["window_index"]] if "window_index" in meta else group_bias
                 with self.biased(after, ordered.repeat_interleave(unit)):
                     self._dense(state.hidden.of(group), range(after, after + 1), meta, group, state)
             after += 1
@@ -146,8 +146,11 @@ class TowerCut:
         places, order = _places(kept, raster)
         if stay is not kept:
             # Context has done its work; only kept cells go to the language model.
-            own = Survivors.of(alive.before[places] // unit, len(stay), unit)
-            rows, levels = own.patches(rows), {number: own.patches(level) for number, level in levels.items()}
+            kept_rows = Survivors.of(alive.before[places] // unit, len(stay), unit)
+            rows, levels = (
+                kept_rows.patches(rows),
+                {number: kept_rows.patches(level) for number, level in levels.items()},
+            )
         merged = self.tower_end(rows, levels)
         return merged if order is None else torch.empty_like(merged).index_copy_(0, order, merged)
 
@@ -157,13 +160,13 @@ class TowerCut:
         most = LEAST.get(rows.device.type) if self.least_group is None else self.least_group
         if most is None or len(rows) <= most:
             return self.tower_blocks(rows, numbers, meta, levels)
-        done, found = [], defaultdict(list)
+        done, level_parts = [], defaultdict(list)
         for first, last in runs(meta["cu_seqlens"].tolist(), most):
-            own: dict[int, Tensor] = {}
-            done.append(self.tower_blocks(rows[first:last], numbers, part(meta, first, last), own))
-            for number, level in own.items():
-                found[number].append(level)
-        levels |= {number: torch.cat(parts) for number, parts in found.items()}
+            group_levels: dict[int, Tensor] = {}
+            done.append(self.tower_blocks(rows[first:last], numbers, part(meta, first, last), group_levels))
+            for number, level in group_levels.items():
+                level_parts[number].append(level)
+        levels |= {number: torch.cat(parts) for number, parts in level_parts.items()}
         return torch.cat(done)
 
 

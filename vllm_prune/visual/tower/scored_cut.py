@@ -96,7 +96,7 @@ class ScoredCut(Cut):
             return kept
         starts = accumulate((grid.tokens for grid in self._grids), initial=0)
         items = zip(kept.split(self._counts), self._grids, starts, strict=False)
-        return torch.cat([_refilled(own - start, grid) + start for own, grid, start in items])
+        return torch.cat([_refilled(item_kept - start, grid) + start for item_kept, grid, start in items])
 
 
 def _refilled(kept: Tensor, grid: Grid) -> Tensor:

@@ -19,11 +19,11 @@ from ..strategies.base import Context
 from .cut import Cut
 from .scored_cut import ScoredCut, TowerScorer
 
-Place = tuple[int, bool]
+PrunePoint = tuple[int, bool]
 """Blocks in front of the choice inside the tower, and whether the scorer makes it."""
 
 
-def place_of(plan: ItemPlan, scorer: TowerScorer | None) -> Place | None:
+def prune_point(plan: ItemPlan, scorer: TowerScorer | None) -> PrunePoint | None:
     """Where a plan cuts inside the tower; None for a choice behind it."""
     if "scorer" not in VISUAL.strategy_class(plan.strategy).needs:
         return None if plan.cut is None else (plan.cut, False)
@@ -48,13 +48,17 @@ def choose_cells(features: Tensor, plan: ItemPlan, grid: Grid, **signals: Any) -
     return kept
 
 
-def cut_of(
-    place: Place, plans: Sequence[ItemPlan], grids: Sequence[Grid], scorer: TowerScorer | None, device: torch.device
+def build_cut(
+    place: PrunePoint,
+    plans: Sequence[ItemPlan],
+    grids: Sequence[Grid],
+    scorer: TowerScorer | None,
+    device: torch.device,
 ) -> tuple[Cut, list[Tensor]]:
     """The cut of a batch whose items all cut at one place.
 
     Args:
-        place: see `place_of`.
+        place: see `prune_point`.
         plans, grids: the items.
         scorer: the model's.
         device: the tower's.
@@ -70,7 +74,7 @@ def cut_of(
             features, scores = (part[:, None], part) if scored else (part, None)
             kept.append(choose_cells(features, plan, grid, scores=scores))
         starts = [0, *accumulate(grid.tokens for grid in grids)]
-        return torch.cat([own + start for own, start in zip(kept, starts, strict=False)])
+        return torch.cat([item_kept + start for item_kept, start in zip(kept, starts, strict=False)])
 
     counts = [plan.count for plan in plans]
     if not scored:

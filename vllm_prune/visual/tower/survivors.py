@@ -95,21 +95,21 @@ def frame_groups(thw: Sequence[Sequence[int]], most: int) -> list[Group]:
 
 def joined(metas: Sequence[Mapping[str, Any]], groups: Sequence[Group], unit: int) -> dict[str, Tensor]:
     """Metadata of a batch from that of its groups."""
-    found: dict[str, Tensor] = {}
+    merged: dict[str, Tensor] = {}
     for name in metas[0]:
         values = [meta[name] for meta in metas]
         if name.startswith("cu_"):
             # Every group starts at zero.
             ends = [value[1:] + group.first for value, group in zip(values, groups, strict=True)]
-            found[name] = torch.cat([values[0][:1], *ends])
+            merged[name] = torch.cat([values[0][:1], *ends])
         elif name.startswith("rotary"):
-            found[name] = torch.cat(values)
+            merged[name] = torch.cat(values)
         elif name.startswith("max_"):
-            found[name] = torch.stack(values).amax(0)
+            merged[name] = torch.stack(values).amax(0)
         elif name == "reverse_indices":
             starts = (group.first // unit for group in groups)
-            found[name] = torch.cat([value + start for value, start in zip(values, starts, strict=True)])
-    return found
+            merged[name] = torch.cat([value + start for value, start in zip(values, starts, strict=True)])
+    return merged
 
 
 def runs(offsets: Sequence[int], most: int) -> list[tuple[int, int]]:
@@ -119,24 +119,24 @@ def runs(offsets: Sequence[int], most: int) -> list[tuple[int, int]]:
         offsets: from 0; equal ones are empty sequences, which need no run.
         most: patches of a run; one sequence is the least.
     """
-    found, first, last = [], 0, 0
+    spans, first, last = [], 0, 0
     for end in offsets:
         if end - first > most and last > first:
-            found.append((first, last))
+            spans.append((first, last))
             first = last
         last = end
-    return [*found, (first, last)] if last > first else found
+    return [*spans, (first, last)] if last > first else spans
 
 
 def part(meta: Mapping[str, Tensor], first: int, last: int) -> dict[str, Tensor]:
     """Metadata of a run of whole sequences. The largest lengths stay: upper bounds for what is left."""
-    own = dict(meta)
+    sliced = dict(meta)
     for name, value in meta.items():
         if name.startswith("rotary"):
-            own[name] = value[first:last]
+            sliced[name] = value[first:last]
         elif name.startswith("cu_"):
-            own[name] = value[(value >= first) & (value <= last)] - first
-    return own
+            sliced[name] = value[(value >= first) & (value <= last)] - first
+    return sliced
 
 
 class Rows:
