@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shlex
 import subprocess
-import sys
 from functools import lru_cache
 from typing import Any
 
@@ -73,13 +71,7 @@ def _python(words: list[str]) -> None:
         assert all((ROOT / word).exists() for word in words[2:] if not word.startswith("-")), words
         return
     assert importlib.util.find_spec(words[1]) is not None, f"there is no module {words[1]}"
-    flags = [word for word in words[2:] if word.startswith("--")]
-    if flags:
-        shown = subprocess.run(
-            [sys.executable, "-m", words[1], "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120,
-            env={**os.environ, "COLUMNS": "200", "NO_COLOR": "1"},
-        )  # fmt: skip
-        assert set(flags) <= set(re.findall(r"--[\w-]+", shown.stdout)), f"{words[1]} does not take {flags}"
+    assert len(words) == 2, f"arguments of {words[1]} have no check"
 
 
 CHECKS = {

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.servers import Server, free_port
 
-from ..docs.pages import ROOT, URL, WITH_EXAMPLES, Example, codes, examples, name
+from ..docs.pages import WITH_EXAMPLES, Example, codes, examples, name
+from ..docs.sessions import outputs
 from .media import user
 
 REQUESTS = {page: [one for one in examples(page, "bash", "python") if not one.not_run] for page in WITH_EXAMPLES}
-SECONDS = 240
 
 
 def session(page: Path, language: str) -> list[Example]:
@@ -43,32 +40,16 @@ def within(documented: Any, actual: Any) -> bool:
     return bool(documented == actual)
 
 
-def run(command: list[str], server: Server, script: str) -> str:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [*command, script.replace(URL, server.url)], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=SECONDS,
-    )  # fmt: skip
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 @pytest.mark.parametrize("page", pages("python"))
 def test_python_requests(server: Server, page: Path) -> None:
-    blocks = session(page, "python")
-    mark = "---- next block ----"
-    text = run([sys.executable, "-c"], server, f"\nprint({mark!r})\n".join(one.text for one in blocks))
-    for block, printed in zip(blocks, text.split(mark), strict=True):
+    for block, printed in outputs(session(page, "python"), server.url):
         if block.output is not None:
             assert printed.strip() == block.output.strip(), block.place
 
 
 @pytest.mark.parametrize("page", pages("bash"))
 def test_bash_requests(server: Server, page: Path) -> None:
-    blocks = session(page, "bash")
-    mark = "---- next block ----"
-    text = run(["bash", "-euo", "pipefail", "-c"], server, f"\necho; echo '{mark}'\n".join(one.text for one in blocks))
-    for block, printed in zip(blocks, text.split(mark), strict=True):
+    for block, printed in outputs(session(page, "bash"), server.url):
         if block.output is not None:
             assert within(json.loads(block.output), json.loads(printed)), f"{block.place}: {printed}"
 
