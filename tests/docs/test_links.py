@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import pytest
 
-from .pages import PAGES, ROOT, anchors, links, name
+from .pages import PAGES, ROOT, anchors, codes, links, name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -21,6 +22,15 @@ def test_every_relative_link_and_anchor_exists(page: Path) -> None:
         assert target.is_relative_to(ROOT), f"{name(page)} links to {link}, outside the repository"
         if url.fragment:
             assert url.fragment in anchors(target), f"{name(page)} links to {link}; {name(target)} has no such heading"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name)
+def test_every_path_in_the_text_exists(page: Path) -> None:
+    for code in codes(page):
+        match = re.match(r"(?:vllm_prune|server|benchmarks|tests|docs|deploy|scripts)/[\w./*-]*", code)
+        # Capitals stand for a name of the reader's; the scorer's place is below a checkpoint's folder.
+        if match and not re.search(r"[A-Z]{3}", match[0].replace("README.md", "")):
+            assert list(ROOT.glob(match[0].rstrip("/."))), f"{name(page)} names {code}, which does not exist"
 
 
 def test_every_page_of_docs_is_in_its_contents() -> None:
