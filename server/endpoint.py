@@ -21,10 +21,11 @@ from vllm.logger import init_logger
 
 from vllm_prune import __version__
 from vllm_prune.catalogue import entries
-from vllm_prune.config.load import configuration
+from vllm_prune.config.load import PruneConfig, configuration
 from vllm_prune.config.tenants import KEYS_CONFLICT
 from vllm_prune.kv.suitability import REFUSED
-from vllm_prune.policy import policy
+from vllm_prune.policy import config_for
+from vllm_prune.request import current
 from vllm_prune.support import kv, self_check, visual
 from vllm_prune.support.self_check import EXTENSION
 from vllm_prune.telemetry import metrics
@@ -97,7 +98,6 @@ class PruneEndpoint:
         """Prove that our classes are in use, then announce the server once it answers."""
         renderer.patch_renderer()
         output_processor.patch_output_processor()
-        policy()
         own: ServerState = state.vllm_prune
         if configuration().tenants and (args.api_key or os.environ.get("VLLM_API_KEY")):
             raise ValueError(KEYS_CONFLICT)
@@ -106,7 +106,7 @@ class PruneEndpoint:
         input_processor.salt_requests(engine_client)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
         preregister_labels(entries(), get_args(Reason), MESSAGES, (*REFUSED, "pool_full"))
-        install(self._app, policy().config.logging.lines(), tracing.wanted(engine_client.vllm_config))
+        install(self._app, configuration().logging.lines(), tracing.wanted(engine_client.vllm_config))
         workers = await inspect_workers(engine_client)
         own.findings = visual_findings(engine_client, workers)
         own.kv_findings = kv_findings(engine_client, workers)
@@ -166,22 +166,28 @@ def kv_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
     return [*kv.config_refusals(engine_client.vllm_config), *kv.FOUND.reasons]
 
 
+def _config() -> PruneConfig:
+    """The configuration as it applies to the current request's tenant."""
+    context = current()
+    return config_for(context.tenant if context is not None else None)
+
+
 @router.post("/v1/chat/completions", dependencies=JSON_BODY)
 async def chat(request: ChatCompletionRequest, raw_request: Request) -> Response:
     """OpenAI chat completions with a `pruning` field."""
-    return await answer(policy(), create_chat_completion, request, raw_request)
+    return await answer(_config(), create_chat_completion, request, raw_request)
 
 
 @router.post("/v1/completions", dependencies=JSON_BODY)
 async def completions(request: CompletionRequest, raw_request: Request) -> Response:
     """OpenAI completions with a `pruning` field."""
-    return await answer(policy(), create_completion, request, raw_request)
+    return await answer(_config(), create_completion, request, raw_request)
 
 
 @router.post("/v1/responses", dependencies=JSON_BODY)
 async def responses(request: ResponsesRequest, raw_request: Request) -> Response:
     """OpenAI responses with a `pruning` field."""
-    return await answer(policy(), create_responses, request, raw_request)
+    return await answer(_config(), create_responses, request, raw_request)
 
 
 @router.get("/v1/pruning/strategies")
@@ -193,7 +199,7 @@ async def strategies() -> JSONResponse:
 @router.get("/v1/pruning/presets")
 async def presets() -> JSONResponse:
     """The operator's presets."""
-    found = policy().config.presets
+    found = _config().presets
     data = [{"name": name, "pruning": preset.model_dump(exclude_unset=True)} for name, preset in found.items()]
     return JSONResponse({"object": "list", "data": data})
 

@@ -78,7 +78,7 @@ class Lifecycle:
         if self.died and on_main and self._loop is not None:
             self._loop = None
             logger.error("the engine died; see its messages above")
-            # vLLM ends with status 0 here, which supervisors take for a wish.
+            # vLLM ends with status 0 here, which supervisors take for an intended exit.
             raise SystemExit(1)
 
     def _drain(self, seconds: float) -> float:

@@ -1,4 +1,4 @@
-"""One line when the server answers, with the address that vLLM was told to listen on."""
+"""One line when the server answers, with the address that vLLM listens on."""
 
 from __future__ import annotations
 

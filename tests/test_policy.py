@@ -1,20 +1,22 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
-from vllm_prune import policy as policies
 from vllm_prune.budget.canonical import canonical_kv
 from vllm_prune.budget.errors import BudgetError
 from vllm_prune.budget.fields import KvField, PruningField, VisualField
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.config.load import Defaults, Limits, PruneConfig
-from vllm_prune.policy import SCOPE, Policy, Scope
+from vllm_prune.policy import Decision, decide, field_of_xargs
 
 
-def policy(limits: dict[str, Any] | None = None, default: dict[str, Any] | None = None) -> Policy:
-    return Policy(
+def policy(limits: dict[str, Any] | None = None, default: dict[str, Any] | None = None) -> Callable[..., Decision]:
+    return partial(
+        decide,
         PruneConfig(
             defaults=Defaults(visual=VisualField(**default) if default else None),
             limits=Limits(**(limits or {})),
@@ -22,49 +24,49 @@ def policy(limits: dict[str, Any] | None = None, default: dict[str, Any] | None 
                 "fast": PruningField(visual=VisualField(keep=0.25, strategy="uniform")),
                 "off": PruningField(visual=None),
             },
-        )
+        ),
     )
 
 
-def kept(decision: policies.Decision) -> str | None:
+def kept(decision: Decision) -> str | None:
     part = decision.spec.image if decision.spec else None
     return part.keep if part else None
 
 
 def test_absent_parts_take_the_default_and_null_turns_off() -> None:
     server = policy(default={"keep": 0.5, "strategy": "uniform"})
-    assert kept(server.decide()) == "0.5"
-    assert kept(server.decide({})) == "0.5"
-    assert kept(server.decide({"kv": None})) == "0.5"
-    assert server.decide({"visual": None}).spec is None
-    assert kept(server.decide({"visual": {"keep": 0.1, "strategy": "uniform"}})) == "0.1"
+    assert kept(server()) == "0.5"
+    assert kept(server({})) == "0.5"
+    assert kept(server({"kv": None})) == "0.5"
+    assert server({"visual": None}).spec is None
+    assert kept(server({"visual": {"keep": 0.1, "strategy": "uniform"}})) == "0.1"
 
 
 def test_presets_by_name_and_by_model() -> None:
     server = policy(default={"keep": 0.5, "strategy": "uniform"})
-    assert kept(server.decide("fast")) == "0.25"
-    assert kept(server.decide(None, "fast")) == "0.25"
-    assert kept(server.decide({"visual": {"keep": 0.1, "strategy": "uniform"}}, "fast")) == "0.1"
-    assert server.decide("off").spec is None
+    assert kept(server("fast")) == "0.25"
+    assert kept(server(None, "fast")) == "0.25"
+    assert kept(server({"visual": {"keep": 0.1, "strategy": "uniform"}}, "fast")) == "0.1"
+    assert server("off").spec is None
     with pytest.raises(BudgetError) as caught:
-        server.decide("slow")
+        server("slow")
     assert caught.value.param == "pruning"
     with pytest.raises(BudgetError) as caught:
-        server.decide(None, "slow")
+        server(None, "slow")
     assert caught.value.param == "model"
 
 
 def test_kv_budgets_are_canonical() -> None:
     asked = {"kv": {"keep": 0.2, "strategy": "streaming"}}
-    spec = policy().decide(asked).kv
+    spec = policy()(asked).kv
     assert spec == KvSpec("streaming", '{"sinks":4}', keep="0.2")
-    assert policy().decide({"kv": {**asked["kv"], "keep": 0.20, "options": {"sinks": 4}}}).kv == spec
-    assert policy().decide({"kv": {"keep": 1.0}}).kv is None
-    assert policy().decide({"kv": {"strategy": "none"}}).kv is None
-    assert policy().decide({"kv": {"max_tokens": 100}}).kv == KvSpec(
+    assert policy()({"kv": {**asked["kv"], "keep": 0.20, "options": {"sinks": 4}}}).kv == spec
+    assert policy()({"kv": {"keep": 1.0}}).kv is None
+    assert policy()({"kv": {"strategy": "none"}}).kv is None
+    assert policy()({"kv": {"max_tokens": 100}}).kv == KvSpec(
         "snapkv", canonical_kv(KvField(keep=0.5)).options, max_tokens=100
     )
-    assert policy().decide().kv is None
+    assert policy()().kv is None
 
 
 @pytest.mark.parametrize(
@@ -85,52 +87,38 @@ def test_kv_budgets_are_canonical() -> None:
 )
 def test_bad_kv_budgets_name_the_field(kv: dict[str, Any], param: str) -> None:
     with pytest.raises(BudgetError) as caught:
-        policy().decide({"kv": kv})
+        policy()({"kv": kv})
     assert caught.value.param == f"pruning.kv.{param}"
 
 
 def test_kv_limits() -> None:
     limits = {"kv": {"min_keep": 0.2, "max_tokens": 50, "strategies": ["gui_kv", "snapkv"]}}
-    server = Policy(PruneConfig.model_validate({"limits": limits}))
-    low = server.decide({"kv": {"keep": 0.1}})
+    server = partial(decide, PruneConfig.model_validate({"limits": limits}))
+    low = server({"kv": {"keep": 0.1}})
     assert low.kv is not None
     assert low.kv.keep == "0.2"
     assert low.clamped == ({"param": "pruning.kv.keep", "requested": 0.1, "applied": 0.2, "reason": "min_keep"},)
-    high = server.decide({"kv": {"max_tokens": 90}})
+    high = server({"kv": {"max_tokens": 90}})
     assert high.kv is not None
     assert high.kv.max_tokens == 50
     assert high.clamped[0]["reason"] == "max_tokens"
     with pytest.raises(BudgetError, match="not allowed"):
-        server.decide({"kv": {"keep": 0.5, "strategy": "streaming"}})
-    strict = Policy(PruneConfig.model_validate({"limits": {**limits, "on_limit": "reject"}}))
+        server({"kv": {"keep": 0.5, "strategy": "streaming"}})
+    strict = partial(decide, PruneConfig.model_validate({"limits": {**limits, "on_limit": "reject"}}))
     with pytest.raises(BudgetError, match="operator's limit"):
-        strict.decide({"kv": {"keep": 0.1}})
-
-
-def test_kv_reports_find_their_request_and_add_up() -> None:
-    scope = Scope(policy().decide({"kv": {"keep": 0.5}}))
-    assert scope.usage()["kv"] is None
-    policies.TICKETS[scope.ticket] = scope
-    tally = {"ticket": scope.ticket, "strategy": "gui_kv", "prompt_tokens": 100, "kept_tokens": 50,
-             "evicted_tokens": 50, "freed_blocks": 3, "compactions": 1}  # fmt: skip
-    policies.report(tally)
-    policies.report({**tally, "ticket": "somebody else's"})
-    expected = {k: v for k, v in tally.items() if k != "ticket"}
-    assert scope.usage()["kv"] == expected
-    policies.report({**tally, "prompt_tokens": 40, "kept_tokens": 20, "evicted_tokens": 20, "freed_blocks": 1})
-    assert scope.usage()["kv"] == {**expected, "evicted_tokens": 70, "freed_blocks": 4, "compactions": 2}
+        strict({"kv": {"keep": 0.1}})
 
 
 def test_limits_clamp_and_say_so() -> None:
     server = policy({"min_keep": 0.2, "max_keep": 0.8})
-    low = server.decide({"visual": {"keep": 0.1, "strategy": "uniform"}})
+    low = server({"visual": {"keep": 0.1, "strategy": "uniform"}})
     assert kept(low) == "0.2"
     assert low.clamped == ({"param": "pruning.visual.keep", "requested": 0.1, "applied": 0.2, "reason": "min_keep"},)
-    high = server.decide({"visual": {"keep": 0.9, "strategy": "uniform"}})
+    high = server({"visual": {"keep": 0.9, "strategy": "uniform"}})
     assert kept(high) == "0.8"
-    inside = server.decide({"visual": {"keep": 0.5, "strategy": "uniform"}})
+    inside = server({"visual": {"keep": 0.5, "strategy": "uniform"}})
     assert (kept(inside), inside.clamped) == ("0.5", ())
-    unasked = server.decide()
+    unasked = server()
     assert kept(unasked) == "0.8"
     assert unasked.clamped[0]["requested"] == 1.0
 
@@ -138,55 +126,41 @@ def test_limits_clamp_and_say_so() -> None:
 def test_limits_reject_when_told_to() -> None:
     server = policy({"min_keep": 0.2, "on_limit": "reject"})
     with pytest.raises(BudgetError) as caught:
-        server.decide({"visual": {"keep": 0.1, "strategy": "uniform"}})
+        server({"visual": {"keep": 0.1, "strategy": "uniform"}})
     assert caught.value.param == "pruning.visual.keep"
 
 
 def test_strategies_outside_the_list_are_refused_never_replaced() -> None:
     server = policy({"strategies": ("random",)})
     with pytest.raises(BudgetError) as caught:
-        server.decide({"visual": {"keep": 0.5, "strategy": "uniform"}})
+        server({"visual": {"keep": 0.5, "strategy": "uniform"}})
     assert caught.value.param == "pruning.visual.strategy"
 
 
 def test_token_limits() -> None:
     server = policy({"min_tokens": 10, "max_tokens": 100})
-    low = server.decide({"visual": {"max_tokens": 2, "strategy": "uniform"}})
+    low = server({"visual": {"max_tokens": 2, "strategy": "uniform"}})
     assert low.spec is not None
     assert (low.spec.max_tokens, low.spec.limit) == (10, 100)
-    high = server.decide({"visual": {"max_tokens": 5000, "strategy": "uniform"}})
+    high = server({"visual": {"max_tokens": 5000, "strategy": "uniform"}})
     assert high.spec is not None
     assert high.spec.max_tokens == 100
 
 
-def test_xargs_and_field_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(policies, "policy", policy)
-    assert kept(policies.decide({"pruning": '{"visual": {"keep": 0.3, "strategy": "uniform"}}'})) == "0.3"
-    assert kept(policies.decide({"pruning": "fast"})) == "0.25"
-    assert policies.decide(None).spec is None
-    for wrong in (0.5, '{"visual": ', "nobody"):
-        with pytest.raises(BudgetError):
-            policies.decide({"pruning": wrong})
-    token = SCOPE.set(Scope(policy().decide("fast")))
-    try:
-        assert kept(policies.decide({})) == "0.25"
-        with pytest.raises(BudgetError):
-            policies.decide({"pruning": "fast"})
-    finally:
-        SCOPE.reset(token)
+def test_xargs_carry_the_field_as_text() -> None:
+    text = '{"visual": {"keep": 0.3, "strategy": "uniform"}}'
+    server = policy()
+    assert kept(server(field_of_xargs(text))) == "0.3"
+    assert kept(server(field_of_xargs("fast"))) == "0.25"
+    for wrong in (0.5, '{"visual": ', '{"visual":' * 5000):
+        with pytest.raises(BudgetError) as caught:
+            field_of_xargs(wrong)
+        assert caught.value.param == "vllm_xargs.pruning"
 
 
-def test_usage_adds_up_over_items() -> None:
-    scope = Scope(policy().decide("fast"))
-    token = SCOPE.set(scope)
-    item = {"modality": "image", "strategy": "uniform", "input_tokens": 100, "kept_tokens": 25, "capped": False}
-    try:
-        policies.record([item, {**item, "modality": "video", "strategy": "mc_evs"}, {**item, "strategy": "none"}])
-    finally:
-        SCOPE.reset(token)
-    assert scope.usage() == {
-        "visual": {"strategy": "mc_evs+uniform", "input_tokens": 300, "kept_tokens": 75},
-        "kv": None,
-        "clamped": [],
-    }
-    assert Scope(policy().decide()).usage()["visual"] is None
+def test_deciding_changes_nothing_and_depends_on_nothing_else() -> None:
+    server = policy({"min_keep": 0.2})
+    field = {"visual": {"keep": 0.1, "strategy": "uniform"}}
+    first = server(field)
+    assert field == {"visual": {"keep": 0.1, "strategy": "uniform"}}
+    assert server(field) == first

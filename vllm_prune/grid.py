@@ -1,4 +1,4 @@
-"""Modalities and grids: what a budget, a strategy and an adapter all speak of. Imports nothing heavy.
+"""Modalities and grids: shared by budgets, strategies and adapters. Imports nothing heavy.
 
 A visual token is one merged patch cell of an image or of a video frame, and one token of the language model.
 """

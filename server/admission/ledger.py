@@ -43,11 +43,11 @@ class Reservation:
     tenant: str | None
     amount: Amount
 
-    def settle(self, visual: int | None, rows: int) -> None:
-        """Put the true size in place of the estimate; what is over goes to those who wait.
+    def resize(self, visual: int | None, rows: int) -> None:
+        """Put the true size in place of the upper bound; what is over goes to those who wait.
 
         Args:
-            visual: kept visual tokens; None leaves the estimate.
+            visual: kept visual tokens; None leaves the upper bound.
             rows: rows of KV cache that will be held.
 
         Raises:

@@ -22,10 +22,10 @@ from vllm.logger import init_logger
 from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.media.connector import MODALITY_IO_MAP
 
+from vllm_prune.config.load import configuration
 from vllm_prune.config.media import Media
-from vllm_prune.policy import SCOPE, policy
+from vllm_prune.request import current, stage
 from vllm_prune.telemetry import metrics
-from vllm_prune.telemetry.request_record import stage
 from vllm_prune.vllm_compat import media_connector
 
 from .decode_pool import DecodePool, Unavailable, pool
@@ -56,7 +56,7 @@ class PruneMediaConnector(MediaConnector):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.settings = settings or policy().config.media
+        self.settings = settings or configuration().media
         self.decoders = decoders or pool()
         domains = tuple(self.allowed_media_domains)
         self.fetcher = fetcher or Fetcher(self.settings, domains, envs.VLLM_MEDIA_URL_ALLOW_REDIRECTS)
@@ -155,10 +155,10 @@ class PruneMediaConnector(MediaConnector):
         return data
 
     def _count_item(self) -> None:
-        scope = SCOPE.get()
-        if scope is not None:
-            scope.media_items += 1
-            if scope.media_items > self.settings.max_items:
+        context = current()
+        if context is not None:
+            context.media_items += 1
+            if context.media_items > self.settings.max_items:
                 raise Refused("items")
 
     def _refuse(self, error: Refused) -> NoReturn:

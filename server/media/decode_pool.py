@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from vllm_prune.config.load import configuration
 from vllm_prune.config.media import Media
-from vllm_prune.policy import policy
 
 from .errors import MESSAGES, Refused
 
@@ -255,4 +255,4 @@ class DecodePool:
 @lru_cache(maxsize=1)
 def pool() -> DecodePool:
     """The decoding processes of this server process, by the operator's configuration."""
-    return DecodePool(policy().config.media)
+    return DecodePool(configuration().media)

@@ -11,7 +11,7 @@ from http import HTTPStatus
 from vllm.exceptions import GracefulHTTPError, VLLMValidationError
 
 from vllm_prune.config.media import Media
-from vllm_prune.policy import SCOPE
+from vllm_prune.request import current
 
 _UNREACHABLE = "the media URL could not be fetched; give one on a public host that answers, or send a data: URL"
 MESSAGES = {
@@ -59,8 +59,8 @@ class MediaError(VLLMValidationError):
     """What the client gets: HTTP 400 with `param`, by vLLM's own handlers."""
 
     def __init__(self, reason: str, settings: Media) -> None:
-        scope = SCOPE.get()
-        param = scope.media_param if scope is not None else "messages"
+        context = current()
+        param = context.media_param if context is not None else "messages"
         super().__init__(MESSAGES[reason].format(settings), parameter=param)
         self.reason = reason
 

@@ -14,6 +14,7 @@ import httpx
 
 from vllm_prune import __version__
 from vllm_prune.config.media import Media
+from vllm_prune.request import add_stage
 from vllm_prune.telemetry import metrics
 
 from .errors import Refused
@@ -88,7 +89,9 @@ class Fetcher:
         except (httpx.HTTPError, OSError, ssl.SSLError):
             raise Refused("connection") from None
         finally:
-            metrics.observe_fetch(time.monotonic() - started)
+            seconds = time.monotonic() - started
+            add_stage("fetch", seconds)
+            metrics.observe_fetch(seconds)
 
     async def _follow(self, url: str, limit: int) -> bytes:
         target = parse(url, self.settings, self.domains)

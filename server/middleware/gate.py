@@ -6,25 +6,20 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_prune.budget.kv import KvSpec
 from vllm_prune.config.admission import Admission
-from vllm_prune.policy import SETTLE, TENANT, Decision
-from vllm_prune.telemetry.request_record import stage
+from vllm_prune.request import CURRENT, RequestContext
 
-from ..admission.accounts import Account, Accounts
+from ..admission.accounts import Accounts
 from ..admission.estimate import Sizes, media_of, rows_held, upper_bound
 from ..admission.ledger import Amount, Ledger, Reservation
 from ..lifecycle import Lifecycle
 from ..openai.errors import Refusal, overloaded, shutting_down
-
-KEY = "vllm_prune.visit"
-"""Key of the request's `Visit` in its ASGI scope."""
 
 # What a probe, a scrape or a browser asks for without a key. Everything else needs one where tenants are configured.
 OPEN = ("/health", "/metrics", "/ping", "/version", "/load", "/playground", "/docs", "/redoc", "/openapi.json")
@@ -39,52 +34,50 @@ LINGER_SECONDS = 2.0
 
 
 @dataclass
-class Visit:
-    """One HTTP request inside the gate.
+class HeldRoom:
+    """Room that a request has in the ledger; implements `vllm_prune.request.Reservation`.
 
     Attributes:
-        account: its tenant's, None on servers without tenants.
-        ledger: where it asks for room.
-        exits: closed when it has been answered, however that ends.
-        body_bytes: length of its body.
+        context: the request.
+        reservation: its entry in the ledger.
         sizes: of the served model.
     """
 
-    account: Account | None
-    ledger: Ledger
+    context: RequestContext
+    reservation: Reservation
     sizes: Sizes
-    exits: ExitStack = field(default_factory=ExitStack)
-    body_bytes: int = 0
-    reservation: Reservation | None = None
 
-    async def admit(self, amount: Amount) -> None:
-        """Wait for room. Raises `Refusal`."""
-        name = self.account.tenant.name if self.account is not None else None
-        self.reservation = await self.ledger.admit(name, amount, self.exits)
-
-    async def admit_request(self, request: Any, raw_request: Request, decision: Decision) -> None:
-        """Wait for the room that a request needs at most.
-
-        Args:
-            request: vLLM's request model.
-            raw_request: the HTTP request, whose JSON has been read.
-            decision: its budgets.
-
-        Raises:
-            Refusal: no room.
-        """
-        amount = Amount(requests=1)
-        if self.ledger.settings.weighs:
-            media = media_of(await raw_request.json())
-            amount = upper_bound(request, media, self.body_bytes, decision.spec, decision.kv, self.sizes)
-        with stage("admission"):
-            await self.admit(amount)
-
-    def settle(self, request: Any, visual: int | None, prompts: Sequence[int]) -> None:
+    def resize(self, request: Any, visual: int | None, prompts: Sequence[int]) -> None:
         """Put the true size of the prepared request in place of its bound. Raises `BudgetError`."""
-        if self.reservation is not None:
-            kv = KvSpec.of(getattr(request, "vllm_xargs", None))
-            self.reservation.settle(visual, rows_held(request, prompts, kv, self.sizes.context))
+        kv = self.context.decision.kv if self.context.decision is not None else None
+        self.reservation.resize(visual, rows_held(request, prompts, kv, self.sizes.context))
+
+
+async def admit(context: RequestContext, ledger: Ledger, amount: Amount, sizes: Sizes) -> None:
+    """Wait for room. Raises `Refusal`."""
+    name = context.tenant.name if context.tenant is not None else None
+    context.reservation = HeldRoom(context, await ledger.admit(name, amount, context.exits), sizes)
+
+
+async def admit_request(context: RequestContext, request: Any, raw_request: Request) -> None:
+    """Wait for the room that a request needs at most.
+
+    Args:
+        context: the request, its budgets decided.
+        request: vLLM's request model.
+        raw_request: the HTTP request, whose JSON has been read.
+
+    Raises:
+        Refusal: no room.
+    """
+    state = raw_request.app.state.vllm_prune
+    decision = context.decision
+    amount = Amount(requests=1)
+    if state.ledger.settings.weighs and decision is not None:
+        media = media_of(await raw_request.json())
+        amount = upper_bound(request, media, context.body_bytes, decision.spec, decision.kv, state.sizes)
+    with context.stage("admission"):
+        await admit(context, state.ledger, amount, state.sizes)
 
 
 class Gate:
@@ -108,42 +101,45 @@ class Gate:
         elif scope["type"] != "http" or scope["method"] == "OPTIONS" or is_open(scope):
             await self.app(scope, receive, send)
         else:
-            visit = Visit(None, self.ledger, scope["app"].state.vllm_prune.sizes)
-            with ExitStack() as answering, visit.exits:
-                await self._visit(visit, answering, scope, receive, send)
+            context = CURRENT.get()
+            if context is None:
+                # Before the server is initialised nothing is around us.
+                context = RequestContext()
+                CURRENT.set(context)
+            with ExitStack() as answering, context.exits:
+                await self._visit(context, answering, scope, receive, send)
 
-    async def _visit(self, visit: Visit, answering: ExitStack, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _visit(
+        self, context: RequestContext, answering: ExitStack, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         working = scope["method"] in BODY_METHODS
         try:
-            self._let_in(visit, scope, working)
-            body = await self._body(visit, scope, receive) if working else None
+            self._let_in(context, scope, working)
+            body = await self._body(context, scope, receive) if working else None
             # In this order, as the drain reads the count after it has said that it began.
             self.lifecycle.enter(answering)
             self._refuse_when_draining()
             path = path_of(scope)
             if working and path.startswith(WORKING) and path not in BUDGETED and not path.endswith(LIGHT):
-                await visit.admit(Amount(requests=1))
+                await admit(context, self.ledger, Amount(requests=1), scope["app"].state.vllm_prune.sizes)
         except Refusal as refusal:
             await _refuse(refusal, scope, receive, send)
             return
         except ClientGone:
             return
-        scope[KEY] = visit
-        # Set for every request: a connection's next one may start in the context of the one before.
-        TENANT.set(visit.account.tenant if visit.account is not None else None)
-        SETTLE.set(visit.settle)
-        await self.app(scope, receive if body is None else _replay(body, receive), self._sending(visit, send))
+        await self.app(scope, receive if body is None else _replay(body, receive), self._sending(context, send))
 
     def _refuse_when_draining(self) -> None:
         if self.lifecycle.draining:
             raise shutting_down(self.ledger.settings.retry_after_seconds)
 
-    def _let_in(self, visit: Visit, scope: Scope, working: bool) -> None:
+    def _let_in(self, context: RequestContext, scope: Scope, working: bool) -> None:
         self._refuse_when_draining()
         if self.accounts:
-            visit.account = self.accounts.of(scope["headers"])
+            account = self.accounts.of(scope["headers"])
+            context.tenant = account.tenant
             if working:
-                visit.account.enter(visit.exits)
+                account.enter(context.exits)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         account = None
@@ -158,11 +154,10 @@ class Gate:
             return
         with ExitStack() as exits:
             self.lifecycle.enter(exits)
-            TENANT.set(account.tenant if account is not None else None)
-            SETTLE.set(None)
+            CURRENT.set(RequestContext(tenant=account.tenant if account is not None else None))
             await self.app(scope, receive, send)
 
-    async def _body(self, visit: Visit, scope: Scope, receive: Receive) -> deque[Message]:
+    async def _body(self, context: RequestContext, scope: Scope, receive: Receive) -> deque[Message]:
         """The whole body, as the messages that it came in.
 
         Raises:
@@ -173,23 +168,23 @@ class Gate:
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if announced.isdigit() and int(announced) > settings.max_body_bytes:
             raise _too_large(settings)
-        visit.exits.callback(self._forget_body, visit)
+        context.exits.callback(self._forget_body, context)
         try:
-            return await asyncio.wait_for(self._read(visit, receive), settings.max_body_seconds)
+            return await asyncio.wait_for(self._read(context, receive), settings.max_body_seconds)
         except asyncio.TimeoutError:
             message = f"the body did not arrive within {settings.max_body_seconds:g} s"
             raise Refusal(408, "body_timeout", message, code="request_timeout", headers=CLOSE) from None
 
-    async def _read(self, visit: Visit, receive: Receive) -> deque[Message]:
+    async def _read(self, context: RequestContext, receive: Receive) -> deque[Message]:
         settings, messages = self.ledger.settings, deque[Message]()
         while True:
             message = await receive()
             if message["type"] != "http.request":
                 raise ClientGone
             size = len(message.get("body", b""))
-            visit.body_bytes += size
+            context.body_bytes += size
             self.buffered += size
-            if visit.body_bytes > settings.max_body_bytes:
+            if context.body_bytes > settings.max_body_bytes:
                 raise _too_large(settings)
             if self.buffered > settings.max_total_body_bytes:
                 text = "the bodies of the requests at hand are too large together"
@@ -198,10 +193,10 @@ class Gate:
             if not message.get("more_body", False):
                 return messages
 
-    def _forget_body(self, visit: Visit) -> None:
-        self.buffered -= visit.body_bytes
+    def _forget_body(self, context: RequestContext) -> None:
+        self.buffered -= context.body_bytes
 
-    def _sending(self, visit: Visit, send: Send) -> Send:
+    def _sending(self, context: RequestContext, send: Send) -> Send:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start" and message["status"] in (429, 503):
                 # vLLM's own say nothing about when to come back.
@@ -211,7 +206,7 @@ class Gate:
                 message = {**message, "headers": headers}
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 # Before the client can know that it is over, and ask for more.
-                visit.exits.close()
+                context.exits.close()
             await send(message)
 
         return sending

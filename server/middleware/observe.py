@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.logger import init_logger
 
-from vllm_prune.telemetry.request_record import RECORD, Record, forget
+from vllm_prune.request import CURRENT, RequestContext
 
 from ..telemetry import logs, request_id, tracing
 
@@ -38,45 +38,45 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        own_id, headers = request_id.settle(scope["headers"])
-        record = Record(own_id, scope["method"], route=known_route(scope))
+        own_id, headers = request_id.resolve_request_id(scope["headers"])
+        context = RequestContext(request_id=own_id, method=scope["method"], route=known_route(scope))
         told = not scope["path"].startswith(QUIET)
         span = None
         if self.spans and told:
-            span, headers = tracing.begin(record, headers)
+            span, headers = tracing.begin(context, headers)
         # A copy, as the server that called us goes on to use its own.
         inner = {**scope, "headers": headers}
-        token = RECORD.set(record)
+        token = CURRENT.set(context)
         try:
-            await self.app(inner, receive, _watched(send, record))
+            await self.app(inner, receive, _watched(send, context))
         except BaseException:
-            record.status = record.status or 500
+            context.status = context.status or 500
             raise
         finally:
-            RECORD.reset(token)
-            record.ended = time.perf_counter()
+            CURRENT.reset(token)
+            context.ended = time.perf_counter()
             if route := getattr(inner.get("route"), "path", None):
-                record.route = route
-            self._close(record, span, self.lines and told)
+                context.route = route
+            self._close(context, span, self.lines and told)
 
-    def _close(self, record: Record, span: Any, line: bool) -> None:
+    def _close(self, context: RequestContext, span: Any, line: bool) -> None:
         if not line and span is None:
-            forget(record)
-        elif record.key is not None and record.complete and record.status == 200 and not record.engine:
-            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._tell, record, span, line)
+            context.forget_engine_requests()
+        elif context.engine_requests and context.complete and context.status == 200 and not context.engine:
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._tell, context, span, line)
         else:
-            self._tell(record, span, line)
+            self._tell(context, span, line)
 
-    def _tell(self, record: Record, span: Any, line: bool) -> None:
-        forget(record)
+    def _tell(self, context: RequestContext, span: Any, line: bool) -> None:
+        context.forget_engine_requests()
         try:
             if line:
-                logs.write(record)
+                logs.write(context)
             if span is not None:
-                tracing.end(record, span)
+                tracing.end(context, span)
         except Exception:
             # The answer has gone out; a defect here must not end the connection.
-            logger.exception("request %s could not be logged", record.id)
+            logger.exception("request %s could not be logged", context.request_id)
 
 
 def install(app: FastAPI, lines: bool, spans: bool) -> None:
@@ -93,15 +93,15 @@ def known_route(scope: Scope) -> str | None:
     return scope["path"] if any(getattr(route, "path", None) == scope["path"] for route in routes) else None
 
 
-def _watched(send: Send, record: Record) -> Send:
+def _watched(send: Send, context: RequestContext) -> Send:
     async def watched(message: Message) -> None:
         if message["type"] == "http.response.start":
-            record.status = message["status"]
-            message = {**message, "headers": request_id.stamp(message["headers"], record.id)}
-        elif message["type"] == "http.response.body" and record.first_byte is None and message.get("body"):
-            record.first_byte = time.perf_counter()
+            context.status = message["status"]
+            message = {**message, "headers": request_id.stamp(message["headers"], context.request_id)}
+        elif message["type"] == "http.response.body" and context.first_byte is None and message.get("body"):
+            context.first_byte = time.perf_counter()
         await send(message)
         if message["type"] == "http.response.body" and not message.get("more_body", False):
-            record.complete = True
+            context.complete = True
 
     return watched

@@ -11,14 +11,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from vllm.exceptions import VLLMClientError
 
 from vllm_prune.budget.errors import BudgetError
-from vllm_prune.policy import SCOPE, Policy, Scope
+from vllm_prune.config.load import PruneConfig
+from vllm_prune.policy import decide
+from vllm_prune.request import RequestContext, current, reject
 from vllm_prune.support import kv
-from vllm_prune.telemetry import metrics, request_record
+from vllm_prune.telemetry import metrics
 
 from ..openai.errors import Refusal
 from ..openai.response_inputs import make_readable
-from .gate import KEY as VISIT
-from .gate import Visit
+from .gate import admit_request
 
 Route = Callable[[Any, Request], Awaitable[Response | None]]
 
@@ -29,53 +30,60 @@ def error_response(message: str, param: str | None) -> JSONResponse:
     return JSONResponse({"error": error}, status_code=400)
 
 
-async def answer(policy: Policy, route: Route, request: Any, raw_request: Request) -> Response:
+async def answer(config: PruneConfig, route: Route, request: Any, raw_request: Request) -> Response:
     """Run one of vLLM's routes under the request's budget.
 
     Args:
-        policy: the operator's configuration.
+        config: the operator's configuration as it applies to the request's tenant.
         route: vLLM's route function, `(request, raw_request) -> response`.
         request: vLLM's request model; unknown fields such as `pruning` are kept by it as extras.
         raw_request: the HTTP request.
     """
+    context = current()
+    assert context is not None, "the gate sets a context for every request"
     try:
         preset = _preset_of_model(request, raw_request)
-        request_record.follow(request, raw_request)
-        scope = request_record.budgeted(Scope(policy.decide(_take_field(request), preset)))
+        _describe(context, request, raw_request)
+        decision = decide(config, _take_field(request), preset)
+        context.decide(decision)
     except BudgetError as error:
-        metrics.count_rejection("invalid_budget")
+        reject("invalid_budget")
         return error_response(str(error), error.param)
     if (unreadable := make_readable(request)) is not None:
         return error_response(*unreadable)
-    if scope.decision.spec is not None and not raw_request.app.state.vllm_prune.verified:
-        metrics.count_rejection("not_active")
+    if decision.spec is not None and not raw_request.app.state.vllm_prune.verified:
+        reject("not_active")
         reason = "; ".join(raw_request.app.state.vllm_prune.findings)
         return error_response(f"visual budgets are not honoured by this server: {reason}", "pruning.visual")
-    if scope.decision.kv is not None and (findings := raw_request.app.state.vllm_prune.kv_findings):
-        metrics.count_rejection("not_active")
+    if decision.kv is not None and (findings := raw_request.app.state.vllm_prune.kv_findings):
+        reject("not_active")
         metrics.count_kv_skipped(kv.cause_of(findings[0]))
         return error_response(f"KV budgets are not honoured by this server: {'; '.join(findings)}", "pruning.kv")
-    scope.media_param = "input" if "input" in type(request).model_fields else "messages"
-    visit: Visit = raw_request.scope[VISIT]
+    context.media_param = "input" if "input" in type(request).model_fields else "messages"
     try:
-        await visit.admit_request(request, raw_request, scope.decision)
+        await admit_request(context, request, raw_request)
     except Refusal as refusal:
         return refusal.response()
-    token = SCOPE.set(scope)
-    scope.enter()
-    # However the answer ends: also a stream that never starts, as its client has left.
-    visit.exits.callback(scope.leave)
-    try:
-        response: Response | None = await route(request, raw_request)
-    finally:
-        SCOPE.reset(token)
+    context.start_answer()
+    response: Response | None = await route(request, raw_request)
     if response is None:
         # vLLM has cancelled it, as the client has left; nobody reads this.
         return Response(status_code=499)
     if isinstance(response, StreamingResponse):
-        response.body_iterator = _annotated(response.body_iterator, scope)
+        response.body_iterator = _annotated(response.body_iterator, context)
         return response
-    return _with_usage(response, scope)
+    return _with_usage(response, context)
+
+
+def _describe(context: RequestContext, request: Any, raw_request: Request) -> None:
+    """Note what a log line may say of a request, and give vLLM's request the id of ours where the client sent none."""
+    models = raw_request.app.state.openai_serving_models
+    if request.model is None or models.is_base_model(request.model) or request.model in models.lora_requests:
+        context.model = request.model or models.model_name()
+    context.stream = bool(getattr(request, "stream", False))
+    named = "x-request-id" in raw_request.headers or "request_id" in request.model_fields_set
+    if not named and type(request).__name__ != "ResponsesRequest":
+        request.request_id = context.request_id
 
 
 def _take_field(request: Any) -> object:
@@ -93,12 +101,12 @@ def _preset_of_model(request: Any, raw_request: Request) -> str | None:
     return preset
 
 
-def _with_usage(response: Response, scope: Scope) -> Response:
+def _with_usage(response: Response, context: RequestContext) -> Response:
     body = json.loads(bytes(response.body))
     usage = _usage_of(body)
     if usage is None:
         return response
-    usage["pruning"] = scope.usage()
+    usage["pruning"] = context.usage()
     headers = {k: v for k, v in response.headers.items() if k not in ("content-length", "content-type")}
     return JSONResponse(body, status_code=response.status_code, headers=headers)
 
@@ -113,11 +121,11 @@ def _usage_of(body: Any) -> dict[str, Any] | None:
     return usage if isinstance(usage, dict) else None
 
 
-async def _annotated(chunks: Any, scope: Scope) -> AsyncIterator[str | bytes]:
+async def _annotated(chunks: Any, context: RequestContext) -> AsyncIterator[str | bytes]:
     number = 0
     try:
         async for chunk in chunks:
-            yield _annotate_events(chunk, scope) if '"usage"' in _text(chunk) else chunk
+            yield _annotate_events(chunk, context) if '"usage"' in _text(chunk) else chunk
             number += 1
     except (ValueError, VLLMClientError) as error:
         # vLLM's responses find some faults of a request only when their stream has begun, and would break it off.
@@ -125,14 +133,14 @@ async def _annotated(chunks: Any, scope: Scope) -> AsyncIterator[str | bytes]:
         yield f"event: error\ndata: {json.dumps({**body, 'sequence_number': number}, ensure_ascii=False)}\n\n"
 
 
-def _annotate_events(chunk: str | bytes, scope: Scope) -> str:
+def _annotate_events(chunk: str | bytes, context: RequestContext) -> str:
     lines = []
     for line in _text(chunk).split("\n"):
         if line.startswith("data: {"):
             body = json.loads(line[6:])
             usage = _usage_of(body)
             if usage is not None:
-                usage["pruning"] = scope.usage()
+                usage["pruning"] = context.usage()
                 line = "data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":"))
         lines.append(line)
     return "\n".join(lines)

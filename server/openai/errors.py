@@ -7,7 +7,7 @@ from typing import Literal
 
 from fastapi.responses import JSONResponse
 
-from vllm_prune.telemetry import metrics
+from vllm_prune.request import reject
 
 Reason = Literal[
     "body_timeout",
@@ -51,7 +51,7 @@ class Refusal(Exception):
 
     def response(self) -> JSONResponse:
         """The answer; counts the refusal."""
-        metrics.count_rejection(self.reason)
+        reject(self.reason)
         return JSONResponse({"error": self.error}, status_code=self.status, headers=self.headers)
 
 

@@ -7,45 +7,45 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from vllm_prune.policy import Scope, policy
-from vllm_prune.telemetry.request_record import Record
+from vllm_prune.config.load import configuration
+from vllm_prune.policy import Decision
+from vllm_prune.request import RequestContext
 
 # A child of vLLM's logger, so that it writes where and how vLLM writes.
 logger = init_logger("vllm.vllm_prune.requests")
 
 
-def write(record: Record) -> None:
+def write(context: RequestContext) -> None:
     """Write the line of a request that has been answered."""
-    found = fields(record)
-    if policy().config.logging.resolved_format() == "json":
+    found = fields(context)
+    if configuration().logging.resolved_format() == "json":
         logger.info("request", extra=found)
     else:
         logger.info("request %s", json.dumps(found, separators=(",", ":")))
 
 
-def fields(record: Record) -> dict[str, Any]:
+def fields(context: RequestContext) -> dict[str, Any]:
     """What is told about a request; parts that it does not have are left out. Times in seconds."""
     found: dict[str, Any] = {
-        "request_id": record.id,
-        "method": record.method,
-        "route": record.route,
-        "status": record.status,
-        "complete": record.complete,
-        "model": record.model,
-        "stream": record.stream,
-        "rejected": record.rejected,
-        "budget": budget(record.scope) if record.scope is not None else None,
-        "pruning": _outcome(record.scope) if record.scope is not None else None,
-        "tokens": tokens(record),
-        "finish_reasons": sorted({str(stats.finish_reason) for _, stats in record.engine}) or None,
-        "seconds": seconds(record),
+        "request_id": context.request_id,
+        "method": context.method,
+        "route": context.route,
+        "status": context.status,
+        "complete": context.complete,
+        "model": context.model,
+        "stream": context.stream,
+        "rejected": context.rejected,
+        "budget": budget(context.decision) if context.decision is not None else None,
+        "pruning": _outcome(context) if context.decision is not None else None,
+        "tokens": tokens(context),
+        "finish_reasons": sorted({str(stats.finish_reason) for _, stats in context.engine}) or None,
+        "seconds": seconds(context),
     }
     return {key: value for key, value in found.items() if value is not None}
 
 
-def budget(scope: Scope) -> dict[str, Any] | None:
+def budget(decision: Decision) -> dict[str, Any] | None:
     """The budget in force, after defaults, presets and limits; options of strategies are left out."""
-    decision = scope.decision
     found: dict[str, Any] = {}
     if (spec := decision.spec) is not None:
         for modality in ("image", "video"):
@@ -63,17 +63,17 @@ def budget(scope: Scope) -> dict[str, Any] | None:
     return found or None
 
 
-def _outcome(scope: Scope) -> dict[str, Any] | None:
-    usage = scope.usage()
+def _outcome(context: RequestContext) -> dict[str, Any] | None:
+    usage = context.usage()
     clamped = sorted({entry["reason"] for entry in usage.pop("clamped")})
     found = {part: value for part, value in usage.items() if value is not None}
     return (found | ({"clamped": clamped} if clamped else {})) or None
 
 
-def tokens(record: Record) -> dict[str, int] | None:
+def tokens(context: RequestContext) -> dict[str, int] | None:
     """Tokens by vLLM's count. Choices of one prompt share its tokens, prompts of one request add up."""
     prompts: dict[str, tuple[int, int]] = {}
-    for _, stats in record.engine:
+    for _, stats in context.engine:
         known = prompts.get(stats.request_id, (0, 0))
         prompts[stats.request_id] = (
             max(known[0], stats.num_prompt_tokens),
@@ -84,21 +84,21 @@ def tokens(record: Record) -> dict[str, int] | None:
     return {
         "prompt": sum(given for given, _ in prompts.values()),
         "cached": sum(cached for _, cached in prompts.values()),
-        "completion": sum(stats.num_generation_tokens for _, stats in record.engine),
+        "completion": sum(stats.num_generation_tokens for _, stats in context.engine),
     }
 
 
-def seconds(record: Record) -> dict[str, float]:
+def seconds(context: RequestContext) -> dict[str, float]:
     """Where the time went. `queued`, `prefill` and `decode` are vLLM's, of the slowest engine request."""
     found: dict[str, float] = {}
-    if record.ended is not None:
-        found["total"] = record.ended - record.began
-    if record.first_byte is not None:
-        found["first_byte"] = record.first_byte - record.began
-    for one in record.stages:
+    if context.ended is not None:
+        found["total"] = context.ended - context.began
+    if context.first_byte is not None:
+        found["first_byte"] = context.first_byte - context.began
+    for one in context.stages:
         found[one.name] = found.get(one.name, 0.0) + one.end - one.start
     for name in ("queued", "prefill", "decode"):
-        times = [getattr(stats, f"{name}_time") for _, stats in record.engine]
+        times = [getattr(stats, f"{name}_time") for _, stats in context.engine]
         if times:
             found[name] = max(times)
     return {name: round(value, 6) for name, value in found.items()}

@@ -13,7 +13,7 @@ ACCEPTED = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 RawHeaders = MutableSequence[tuple[bytes, bytes]]
 
 
-def settle(headers: RawHeaders) -> tuple[str, RawHeaders]:
+def resolve_request_id(headers: RawHeaders) -> tuple[str, RawHeaders]:
     """Accept or replace the id that a request came with.
 
     Args:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm_prune import __version__
-from vllm_prune.telemetry.request_record import Record
+from vllm_prune.request import RequestContext
 
 from .logs import fields
 from .request_id import RawHeaders
@@ -24,7 +24,7 @@ def wanted(vllm_config: Any) -> bool:
     return vllm_config.observability_config.otlp_traces_endpoint is not None
 
 
-def begin(record: Record, headers: RawHeaders) -> tuple[Any, RawHeaders]:
+def begin(context: RequestContext, headers: RawHeaders) -> tuple[Any, RawHeaders]:
     """Start the span of a request below the client's, if it sent a context.
 
     Returns:
@@ -36,10 +36,10 @@ def begin(record: Record, headers: RawHeaders) -> tuple[Any, RawHeaders]:
     propagator = TraceContextTextMapPropagator()
     carrier = {name.decode(): value.decode("latin-1") for name, value in headers if name in CONTEXT_HEADERS}
     span = _tracer().start_span(
-        f"{record.method} {record.route}" if record.route else record.method,
+        f"{context.method} {context.route}" if context.route else context.method,
         context=propagator.extract(carrier),
         kind=trace.SpanKind.SERVER,
-        start_time=record.nanoseconds(record.began),
+        start_time=context.nanoseconds(context.began),
     )
     ours: dict[str, str] = {}
     propagator.inject(ours, context=trace.set_span_in_context(span))
@@ -47,30 +47,30 @@ def begin(record: Record, headers: RawHeaders) -> tuple[Any, RawHeaders]:
     return span, [*kept, *((name.encode(), value.encode()) for name, value in ours.items())]
 
 
-def end(record: Record, span: Any) -> None:
+def end(context: RequestContext, span: Any) -> None:
     """Give the span its attributes and children, and end it."""
     from opentelemetry import trace
 
     if span.is_recording():
-        span.set_attributes(attributes(record))
-        if record.status >= 500:
+        span.set_attributes(attributes(context))
+        if context.status >= 500:
             span.set_status(trace.StatusCode.ERROR)
-        for name, start, stop in children(record):
+        for name, start, stop in children(context):
             child = _tracer().start_span(
-                name, context=trace.set_span_in_context(span), start_time=record.nanoseconds(start)
+                name, context=trace.set_span_in_context(span), start_time=context.nanoseconds(start)
             )
-            child.end(record.nanoseconds(stop))
-    span.end(record.nanoseconds(record.ended if record.ended is not None else record.began))
+            child.end(context.nanoseconds(stop))
+    span.end(context.nanoseconds(context.ended if context.ended is not None else context.began))
 
 
-def children(record: Record) -> list[tuple[str, float, float]]:
+def children(context: RequestContext) -> list[tuple[str, float, float]]:
     """Name, start and end of the stages that were timed.
 
     vLLM times the engine's stages, by durations. They are laid end to end before the arrival of the last token,
     so their place is right to within the way from the engine to here.
     """
-    found = [(one.name, one.start, one.end) for one in record.stages]
-    for arrival, stats in record.engine:
+    found = [(one.name, one.start, one.end) for one in context.stages]
+    for arrival, stats in context.engine:
         stop = arrival
         for name in ENGINE_STAGES:
             start = stop - getattr(stats, f"{name}_time")
@@ -79,9 +79,9 @@ def children(record: Record) -> list[tuple[str, float, float]]:
     return found
 
 
-def attributes(record: Record) -> dict[str, Any]:
+def attributes(context: RequestContext) -> dict[str, Any]:
     """The log line's fields as span attributes: HTTP's by their OpenTelemetry names, the rest under ours."""
-    found = fields(record)
+    found = fields(context)
     own = {"http.request.method": found.pop("method"), "http.response.status_code": found.pop("status")}
     for name, standard in (("route", "http.route"), ("model", "gen_ai.request.model")):
         if (value := found.pop(name, None)) is not None:

@@ -90,15 +90,15 @@ async def test_settling_frees_what_the_bound_had_taken() -> None:
         assert ledger.total == Amount(1, 100, 500)
         order, _ = await queue(ledger, ("b", Amount(1, 30, 100)))
         assert order == []
-        first.settle(40, 300)
+        first.resize(40, 300)
         await asyncio.sleep(0.01)
         assert order == ["b"]
         assert ledger.total == Amount(2, 70, 400)
         with pytest.raises(BudgetError) as caught:
-            first.settle(101, 300)
+            first.resize(101, 300)
         assert caught.value.param == "pruning.visual"
         with pytest.raises(BudgetError, match=r"1001 rows .* over this server's 1000"):
-            first.settle(40, 1001)
+            first.resize(40, 1001)
     assert ledger.total == Amount(1, 30, 100)
 
 

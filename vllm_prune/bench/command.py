@@ -23,7 +23,7 @@ from .pictures import messages, screens
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
+    """Values from the command line.
 
     Attributes:
         url: of the server.

@@ -1,4 +1,4 @@
-"""What the server says about its KV cache while the load runs."""
+"""The server's KV cache metrics, sampled while the load runs."""
 
 from __future__ import annotations
 

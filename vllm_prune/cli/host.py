@@ -40,7 +40,7 @@ def _emulates_bfloat16() -> bool:
 
 
 def memory_share() -> dict[str, str]:
-    """On a CPU that others use, too: reserve what is free, where vLLM would ask for 92% of all memory or not start."""
+    """On a CPU: reserve the memory that is free, where vLLM would reserve 92% of all memory or not start."""
     if has_cuda():
         return {}
     memory = psutil.virtual_memory()

@@ -100,7 +100,7 @@ def _defaults(model: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _telemetry(arguments: Sequence[str]) -> list[str]:
-    """Arguments for logs and traces as the configuration and the environment want them."""
+    """Arguments for logs and traces from the configuration and the environment."""
     try:
         logs = telemetry_arguments.log_arguments(load().logging, arguments)
         traces, variables = telemetry_arguments.trace_arguments(arguments, os.environ)

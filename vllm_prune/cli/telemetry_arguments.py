@@ -15,7 +15,7 @@ NEEDED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.grpc", "opente
 
 
 class TelemetryError(ValueError):
-    """Logs or traces cannot be had as asked; the message says what to change."""
+    """Logs or traces cannot be set up as configured; the message says what to change."""
 
 
 def log_arguments(logging: Logging, arguments: Sequence[str]) -> list[str]:
@@ -38,7 +38,7 @@ def trace_arguments(arguments: Sequence[str], environment: Mapping[str, str]) ->
     """Hand OpenTelemetry's standard variables to vLLM, which has a flag in place of the endpoint.
 
     Returns:
-        Arguments to add, and variables to set: vLLM knows the protocol by the variable for traces alone.
+        Arguments to add, and variables to set: vLLM reads the protocol from the variable for traces alone.
 
     Raises:
         TelemetryError: an endpoint is set and OpenTelemetry is not installed.

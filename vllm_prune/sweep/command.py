@@ -23,7 +23,7 @@ from .samples import Sample
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
+    """Values from the command line.
 
     Attributes:
         data: JSONL file, or a folder where `format` names a published layout.
@@ -34,11 +34,11 @@ class Options:
         keep: ratios for them.
         kv: KV strategies, none when empty.
         kv_keep: ratios for them.
-        combine: whether to ask every visual arm with every KV arm as well.
+        combine: also run every visual arm with every KV arm.
         out: folder of the results.
         limit: samples to take.
         concurrency: requests in flight.
-        fresh: whether to ask again what `out` has.
+        fresh: run again what `out` holds already.
         coordinates: what a grounding model counts in.
     """
 
@@ -79,7 +79,7 @@ def sweep(options: Options) -> None:
 
 
 def arms_of(options: Options, samples: Sequence[Sample], catalogue: Any) -> list[Arm]:
-    """The arms asked for.
+    """The arms to run.
 
     Args:
         options: of the command.

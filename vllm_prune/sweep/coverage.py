@@ -1,7 +1,7 @@
 """Target coverage: the share of the answer's box that a strategy keeps. Needs no model and no server.
 
 A picture's cells (28 x 28 pixels each, one visual token of the Qwen-VL family) take the place of the tower's features,
-so this ranks strategies by what they can tell from pixels alone; one that needs the tower's attention has no figure.
+so this ranks strategies by pixels alone; one that needs the tower's attention has no figure.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ def _wait(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    raise SweepError(f"the server did not start; what its log says:\n{_causes(log.read_text(errors='replace'))}")
+    raise SweepError(f"the server did not start; from its log:\n{_causes(log.read_text(errors='replace'))}")
 
 
 def _causes(log: str) -> str:

@@ -92,7 +92,7 @@ def write(
     Args:
         folder: made when missing.
         results: from `rows`.
-        about: what the JSON says beside the rows.
+        about: further fields of the JSON.
         name: of the files.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,7 @@ def run(
     Args:
         client: the server.
         model: name to send.
-        samples: what to ask.
+        samples: the requests to send.
         arms: beside the unpruned one, which always comes first.
         store: folder of finished cells, None to keep none.
 

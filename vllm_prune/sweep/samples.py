@@ -45,7 +45,7 @@ class Sample:
     folder: Path = Path()
 
     def body(self) -> dict[str, Any]:
-        """The request with files turned into data URLs, greedy unless it says otherwise.
+        """The request with files turned into data URLs, greedy by default.
 
         Raises:
             DataError: a file that cannot be read.

@@ -1,6 +1,6 @@
 """OpenTelemetry spans from inside the engine: `encode`, `score` and `compact`, each under its request's server span.
 
-The scheduler knows which trace a request belongs to and the worker does the work, so the one sends the other the
+The scheduler has the trace of each request and the worker does the work, so the scheduler sends the worker the
 contexts of the requests of a step. The tracer is the one that vLLM makes in every worker when
 `--otlp-traces-endpoint` is set. On a GPU the times are those of launching; the work overlaps the step.
 """

@@ -11,8 +11,6 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from .request_record import rejected, spent
-
 TOKENS = (16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 RATIOS = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SECONDS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -97,7 +95,6 @@ def observe_kv_ratio(ratio: float) -> None:
 
 def count_rejection(reason: str, times: int = 1) -> None:
     """A request refused before any work; `reason` is one of a fixed set."""
-    rejected(reason)
     _counter("rejections", "Requests refused before any work.", ("reason",)).labels(_model_name, reason).inc(times)
 
 
@@ -110,7 +107,6 @@ def count_media_rejected(reason: str, times: int = 1) -> None:
 
 def observe_fetch(seconds: float) -> None:
     """Time that the download of one item took, redirects included, whether it came or not."""
-    spent("fetch", seconds)
     _histogram("media_fetch_seconds", "Seconds spent on downloading one item.", (), FETCH_SECONDS).labels(
         _model_name
     ).observe(seconds)
@@ -131,7 +127,7 @@ def count_clamped(reason: str, times: int = 1) -> None:
 
 
 def publish_build(version: str, vllm: str, verified: bool) -> None:
-    """One constant series that says what runs here."""
+    """One constant series with the versions in use."""
     _gauge("build_info", "Versions; 1 when the self-check passed.", ("version", "vllm")).labels(
         _model_name, version, vllm
     ).set(1 if verified else 0)

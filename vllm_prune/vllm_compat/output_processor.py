@@ -30,10 +30,10 @@ def patch_output_processor() -> None:
 
 
 def _take_report(output: Any) -> None:
-    from .. import policy
     from ..budget.kv import REPORT
+    from ..request import live
 
     tally = output.kv_transfer_params.pop(REPORT, None)
     output.kv_transfer_params = output.kv_transfer_params or None
-    if tally is not None:
-        policy.report(tally)
+    if tally is not None and (context := live(tally["ticket"])) is not None:
+        context.record_tally(output.request_id, tally)

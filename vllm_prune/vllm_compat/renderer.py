@@ -10,9 +10,10 @@ import importlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import wraps
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..telemetry.request_record import timed
+if TYPE_CHECKING:
+    from ..request import RequestContext
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 _RENDERER = "vllm.renderers.online_renderer"
@@ -25,6 +26,8 @@ def patch_renderer() -> None:
     The two methods of `OnlineRenderer` that prepare prompts are wrapped: the client's own kwargs are
     refused as before, then the validated budget goes in.
     """
+    from ..request import timed
+
     renderer = importlib.import_module(_RENDERER).OnlineRenderer
     if getattr(renderer, "vllm_prune_patched", False):
         return
@@ -39,9 +42,8 @@ def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Await
         from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
         from vllm.exceptions import VLLMValidationError
 
-        from .. import policy
         from ..budget.errors import BudgetError
-        from ..telemetry import metrics
+        from ..request import reject
 
         own = getattr(request, "mm_processor_kwargs", None)
         validate_request_mm_kwargs(
@@ -50,24 +52,44 @@ def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Await
             trust_request_mm_kwargs=self.trust_request_mm_kwargs,
         )
         try:
-            decision = policy.decide(getattr(request, "vllm_xargs", None))
-            _pass_kv(self.renderer.config, request, decision.kv)
-            if decision.spec is None:
+            context = _context_of(request)
+            spec = context.decision.spec if context.decision is not None else None
+            _pass_kv(self.renderer.config, request, context)
+            if spec is None:
                 result = await original(self, request, *args, **kwargs)
             else:
-                result = await _prepare_pruned(self, original, request, own, decision.spec, args, kwargs)
-            _collect(request, result, self.model_config.max_model_len)
+                result = await _prepare_pruned(self, original, request, own, spec, args, kwargs)
+            _collect(context, request, result, self.model_config.max_model_len)
         except BudgetError as error:
-            metrics.count_rejection("invalid_budget")
+            reject("invalid_budget")
             raise VLLMValidationError(str(error), parameter=error.param) from None
         return result
 
     return prepare
 
 
-def _pass_kv(vllm_config: Any, request: Any, spec: Any) -> None:
+def _context_of(request: Any) -> RequestContext:
+    """The request's context with a decision; made here under plain `vllm serve`, where no middleware of ours runs."""
+    from ..budget.errors import BudgetError
+    from ..policy import XARG, config_for, decide, field_of_xargs
+    from ..request import CURRENT, RequestContext, current
+
+    context = current()
+    if context is None or (context.prepared is not None and context.prepared is not request):
+        context = RequestContext(prepared=request)
+        CURRENT.set(context)
+    value = (getattr(request, "vllm_xargs", None) or {}).get(XARG)
+    decided = context.decision
+    if value is not None and context.prepared is None and decided is not None and (decided.spec or decided.kv):
+        raise BudgetError("give `pruning` or `vllm_xargs.pruning`, not both", "vllm_xargs.pruning")
+    if value is not None or context.decision is None:
+        field = None if value is None else field_of_xargs(value)
+        context.decide(decide(config_for(context.tenant), field))
+    return context
+
+
+def _pass_kv(vllm_config: Any, request: Any, context: RequestContext) -> None:
     """Let a KV budget travel with the sampling parameters, as every extra argument does."""
-    from .. import policy
     from ..budget.errors import BudgetError
     from ..budget.kv import KEY
     from ..support import kv as support
@@ -76,6 +98,7 @@ def _pass_kv(vllm_config: Any, request: Any, spec: Any) -> None:
     own = getattr(request, "vllm_xargs", None) or {}
     if KEY in own:
         raise BudgetError(f"{KEY} is set by the server", "vllm_xargs")
+    spec = context.decision.kv if context.decision is not None else None
     if spec is None:
         return
     reason = support.refusal(vllm_config)
@@ -85,11 +108,7 @@ def _pass_kv(vllm_config: Any, request: Any, spec: Any) -> None:
     if (found := reason or problem) is not None:
         metrics.count_kv_skipped(support.cause_of(found))
         raise BudgetError(f"KV eviction is refused: {found}", "pruning.kv" if reason else "pruning.kv.strategy")
-    scope, ticket = policy.SCOPE.get(), ""
-    if scope is not None:
-        policy.TICKETS[scope.ticket] = scope
-        ticket = scope.ticket
-    request.vllm_xargs = {**own, KEY: replace(spec, ticket=ticket).wire()}
+    request.vllm_xargs = {**own, KEY: replace(spec, ticket=context.id).wire()}
 
 
 async def _prepare_pruned(
@@ -122,20 +141,21 @@ async def _prepare_pruned(
         request.mm_processor_kwargs = own
 
 
-def _collect(request: Any, result: Any, context: int) -> None:
+def _collect(context: RequestContext, request: Any, result: Any, model_length: int) -> None:
     """Take the processor's reports off the prepared prompts and record them."""
-    from .. import policy
     from ..visual.frontend.processor import REPORT, ROOM
 
     prompts = [prompt for prompt in (result[1] if isinstance(result, tuple) else result) if isinstance(prompt, dict)]
     for prompt in prompts:
         room = prompt.pop(ROOM, None)
         # The usual case: the context ends before the rotary table does.
-        if room is not None and room < context - len(prompt["prompt_token_ids"]):
+        if room is not None and room < model_length - len(prompt["prompt_token_ids"]):
             _limit_output(request, room)
     items = [item for prompt in prompts for item in prompt.pop(REPORT, ())]
-    policy.settle(request, items, [len(prompt.get("prompt_token_ids", ())) for prompt in prompts])
-    policy.record(items)
+    if context.reservation is not None:
+        kept = sum(item["kept_tokens"] for item in items) if items else None
+        context.reservation.resize(request, kept, [len(prompt.get("prompt_token_ids", ())) for prompt in prompts])
+    context.record_items(items)
 
 
 def _limit_output(request: Any, room: int) -> None:

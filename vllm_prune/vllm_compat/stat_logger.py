@@ -6,8 +6,8 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from ..request import context_of_engine_request
 from ..telemetry.metrics import served_name, set_model_name
-from ..telemetry.request_record import WAITING, arrived
 
 
 class PruneStatLogger(StatLoggerBase):
@@ -17,10 +17,12 @@ class PruneStatLogger(StatLoggerBase):
         set_model_name(served_name(vllm_config.model_config))
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *args: Any, **kwargs: Any) -> None:
-        """Hand the statistics of finished requests to those that wait for them."""
-        if WAITING and iteration_stats is not None:
-            for finished in iteration_stats.finished_requests:
-                arrived(finished)
+        """Keep the statistics of finished engine requests in the contexts of their requests."""
+        if iteration_stats is None:
+            return
+        for finished in iteration_stats.finished_requests:
+            if (context := context_of_engine_request(finished.request_id or "")) is not None:
+                context.record_engine(finished)
 
     def log_engine_initialized(self) -> None:
         """Nothing to log."""

@@ -44,7 +44,7 @@ from ..tower.select import PrunePoint, build_cut, choose_cells, prune_point
 
 FLAT = {"pixel_values_videos": "video_num_crops", "video_token_pooling": "video_num_pooled_patches",
         "video_tokens": "num_video_tokens"}  # fmt: skip
-"""Fields with the rows of all videos one after the other, and the field that says how many each has."""
+"""Fields with the rows of all videos one after the other, and the field with the number of rows of each."""
 EACH = ("video_num_crops", "video_num_pooled_patches", "video_num_patches", "num_video_tokens")
 """Fields with one entry per video."""
 MARKS = 2

@@ -1,6 +1,6 @@
-"""What a visual strategy is: it sees features and a grid, and answers with the cells to keep.
+"""The base class of visual strategies: from features and a grid to the visual tokens to keep.
 
-A strategy never sees an engine, a request or another item of the batch. The base class owns the
+A strategy has no access to the engine, the request or other items of the batch. The base class owns the
 guarantees (exact count, ascending order, at least one token per frame, ties by index); a subclass
 only says which cells matter more.
 """
@@ -67,7 +67,7 @@ class Strategy(ABC):
         name: catalogue name, used in requests and metric labels.
         paper: citation with section or equation, or "ours".
         summary: one line for the catalogue table.
-        modalities: what it can be asked for.
+        modalities: kinds of media that it prunes.
         needs: signals that are captured only for strategies that declare them.
         frame_split: how K is split over frames where the split has to be known before the tower runs.
         floor: whether every frame keeps at least one token when the count allows it.
@@ -139,7 +139,7 @@ class Strategy(ABC):
 
 @dataclass(frozen=True)
 class Cells:
-    """What the front end knows of an item's cells before the tower has seen them.
+    """Pixel statistics of an item's visual tokens, taken in the front end before the tower runs.
 
     Attributes:
         digest: int64 [M], equal for cells with equal pixels (a random projection of the raw bytes).

@@ -66,7 +66,7 @@ class _Dense:
 
 
 class TowerCut:
-    """Mixin of adapters: `encode_cut`, from what an adapter knows of its tower.
+    """Mixin of adapters: `encode_cut`, from the four methods that an adapter implements for its tower.
 
     Attributes:
         least_group: patches that a group may have whatever the budget; None for `LEAST`.
@@ -80,7 +80,7 @@ class TowerCut:
         raise NotImplementedError
 
     def tower_blocks(self, hidden: Tensor, numbers: range, meta: dict[str, Any], levels: dict[int, Tensor]) -> Tensor:
-        """Run some blocks; outputs that the end wants beside the last one's go into `levels` by block number."""
+        """Run some blocks; outputs that `tower_end` needs beside the last one's go into `levels` by block number."""
         raise NotImplementedError
 
     def tower_end(self, hidden: Tensor, levels: dict[int, Tensor]) -> Tensor:

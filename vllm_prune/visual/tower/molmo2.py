@@ -1,7 +1,7 @@
-"""Molmo2's vision backbone as `TowerCut` wants it: cells side by side, frames as sequences of one row.
+"""Molmo2's vision backbone in the form that `TowerCut` runs: cells side by side, frames as sequences of one row.
 
 The stock tower takes frames as a batch, in raster order, and gathers the patches of a cell when it pools. Position
-embeddings are added in front of the first block, and attention does not ask in what order patches stand; so here they
+embeddings are added in front of the first block, and attention does not depend on the order of patches; so here they
 stand cell by cell from the start, a cut leaves whole cells out, and pooling needs no indices any more.
 """
 
@@ -31,7 +31,7 @@ class FrameTower(TowerCut):
     """
 
     def __init__(self, backbone: Any, pooling: Tensor, scorer: TowerScorer | None) -> None:
-        # `TowerCut` asks the tower for what a Qwen-VL tower knows; here this object knows it.
+        # `TowerCut` reads these attributes of a Qwen-VL tower; this object has them for Molmo2.
         self.visual = self
         self.blocks = backbone.image_vit.transformer.resblocks
         self.spatial_merge_unit = pooling.shape[1]
@@ -77,7 +77,7 @@ class FrameTower(TowerCut):
 
 
 class _Sequences(nn.Module):
-    """Stands in for the attention of a block, which knows batches only, and takes [rows, 1, width] apart by lengths."""
+    """Stands in for the attention of a block, which takes batches only: splits [rows, 1, width] by lengths."""
 
     def __init__(self, plain: Any, size: int, lengths: dict[str, Tensor]) -> None:
         super().__init__()

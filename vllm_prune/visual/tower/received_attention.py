@@ -1,7 +1,7 @@
 """Attention received by each cell in a late tower layer, from a sample of queries.
 
 The tower keeps its own attention kernel; only one block's queries and keys are computed a second time,
-and only while an item asks for them. Cost is 64 queries per frame, never the full N x N matrix.
+and only for items whose strategy needs them. Cost is 64 queries per frame, never the full N x N matrix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ QUERIES = 64
 
 
 class Listener:
-    """Context manager that hears what goes into one module of the tower.
+    """Context manager that records the inputs of one module of the tower.
 
     Args:
         module: the module, or None where nothing is captured.
