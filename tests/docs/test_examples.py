@@ -132,10 +132,15 @@ def test_wrong_commands_are_noticed(line: str) -> None:
         check(words)
 
 
-@pytest.mark.parametrize("page", WITH_EXAMPLES, ids=name)
+def library_session(page: Path) -> list[Example]:
+    """The page's Python that needs no server."""
+    return [one for one in examples(page, "python") if not one.not_run and not one.is_request]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in WITH_EXAMPLES if library_session(page)], ids=name)
 def test_python_without_a_server_runs(page: Path) -> None:
-    blocks = [one for one in examples(page, "python") if not one.not_run and not one.is_request]
-    for block, printed in outputs(blocks) if blocks else ():
+    for block, printed in outputs(library_session(page)):
         if block.output is not None:
             assert printed.strip() == block.output.strip(), block.place
 
