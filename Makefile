@@ -6,12 +6,10 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 MODEL  ?= benchmarks/demo_model/checkpoint
 ARGS   ?=
-CC     ?= cc
 
 BIN   := $(VENV)/bin
 # `exec`, as a shell in between would keep the signals that make hands on.
 SETUP := exec $(PYTHON) scripts/setup_env.py --venv "$(VENV)"
-MAKE_SIGNALS := build/make_signals.so
 
 # Engines in the test's own process set variables that a server would inherit, so the two do not meet in a process.
 ENGINES := tests/engine tests/kv tests/visual
@@ -22,17 +20,7 @@ PYTESTS = status=0; \
 	exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test bench lint clean
-
-# Lets `make serve` end with status 0 after Ctrl-C or SIGTERM. See scripts/make_signals.c.
-ifneq (,$(filter serve,$(MAKECMDGOALS)))
-ifneq (,$(filter load,$(.FEATURES)))
--load $(MAKE_SIGNALS)
-endif
-endif
-
-$(MAKE_SIGNALS): scripts/make_signals.c
-	@mkdir -p $(@D) 2>/dev/null && $(CC) -shared -fPIC -O1 -o $@ $< 2>/dev/null || true
+.PHONY: help serve test quick bench lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +35,12 @@ test: ## set up .venv, then lint, check types and run every test that needs no G
 	@"$(BIN)/python" scripts/deploy_tools.py
 	@$(MAKE) --no-print-directory check
 	@$(if $(strip $(ARGS)),"$(BIN)/python" -m pytest -q $(ARGS),$(PYTESTS))
+
+# Without the folder that starts engines, as importing it takes long; the markers are those of tests/engine_guard.py.
+quick: ## set up .venv and run what needs no engine, in under a minute
+	@$(SETUP) --extra test
+	@"$(BIN)/python" scripts/deploy_tools.py
+	@$(PYTEST) --ignore=tests/engine -m 'not engine and not slow and not gpu' $(ARGS)
 
 lint: ## set up .venv, then lint and check types
 	@$(SETUP) --extra test

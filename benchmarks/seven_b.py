@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .random_model import DEMO, lay_out, set_rope
 from .stts.towers import AFTER
 
 
-class Model(str, Enum):
+class Model(StrEnum):
     """What a benchmark serves: a small model with random weights, or the 7B's shapes, which need a GPU."""
 
     small = "small"

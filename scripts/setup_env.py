@@ -27,9 +27,9 @@ TORCH = "2.13.0"
 TORCHVISION = "0.28.0"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PYTHON_HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
-PYTHONS = ((3, 10), (3, 13))  # oldest and newest that pyproject.toml allows
+PYTHONS = ((3, 11), (3, 13))  # oldest and newest that pyproject.toml allows
 # What the stamps depend on: a change in one of these files runs the set-up again.
-INPUTS = ("pyproject.toml", "scripts/setup_env.py", "vllm_prune/_torchvision_shim.py")
+INPUTS = ("pyproject.toml", "scripts/setup_env.py", "scripts/torchvision_shim.py")
 # vLLM's CPU build asks for these, but beside a CPU PyTorch builds for CUDA fail to import, and then vLLM does, too.
 OFTEN_BROKEN = ("torchaudio", "torchcodec")
 
@@ -188,9 +188,8 @@ def drop_broken(venv: Venv) -> list[str]:
 
 def finish(venv: Venv) -> str:
     """Put the import hook for torchvision in place, check what often breaks and say how it went."""
-    hook = subprocess.run(
-        [venv.python, "-m", "vllm_prune._torchvision_shim", "--install"], capture_output=True, text=True, cwd=venv.path
-    )
+    shim = str(ROOT / "scripts" / "torchvision_shim.py")
+    hook = subprocess.run([venv.python, shim, "--install"], capture_output=True, text=True, cwd=venv.path)
     if hook.returncode != 0:
         raise SetupError(f"{hook.stderr}\nCould not install the import hook for torchvision.")
     broken = drop_broken(venv)

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from . import engine_guard
+from .engine_guard import pytest_runtest_protocol  # noqa: F401 - a hook
+
 # The first call of a torch kernel takes long on a busy machine, which says nothing about the code under test.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("default")
-
+engine_guard.install()
 
 SPREAD = ("engine", "kv", "visual")
 """Folders with a rule of their own, or whose tests share nothing that is slow to start."""
@@ -18,13 +21,17 @@ ALONE = ("test_disk_full.py", "test_lifecycle.py")
 """Files whose tests start a server each, which either process may take."""
 SHARED = ("guarded", "server")
 """Fixtures that start a server for several files."""
+ENGINES = "engine"
+"""Folder whose tests start engines."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests that share a server, or a file, to one process; skip `gpu` tests where there is no CUDA device."""
+    """Mark what starts an engine, give tests that share a server, or a file, to one process, skip `gpu` tests."""
     for item in items:
         place = item.path.relative_to(Path(__file__).parent)
+        if place.parts[0] == ENGINES or set(SHARED) & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.engine)
         if place.parts[0] not in SPREAD and place.name not in ALONE:
             used = getattr(item, "fixturenames", ())
             group = next((name for name in SHARED if name in used), str(place))

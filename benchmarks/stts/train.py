@@ -15,7 +15,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -64,7 +64,7 @@ VALIDATION = {
 """Least and most rows and columns of validation samples."""
 
 
-class Mode(str, Enum):
+class Mode(StrEnum):
     """What is trained."""
 
     SCORER = "scorer"

@@ -81,7 +81,7 @@ class Fetcher:
         limit = min(self.settings.max_bytes, most or self.settings.max_bytes)
         try:
             return await asyncio.wait_for(self._follow(url, limit), self.settings.fetch_seconds)
-        except (asyncio.TimeoutError, httpx.TimeoutException):
+        except (TimeoutError, httpx.TimeoutException):
             raise Refused("timeout") from None
         except httpx.InvalidURL:
             # Of a redirect, which httpx looks at without following it; the client's own URL has been parsed before.

@@ -171,7 +171,7 @@ class Gate:
         context.exits.callback(self._forget_body, context)
         try:
             return await asyncio.wait_for(self._read(context, receive), settings.max_body_seconds)
-        except asyncio.TimeoutError:
+        except TimeoutError:
             message = f"the body did not arrive within {settings.max_body_seconds:g} s"
             raise Refusal(408, "body_timeout", message, code="request_timeout", headers=CLOSE) from None
 
@@ -244,7 +244,7 @@ async def _refuse(refusal: Refusal, scope: Scope, receive: Receive, send: Send) 
     await send(start)
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
     if refusal.status == 413:
-        with suppress(asyncio.TimeoutError):
+        with suppress(TimeoutError):
             await asyncio.wait_for(_drain(receive), LINGER_SECONDS)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 

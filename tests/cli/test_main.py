@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 from vllm_prune.catalogue import KV, VISUAL, entries, markdown
@@ -22,6 +23,7 @@ def test_strategies_in_three_forms() -> None:
     assert [entry["name"] for entry in listed] == [*VISUAL.names(), *KV.names()]
 
 
+@pytest.mark.slow
 def test_doctor_passes_here() -> None:
     found = run("doctor")
     assert found.returncode == 0, found.stdout
@@ -39,6 +41,7 @@ def test_doctor_passes_here() -> None:
     assert "PROBLEM" not in found.stdout
 
 
+@pytest.mark.slow
 def test_doctor_fails_when_the_plugin_is_left_out() -> None:
     found = run("doctor", VLLM_PLUGINS="something_else")
     assert found.returncode == 1
@@ -46,6 +49,7 @@ def test_doctor_fails_when_the_plugin_is_left_out() -> None:
     assert "VLLM_PLUGINS" in found.stdout
 
 
+@pytest.mark.slow
 def test_doctor_fails_on_a_broken_configuration(tmp_path: Path) -> None:
     config = tmp_path / "prune.yaml"
     config.write_text("limits:\n  most: 3\n")
@@ -54,6 +58,7 @@ def test_doctor_fails_on_a_broken_configuration(tmp_path: Path) -> None:
     assert "prune.yaml:2" in found.stdout.replace("\n", "").replace("│", "").replace(" ", "")
 
 
+@pytest.mark.slow
 def test_doctor_fails_on_a_scorer_that_is_missing(tmp_path: Path) -> None:
     config = tmp_path / "prune.yaml"
     config.write_text(f"stts: {{scorer: {tmp_path}/none.safetensors}}\n")

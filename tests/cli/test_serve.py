@@ -31,6 +31,7 @@ def test_only_what_is_written_as_a_path_is_one() -> None:
 
 
 @pytest.mark.parametrize("path", ["./no/such/model", "../no-such-model", "/no/such/model", "~/no/such/model"])
+@pytest.mark.engine
 def test_a_folder_that_is_missing_is_named(path: str) -> None:
     missing = run("serve", path)
     assert missing.returncode == 2
@@ -38,6 +39,7 @@ def test_a_folder_that_is_missing_is_named(path: str) -> None:
     assert "no" in missing.stderr
 
 
+@pytest.mark.engine
 def test_a_hub_name_reaches_vllm() -> None:
     """Offline the hub's own loader has the last word: the name went through the launcher and through vLLM."""
     answer = run("serve", HUB_NAME, "--port", "1", HF_HUB_OFFLINE="1", HF_HOME="/nonexistent")
@@ -46,6 +48,7 @@ def test_a_hub_name_reaches_vllm() -> None:
     assert "LocalEntryNotFoundError" in answer.stderr + answer.stdout
 
 
+@pytest.mark.engine
 def test_serve_says_what_to_change(tmp_path: Path) -> None:
     config = tmp_path / "prune.yaml"
     config.write_text("presets:\n  a b: {visual: {keep: 0.5}}\n")
@@ -54,6 +57,7 @@ def test_serve_says_what_to_change(tmp_path: Path) -> None:
     assert "prune.yaml:2" in broken.stderr
 
 
+@pytest.mark.engine
 def test_front_ends_that_run_none_of_our_code_are_refused() -> None:
     rust = run("serve", HUB_NAME, VLLM_USE_RUST_FRONTEND="1")
     assert rust.returncode == 2

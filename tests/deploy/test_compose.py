@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from compose_spec import PyCompose
 
 from vllm_prune.config.load import load
 
+from .command_lines import served
 from .conftest import DEPLOY
 
 
@@ -44,6 +46,34 @@ def test_the_configuration_is_one_that_the_server_takes() -> None:
     for name in ("compose.yaml", "compose.cuda.yaml"):
         command = services(name)["server"]["command"]
         assert command[command.index("--config") + 1] in services()["server"]["volumes"][0]
+
+
+def substituted(text: str, **variables: str) -> str:
+    """Compose's `${NAME}` and `${NAME:-default}`."""
+    return re.sub(r"\$\{(\w+)(?::-([^}]*))?\}", lambda match: variables.get(match[1]) or match[2] or "", text)
+
+
+@pytest.mark.parametrize(
+    ("variables", "model"),
+    [
+        ({}, "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ({"MODEL": ""}, "Qwen/Qwen2.5-VL-7B-Instruct"),
+        ({"MODEL": "Qwen/Qwen3-VL-8B-Instruct"}, "Qwen/Qwen3-VL-8B-Instruct"),
+        ({"MODEL": "/models/mine"}, "/models/mine"),
+    ],
+    ids=str,
+)
+def test_a_hub_name_reaches_the_server_unchanged(variables: dict[str, str], model: str) -> None:
+    """As the positional argument of `vllm-prune serve`, the image's entry point."""
+    command = [substituted(word, **variables) for word in services("compose.cuda.yaml")["server"]["command"]]
+    passed = served("Dockerfile.cuda", command)
+    assert passed.model == model
+    assert passed.config == "/etc/vllm-prune/prune.yaml"
+    assert passed.rest == ["--host", "0.0.0.0"]
+
+
+def test_the_cpu_service_serves_the_images_own_model() -> None:
+    assert served("Dockerfile.cpu", services()["server"]["command"]).model == "/models/demo_model/checkpoint"
 
 
 def test_prometheus_scrapes_the_server() -> None:

@@ -11,6 +11,7 @@ import yaml
 
 from vllm_prune.config.load import load
 
+from .command_lines import served
 from .conftest import CHART, DEPLOY, Run
 
 SETS: dict[str, dict[str, Any]] = {
@@ -125,6 +126,19 @@ def test_nothing_is_privileged(rendered: dict[str, Any], name: str) -> None:
     assert own["capabilities"] == {"drop": ["ALL"]}
     mounted = {mount["name"] for mount in server["volumeMounts"]}
     assert mounted == {volume["name"] for volume in spec["volumes"]}
+
+
+@pytest.mark.parametrize("model", ["", "Qwen/Qwen3-VL-8B-Instruct", "org/model.with-odd_name", "/models/mine"])
+def test_a_hub_name_reaches_the_server_unchanged(helm: Run, tmp_path: Path, model: str) -> None:
+    """As the positional argument of `vllm-prune serve`, the image's entry point."""
+    objects = render(helm, tmp_path, {"model": model} if model else {})
+    (deployment,) = (one for one in objects if one["kind"] == "Deployment")
+    (server,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert "command" not in server
+    passed = served("Dockerfile.cuda", server["args"])
+    assert passed.model == (model or "Qwen/Qwen2.5-VL-7B-Instruct")
+    assert passed.config == "/etc/vllm-prune/prune.yaml"
+    assert passed.rest == ["--host=0.0.0.0", "--port=8000", "--shutdown-timeout=45"]
 
 
 def test_gpus_and_secrets(rendered: dict[str, Any]) -> None:

@@ -150,7 +150,7 @@ def certificate(folder: Path, name: str) -> tuple[Path, ssl.SSLContext]:
     """A key with a certificate for a host's name, and a client context that trusts nothing else."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     signed = (
         x509.CertificateBuilder()
         .subject_name(subject)

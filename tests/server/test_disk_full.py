@@ -18,6 +18,8 @@ from .conftest import DEMO
 from .hostile import HostileHost
 from .media import image_part, png, user
 
+pytestmark = pytest.mark.engine
+
 MIB = 1 << 20
 BUDGETS = (
     {"visual": {"keep": 0.5, "strategy": "uniform"}},

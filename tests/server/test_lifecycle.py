@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +25,10 @@ from vllm_prune_server.lifecycle import CLOSE_SECONDS
 from .conftest import DEMO
 from .guarded import refused, until
 from .media import image_part, png, user
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
 
 
 def ask(server: Server, **more: Any) -> httpx.Response:
@@ -91,6 +97,53 @@ def test_sigterm_drains_and_exits_zero(tmp_path: Path) -> None:
     assert (short[-1], long[-1]) == ("length", "abort")
     ready = [line for line in log.read_text().splitlines() if line.startswith("vllm-prune is ready: ")]
     assert ready == [f"vllm-prune is ready: {server.url}"]
+
+
+class MakeServe(Server):
+    """`make serve`, with an environment whose `vllm-prune` also writes down the status with which the real one ends."""
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        super().__init__(DEMO, log=log, environment={"MAKEFLAGS": "", "MAKELEVEL": ""})
+        self.status = folder / "status"
+        command = folder / "bin" / "vllm-prune"
+        command.parent.mkdir()
+        real = Path(sys.executable).parent / "vllm-prune"
+        command.write_text(RECORDER.format(python=sys.executable, real=real, status=self.status))
+        command.chmod(0o755)
+        # `true` in place of the set-up, which would fill the folder.
+        self.values = [f"VENV={folder}", "PYTHON=true", f"PORT={self.port}", f"ARGS={' '.join(EAGER)}"]
+
+    def _command(self) -> list[str]:
+        return ["make", "-C", str(ROOT), "serve", f"MODEL={self.model}", *self.values]
+
+
+RECORDER = """\
+#!{python}
+import pathlib, signal, subprocess, sys
+
+server = subprocess.Popen(["{real}", *sys.argv[1:]])
+signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to the server as well
+signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+pathlib.Path("{status}").write_text(str(server.wait()))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_make_serve_drains_and_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
+    with MakeServe(tmp_path, tmp_path / "server.log") as server:
+        assert server.process is not None
+        family = psutil.Process(server.process.pid).children(recursive=True)
+        assert len(family) > 3  # at least the launcher, the engine and a worker
+        reasons: list[str] = []
+        reading = started(stream, server, reasons, max_tokens=300)
+        until(lambda: bool(reasons))
+        # A terminal sends Ctrl-C to all of its foreground processes, `kill` sends a signal to make alone.
+        (os.killpg if number == signal.SIGINT else os.kill)(server.process.pid, number)
+        assert server.process.wait(60) == -number
+        reading.join(10)
+        assert reasons[-1] == "length"
+        assert server.status.read_text() == "0"
+        assert [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_plain_vllm_takes_the_budget_from_xargs(tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def test_the_registry_builds_ours_by_name() -> None:
     assert media_connector.media_connector_registered()
 
 
+@pytest.mark.slow
 def test_doctor_shows_another_connector() -> None:
     command = [str(Path(sys.executable).parent / "vllm-prune"), "doctor"]
     environment = {**os.environ, "VLLM_MEDIA_CONNECTOR": "http", "COLUMNS": "300"}

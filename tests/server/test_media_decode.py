@@ -275,6 +275,7 @@ def test_no_secret_reaches_a_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["VLLM_VIDEO_LOADER_BACKEND"] == "opencv"
 
 
+@pytest.mark.slow
 def test_everything_ends_with_the_pool() -> None:
     own = DecodePool(Media(decode_workers=1))
     known = set(psutil.Process().children())

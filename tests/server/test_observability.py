@@ -22,6 +22,8 @@ from .collector import Collector, attributes
 from .conftest import DEMO
 from .media import image_part, png, user
 
+pytestmark = pytest.mark.engine
+
 KEY = "sk-never-in-a-log"
 WORD = "zanzibarprompt"
 IMAGE = [image_part(png(112, 140, 9))]

@@ -129,6 +129,7 @@ def test_a_server_that_fails_ends_the_sweep(model: str, data: Path) -> None:
             run(Client(url, concurrency=1), model, read_jsonl(data, 1), [])
 
 
+@pytest.mark.engine
 def test_a_model_that_does_not_start_shows_its_log() -> None:
     with pytest.raises(SweepError, match="is not a directory"), serving("./no/such/model"):
         pass

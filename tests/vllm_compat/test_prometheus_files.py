@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,7 @@ def test_file_systems_that_cannot_reserve_are_used_as_before(tmp_path: Path, mon
     assert counted(path) == {key(0): 2.0}
 
 
+@pytest.mark.slow
 def test_the_library_uses_it_in_a_process_of_its_own(tmp_path: Path) -> None:
     code = """
 from vllm_prune.vllm_compat.prometheus_files import reserve_metric_files
@@ -99,6 +101,39 @@ Counter("seen", "Help.", ["label"]).labels("a").inc(5)
     (path,) = tmp_path.iterdir()
     assert os.stat(path).st_blocks * 512 >= prometheus_files.RESERVED
     assert 5.0 in counted(path).values()
+
+
+ON_A_FULL_FOLDER = """
+import contextlib, os
+if {adapted}:
+    from vllm_prune.vllm_compat.prometheus_files import reserve_metric_files
+    assert reserve_metric_files()
+from prometheus_client import Counter
+counter = Counter("seen", "Help.", ["label"])
+counter.labels("first").inc()
+filler = os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], "filler")
+with open(filler, "wb", 0) as file, contextlib.suppress(OSError):
+    while True:
+        file.write(bytes(4096))
+for number in range(2000):
+    counter.labels(f"label {{number}}").inc()
+"""
+
+
+@pytest.mark.parametrize(
+    ("adapted", "status"), [(False, -signal.SIGBUS), pytest.param(True, 0, marks=pytest.mark.slow)]
+)
+def test_memory_backed_storage_alone_would_not_do(tmp_path: Path, adapted: bool, status: int) -> None:
+    """Once the library survives by itself here, the adapter can go."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+        code = ON_A_FULL_FOLDER.format(adapted=adapted)
+        assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == status
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_an_unknown_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from ..budget.kv import REPORT, KvSpec
 from ..telemetry import engine_spans, metrics
 from ..vllm_compat.signatures import KV_SIGNATURES, signature_problems
+from . import ctrl_c
 from .blocks import CompactingManager
 from .commands import CompactingOutput, Compaction
 from .suitability import group_refusals
@@ -176,6 +177,7 @@ class CompactingScheduler:
         """
         if problems := signature_problems(KV_SIGNATURES):
             raise RuntimeError(f"KV eviction does not know this vLLM: {'; '.join(problems)}. Drop --scheduler-cls.")
+        ctrl_c.ignore_when_launched()
         base = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler
         kind = type(f"Compacting{base.__name__}", (CompactingMixin, base), {})
         return kind(vllm_config, *args, **kwargs)

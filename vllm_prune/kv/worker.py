@@ -8,6 +8,7 @@ from typing import Any
 from vllm.platforms import current_platform
 
 from ..telemetry import metrics
+from . import ctrl_c
 from .runners.v1 import adopt
 from .suitability import because
 
@@ -16,7 +17,6 @@ if current_platform.is_cpu():
 else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
 
-LAUNCHED = "VLLM_PRUNE_LAUNCHED"
 EVERYTHING = frozenset({"queries", "values", "saliency", "rotation"})
 
 
@@ -25,6 +25,7 @@ class CompactingWorker(PlatformWorker):
 
     def init_device(self) -> None:
         """Construct the runner as vLLM does, then put our mixin in front of it."""
+        ctrl_c.ignore_when_launched()
         super().init_device()
         metrics.set_model_name(metrics.served_name(self.vllm_config.model_config))
         if not self.use_v2_model_runner:
@@ -41,7 +42,7 @@ class CompactingWorker(PlatformWorker):
             *found["reasons"],
             *(f"the model gives no {name}" for name in sorted(EVERYTHING - {*found["offers"]})),
         ]
-        if reasons and LAUNCHED not in os.environ:
+        if reasons and ctrl_c.LAUNCHED not in os.environ:
             why = "; ".join(reasons)
             raise RuntimeError(f"not all KV strategies can run here: {why}. Start with vllm-prune serve instead.")
         return result

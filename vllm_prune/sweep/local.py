@@ -32,7 +32,7 @@ def serving(model: str) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "vllm_prune.cli", "serve", model, "--host", "127.0.0.1", "--port", port]
+    command = [sys.executable, "-m", "vllm_prune.cli.main", "serve", model, "--host", "127.0.0.1", "--port", port]
     with tempfile.TemporaryDirectory(prefix="vllm-prune-sweep-") as folder:
         log = Path(folder) / "server.log"
         with log.open("wb") as sink:

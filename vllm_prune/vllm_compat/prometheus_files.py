@@ -3,6 +3,9 @@
 The library maps sparse files into memory. The first write to a page that the file system has no room for then
 ends the process with SIGBUS, which no handler of ours could turn into an answer. So pages are reserved when a file is
 made, and where there is no room the numbers stay in memory, unseen by `/metrics`.
+
+A folder on memory-backed storage would not do instead. tmpfs can be full, too, and ends the process in the same way
+(a test shows it): a container's /dev/shm has 64 MiB by default, which vLLM's queues between processes share.
 """
 
 from __future__ import annotations

@@ -112,11 +112,12 @@ def test_digest_notices_any_bit():
     assert len(maths.cells_of(changed).digest.unique()) == 33
 
 
+@pytest.mark.slow
 def test_digest_is_the_same_in_other_processes_and_chunks():
     pixels = torch.arange(5000, dtype=torch.uint8).view(10, 500)
     code = (
-        "import torch; from vllm_prune.visual import ops;"
-        "print(ops.cells_of(torch.arange(5000, dtype=torch.uint8).view(10, 500)).digest.tolist())"
+        "import torch; from vllm_prune.visual.strategies import maths;"
+        "print(maths.cells_of(torch.arange(5000, dtype=torch.uint8).view(10, 500)).digest.tolist())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 QUERIES = 64
 

@@ -4,11 +4,13 @@ vLLM's CPU build runs on CPU PyTorch, but where no CPU torchvision can be had pi
 Python parts are all that the image processors of ``transformers`` need, yet the import stops, because it attaches fake
 kernels to operators that only the compiled part declares. Declaring these operators first is enough.
 
-This must happen in every process, also in those that vLLM starts before it loads plugins, so a ``.pth`` file in
-site-packages calls :func:`activate` when the interpreter starts. For that reason this module imports nothing heavy and
-never raises while it is activated. Where torchvision's compiled part loads, nothing is declared.
+This must happen in every process, also in those that vLLM starts before it loads plugins, so set-up puts a copy of this
+file into the environment's site-packages, beside a ``.pth`` file that calls :func:`activate` when the interpreter
+starts. For that reason this module imports nothing heavy and never raises while it is activated. Where torchvision's
+compiled part loads, nothing is declared. With PyTorch's own index within reach it always does.
 
-Run ``python -m vllm_prune._torchvision_shim --install`` to write the ``.pth`` file.
+``scripts/setup_env.py`` runs ``torchvision_shim.py --install`` with the environment's interpreter. No distribution of
+vllm-prune contains this file.
 """
 
 import sys
@@ -21,10 +23,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 PTH_NAME = "vllm_prune_torchvision.pth"
+MODULE_NAME = "vllm_prune_torchvision_shim"
 # One line, because `site` executes a .pth line by line; guarded, because an error here would be printed at every start.
 PTH_LINE = (
     'import sys; exec("try:\\n'
-    "    from vllm_prune._torchvision_shim import activate\\n"
+    f"    from {MODULE_NAME} import activate\\n"
     "    activate()\\n"
     'except Exception:\\n    pass")\n'
 )
@@ -114,35 +117,39 @@ def _compiled_part_loads(locations: "list[str]") -> bool:
 
 
 def install(site_packages: str) -> bool:
-    """Write the ``.pth`` file into ``site_packages``; False when it is there already with the same content."""
+    """Write the ``.pth`` file and a copy of this one; False when both are there already with the same content."""
     from pathlib import Path
 
-    pth = Path(site_packages) / PTH_NAME
-    if pth.is_file() and pth.read_text(encoding="utf-8") == PTH_LINE:
-        return False
-    pth.write_text(PTH_LINE, encoding="utf-8")
-    return True
+    contents = {f"{MODULE_NAME}.py": Path(__file__).read_text(encoding="utf-8"), PTH_NAME: PTH_LINE}
+    changed = False
+    for name, content in contents.items():
+        target = Path(site_packages) / name
+        if not (target.is_file() and target.read_text(encoding="utf-8") == content):
+            target.write_text(content, encoding="utf-8")
+            changed = True
+    return changed
 
 
 def uninstall(site_packages: str) -> bool:
-    """Remove the ``.pth`` file; False when there is none."""
+    """Remove what :func:`install` wrote; False when there is no ``.pth`` file."""
     from pathlib import Path
 
     pth = Path(site_packages) / PTH_NAME
     present = pth.is_file()
     pth.unlink(missing_ok=True)
+    (Path(site_packages) / f"{MODULE_NAME}.py").unlink(missing_ok=True)
     return present
 
 
 def main(argv: "list[str] | None" = None) -> int:
-    """Install or remove the ``.pth`` file of this interpreter's site-packages."""
+    """Install or remove the import hook of this interpreter's site-packages."""
     import argparse
     import sysconfig
 
-    parser = argparse.ArgumentParser(prog="python -m vllm_prune._torchvision_shim", description=main.__doc__)
+    parser = argparse.ArgumentParser(description=main.__doc__)
     action = parser.add_mutually_exclusive_group(required=True)
-    action.add_argument("--install", action="store_true", help="write the .pth file")
-    action.add_argument("--uninstall", action="store_true", help="remove the .pth file")
+    action.add_argument("--install", action="store_true", help="write the .pth file and what it imports")
+    action.add_argument("--uninstall", action="store_true", help="remove both")
     parser.add_argument("--site-packages", default=sysconfig.get_path("purelib"), help="where (default: %(default)s)")
     options = parser.parse_args(argv)
     if options.install:
