@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def test_models_versions_cost_and_gain_are_on_the_first_screens() -> None:
     for words in ("Qwen2.5-VL", "Qwen3-VL", "Molmo2", "<!-- /headline -->", "limits"):
         assert words in first, f"{words} comes too late"
     assert f"| vLLM | {SUPPORTED} |" in first
-    assert "| Python | 3.11 or later" in first
+    python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert f"| Python | {python.removeprefix('>=').partition(',')[0]} or later" in first
 
 
 def test_the_limits_name_every_family() -> None:
