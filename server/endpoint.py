@@ -20,17 +20,16 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.logger import init_logger
 
 from vllm_prune import __version__
+from vllm_prune.budget.errors import KV_CAUSES, Finding
 from vllm_prune.catalogue import entries
 from vllm_prune.config.load import PruneConfig, configuration
 from vllm_prune.config.tenants import KEYS_CONFLICT
-from vllm_prune.kv.suitability import REFUSED
 from vllm_prune.policy import config_for
 from vllm_prune.request import current
-from vllm_prune.support import kv, self_check, visual
-from vllm_prune.support.self_check import EXTENSION
+from vllm_prune.support.self_check import inspect_workers, kv_findings, visual_findings
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
-from vllm_prune.vllm_compat import input_processor, item_sizes, output_processor, renderer, version
+from vllm_prune.vllm_compat import item_sizes, output_processor, renderer, version
 
 from .admission.accounts import Accounts
 from .admission.estimate import Sizes
@@ -59,8 +58,8 @@ class ServerState:
 
     Attributes:
         verified: our classes are in use in the front end and in every worker, and nothing forbids visual budgets.
-        findings: why not, one line each.
-        kv_findings: why KV budgets are refused, one line each; empty when they are honoured.
+        findings: why not.
+        kv_findings: why KV budgets are refused; empty when they are honoured.
         media_findings: what the media intake does not guard, one line each; empty when it is in use.
         started: start-up is over.
         ledger: what is in flight.
@@ -69,8 +68,8 @@ class ServerState:
     """
 
     verified: bool = False
-    findings: list[str] = field(default_factory=list)
-    kv_findings: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    kv_findings: list[Finding] = field(default_factory=list)
     media_findings: list[str] = field(default_factory=list)
     started: bool = False
     ledger: Ledger = field(default_factory=lambda: Ledger(configuration().admission))
@@ -103,9 +102,8 @@ class PruneEndpoint:
             raise ValueError(KEYS_CONFLICT)
         own.sizes = sizes_of(engine_client, configuration().admission.weighs)
         own.lifecycle.supervise(engine_client, state, own.ledger.refuse_waiting)
-        input_processor.salt_requests(engine_client)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
-        preregister_labels(entries(), get_args(Reason), MESSAGES, (*REFUSED, "pool_full"))
+        preregister_labels(entries(), get_args(Reason), MESSAGES, (*KV_CAUSES, "pool_full"))
         install(self._app, configuration().logging.lines(), tracing.wanted(engine_client.vllm_config))
         workers = await inspect_workers(engine_client)
         own.findings = visual_findings(engine_client, workers)
@@ -118,8 +116,8 @@ class PruneEndpoint:
             logger.warning("visual budgets are refused: %s", finding)
         for finding in own.kv_findings:
             logger.warning("KV budgets are refused: %s", finding)
-        for finding in own.media_findings:
-            logger.warning("media intake: %s", finding)
+        for line in own.media_findings:
+            logger.warning("media intake: %s", line)
         if os.environ.get(LAUNCHED):
             note = "" if own.verified else " (visual budgets are refused, see above)"
             state.vllm_prune_announcer = asyncio.create_task(announce(address_of(args), note))
@@ -132,38 +130,6 @@ def sizes_of(engine_client: Any, wanted: bool) -> Sizes:
         return Sizes(context)
     largest, image = item_sizes.largest_items(engine_client), item_sizes.image_sizer(engine_client)
     return Sizes(context, largest, image)
-
-
-async def inspect_workers(engine_client: Any) -> list[dict[str, Any]]:
-    """What every worker says of itself; empty where they cannot be asked."""
-    if engine_client.vllm_config.parallel_config.worker_extension_cls != self_check.EXTENSION:
-        return []
-    return list(await engine_client.collective_rpc("vllm_prune_inspect", timeout=60))
-
-
-def visual_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
-    """Reasons why a visual budget would not be honoured; empty when it would be."""
-    findings = visual.config_refusals(engine_client.vllm_config)
-    if not visual.has_adapted_processor(engine_client.renderer):
-        findings.append(visual.unsupported_model(engine_client.model_config))
-        return findings
-    if not workers:
-        findings.append(f"the worker extension {EXTENSION} is not installed; start with vllm-prune serve")
-    for rank, found in enumerate(workers):
-        if not found["adapter"]:
-            findings.append(f"worker {rank} runs {found['model']}, not our adapter; see its log for an import error")
-    return findings
-
-
-def kv_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
-    """Reasons why a KV budget would not be honoured; empty when it would be. The request seam reads them too."""
-    found = [reason for worker in workers for reason in worker["kv"]["reasons"]]
-    kv.FOUND.reasons = list(
-        dict.fromkeys(found if workers else [kv.because("worker", "it cannot be asked; see above")])
-    )
-    offers = [frozenset(worker["kv"]["offers"]) for worker in workers]
-    kv.FOUND.offers = frozenset.intersection(*offers) if offers else frozenset()
-    return [*kv.config_refusals(engine_client.vllm_config), *kv.FOUND.reasons]
 
 
 def _config() -> PruneConfig:
@@ -226,9 +192,9 @@ async def startup(raw_request: Request) -> JSONResponse:
     body = {
         "started": own.started,
         "pruning": own.verified,
-        "findings": own.findings,
+        "findings": [finding.text for finding in own.findings],
         "kv": not own.kv_findings,
-        "kv_findings": own.kv_findings,
+        "kv_findings": [finding.text for finding in own.kv_findings],
         "media_findings": own.media_findings,
     }
     return JSONResponse(body, status_code=200 if own.started else 503)

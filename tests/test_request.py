@@ -77,6 +77,21 @@ def test_kv_reports_add_up_over_engine_requests_and_the_latest_of_each_counts() 
     assert context.usage()["kv"] == {**TALLY, "evicted_tokens": 70, "freed_blocks": 4, "compactions": 2}
 
 
+def test_what_a_prompt_is_too_short_for_is_listed_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"param": "pruning.kv.max_tokens", "requested": 1, "applied": 3, "reason": "min_rows"}
+    window = {"param": "pruning.kv.window", "requested": 9, "applied": 1, "reason": "window_over_budget"}
+    limit = {"param": "pruning.kv.keep", "requested": 0.1, "applied": 0.2, "reason": "min_keep"}
+    context = RequestContext(decision=Decision(None, (limit,), KvSpec("gui_kv", max_tokens=1)))
+    assert context.usage()["clamped"] == [limit]
+    counted: list[str] = []
+    monkeypatch.setattr(metrics, "count_clamped", counted.append)
+    context.record_tally("one", {**TALLY, "clamped": [rows]})
+    context.record_tally("one", {**TALLY, "clamped": [rows]})
+    context.record_tally("two", {**TALLY, "clamped": [rows, window]})
+    assert context.usage()["clamped"] == [limit, rows, window]
+    assert counted == ["min_rows", "window_over_budget"]
+
+
 def test_usage_adds_up_over_items() -> None:
     context = RequestContext()
     context.record_items([])

@@ -171,7 +171,17 @@ class RequestContext:
 
     def record_tally(self, engine_request_id: str, tally: Mapping[str, Any]) -> None:
         """Keep the scheduler's latest KV report on an engine request of this request."""
+        already = len(self.clamped())
         self.tallies[engine_request_id] = dict(tally)
+        for entry in self.clamped()[already:]:
+            metrics.count_clamped(entry["reason"])
+
+    def clamped(self) -> list[dict[str, Any]]:
+        """What the operator's limits and the length of the prompt changed; the same change is listed once."""
+        entries = list(self.decision.clamped) if self.decision is not None else []
+        for tally in self.tallies.values():
+            entries += [entry for entry in tally.get("clamped", ()) if entry not in entries]
+        return entries
 
     def record_engine(self, stats: Any) -> None:
         """Keep vLLM's statistics of a finished engine request of this request."""
@@ -195,7 +205,7 @@ class RequestContext:
         """The `usage.pruning` object of the contract."""
         decision = self.decision or Decision(None)
         kv = kv_summary(list(self.tallies.values())) if decision.kv is not None else None
-        return {"visual": summary(self.items), "kv": kv, "clamped": list(decision.clamped)}
+        return {"visual": summary(self.items), "kv": kv, "clamped": self.clamped()}
 
 
 CURRENT: ContextVar[RequestContext | None] = ContextVar("vllm_prune_request", default=None)

@@ -14,7 +14,6 @@ from vllm_prune.budget.errors import BudgetError
 from vllm_prune.config.load import PruneConfig
 from vllm_prune.policy import decide
 from vllm_prune.request import RequestContext, current, reject
-from vllm_prune.support import kv
 from vllm_prune.telemetry import metrics
 
 from ..openai.errors import Refusal
@@ -53,12 +52,13 @@ async def answer(config: PruneConfig, route: Route, request: Any, raw_request: R
         return error_response(*unreadable)
     if decision.spec is not None and not raw_request.app.state.vllm_prune.verified:
         reject("not_active")
-        reason = "; ".join(raw_request.app.state.vllm_prune.findings)
-        return error_response(f"visual budgets are not honoured by this server: {reason}", "pruning.visual")
+        refusal = raw_request.app.state.vllm_prune.findings[0].error()
+        return error_response(str(refusal), refusal.param)
     if decision.kv is not None and (findings := raw_request.app.state.vllm_prune.kv_findings):
         reject("not_active")
-        metrics.count_kv_skipped(kv.cause_of(findings[0]))
-        return error_response(f"KV budgets are not honoured by this server: {'; '.join(findings)}", "pruning.kv")
+        metrics.count_kv_skipped(findings[0].cause)
+        refusal = findings[0].error()
+        return error_response(str(refusal), refusal.param)
     context.media_param = "input" if "input" in type(request).model_fields else "messages"
     try:
         await admit_request(context, request, raw_request)

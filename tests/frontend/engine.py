@@ -89,7 +89,7 @@ class FakeCore:
     async def collective_rpc_async(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
         """A worker that says what a healthy one says."""
         assert method == "vllm_prune_inspect", method
-        kv = {"reasons": [], "offers": KV_SIGNALS}
+        kv = {"findings": [], "offers": KV_SIGNALS}
         return [{"worker": "fake", "runner": "fake", "model": "fake", "kv": kv, "adapter": True}]
 
     async def pause_scheduler_async(self, mode: str, clear_cache: bool) -> None:

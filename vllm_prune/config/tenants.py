@@ -89,9 +89,9 @@ def from_environment() -> dict[str, Any]:
     """
     text = os.environ.get(ENV, "")
     try:
-        found = yaml.safe_load(text) or {}
+        entries = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{ENV} is neither YAML nor JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(entries, dict):
         raise ValueError(f"{ENV} is not a mapping from key hashes to tenants")
-    return found
+    return entries

@@ -8,7 +8,18 @@ from typing import Any
 from . import metrics
 
 BUDGET_REJECTIONS = ("invalid_budget", "not_active")
-CLAMPED = ("min_keep", "max_keep", "min_tokens", "max_tokens")
+GUARD_REJECTIONS = ("features", "internal_key", "media_uuid")
+CLAMPED = (
+    "min_keep",
+    "max_keep",
+    "min_tokens",
+    "max_tokens",
+    "max_window",
+    "min_buffer",
+    "min_rows",
+    "window_over_budget",
+    "quadratic",
+)
 
 
 def preregister_labels(
@@ -30,7 +41,7 @@ def preregister_labels(
         else:
             for modality in entry["modality"]:
                 metrics.count_visual(modality, entry["name"], 0, 0)
-    for reason in (*BUDGET_REJECTIONS, *rejections):
+    for reason in (*BUDGET_REJECTIONS, *GUARD_REJECTIONS, *rejections):
         metrics.count_rejection(reason, times=0)
     for reason in media:
         metrics.count_media_rejected(reason, times=0)

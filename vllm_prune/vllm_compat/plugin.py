@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 
+from .base_renderer import patch_base_renderer
+from .input_processor import patch_input_processor
 from .media_connector import register_media_connector
 from .output_processor import patch_output_processor
 from .renderer import patch_renderer
+from .request_owner import mark_serving_renderers
+from .serving_tokens import patch_serving_tokens
 from .version import check_version
 
 
@@ -24,6 +28,13 @@ def register_models() -> None:
     for architecture, target in ADAPTERS.items():
         ModelRegistry.register_model(architecture, target)
     if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
+        mark_serving_renderers()
+        patch_base_renderer()
+        patch_input_processor()
+        patch_serving_tokens()
         patch_renderer()
         patch_output_processor()
         register_media_connector()
+    elif "vllm.v1.engine.input_processor" in sys.modules:
+        # An engine in its caller's process, which is told when its KV budget is malformed.
+        patch_input_processor()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +53,7 @@ def _with_budget(original: Callable[..., Awaitable[Any]]) -> Callable[..., Await
         try:
             context = _context_of(request)
             spec = context.decision.spec if context.decision is not None else None
-            _pass_kv(self.renderer.config, request, context)
+            _check_kv(self.renderer.config, request, context)
             if spec is None:
                 result = await original(self, request, *args, **kwargs)
             else:
@@ -88,27 +87,21 @@ def _context_of(request: Any) -> RequestContext:
     return context
 
 
-def _pass_kv(vllm_config: Any, request: Any, context: RequestContext) -> None:
-    """Let a KV budget travel with the sampling parameters, as every extra argument does."""
-    from ..budget.errors import BudgetError
-    from ..budget.kv import KEY
+def _check_kv(vllm_config: Any, request: Any, context: RequestContext) -> None:
+    """Refuse a KV budget that cannot be honoured; the input processor's wrapper attaches those that can."""
     from ..support import kv as support
     from ..telemetry import metrics
 
-    own = getattr(request, "vllm_xargs", None) or {}
-    if KEY in own:
-        raise BudgetError(f"{KEY} is set by the server", "vllm_xargs")
     spec = context.decision.kv if context.decision is not None else None
     if spec is None:
         return
-    reason = support.refusal(vllm_config)
-    if reason is None and getattr(request, "use_beam_search", False):
-        reason = support.because("beam_search", "it copies caches, which eviction makes private; drop one of the two")
-    problem = support.missing(spec) if reason is None else None
-    if (found := reason or problem) is not None:
-        metrics.count_kv_skipped(support.cause_of(found))
-        raise BudgetError(f"KV eviction is refused: {found}", "pruning.kv" if reason else "pruning.kv.strategy")
-    request.vllm_xargs = {**own, KEY: replace(spec, ticket=context.id).wire()}
+    finding = support.refusal(vllm_config)
+    if finding is None and getattr(request, "use_beam_search", False):
+        finding = support.beam_search()
+    finding = finding or support.missing(spec, vllm_config)
+    if finding is not None:
+        metrics.count_kv_skipped(finding.cause)
+        raise finding.error()
 
 
 async def _prepare_pruned(
@@ -125,11 +118,11 @@ async def _prepare_pruned(
     from ..support.visual import config_refusals, has_adapted_processor, tower_refusal, unsupported_model
 
     if not has_adapted_processor(renderer.renderer):
-        raise BudgetError(unsupported_model(renderer.model_config), "pruning.visual")
-    if reasons := config_refusals(renderer.renderer.config):
-        raise BudgetError(f"visual pruning is off on this server: {reasons[0]}", "pruning.visual")
-    if problem := tower_refusal(renderer.renderer.config, spec):
-        raise BudgetError(*problem)
+        raise unsupported_model(renderer.model_config).error()
+    if findings := config_refusals(renderer.renderer.config):
+        raise findings[0].error()
+    if finding := tower_refusal(renderer.renderer.config, spec):
+        raise finding.error()
     if KEY in (own or {}):
         raise BudgetError(f"{KEY} is set by the server", "mm_processor_kwargs")
     trusting = copy.copy(renderer)
@@ -143,11 +136,11 @@ async def _prepare_pruned(
 
 def _collect(context: RequestContext, request: Any, result: Any, model_length: int) -> None:
     """Take the processor's reports off the prepared prompts and record them."""
-    from ..visual.frontend.processor import REPORT, ROOM
+    from ..visual.frontend.processor import MAX_OUTPUT, REPORT
 
     prompts = [prompt for prompt in (result[1] if isinstance(result, tuple) else result) if isinstance(prompt, dict)]
     for prompt in prompts:
-        room = prompt.pop(ROOM, None)
+        room = prompt.pop(MAX_OUTPUT, None)
         # The usual case: the context ends before the rotary table does.
         if room is not None and room < model_length - len(prompt["prompt_token_ids"]):
             _limit_output(request, room)

@@ -14,7 +14,7 @@ class GridItems:
     """Mixin; families whose processors give something else than `grid_thw` override its methods."""
 
     def cell_side(self) -> int:
-        """Patches per side of a cell."""
+        """Patches per side of the square that one visual token stands for."""
         return int(self.info.get_hf_config().vision_config.spatial_merge_size)  # type: ignore[attr-defined]
 
     def grids_of(self, modality: Modality, data: Any) -> list[Grid]:
@@ -58,15 +58,15 @@ class GridItems:
             return int(items.get_feature_size(index))
         processor = info.get_hf_processor(**kwargs)
         if modality == "image":
-            size, frames, own = items.get_image_size(index), 1, processor.image_processor
+            size, frames, hf_processor = items.get_image_size(index), 1, processor.image_processor
         else:
             size, frames = _video_size(items.get(index))
-            own = processor.video_processor
+            hf_processor = processor.video_processor
         _, tokens = info._get_vision_info(
             image_width=size.width,
             image_height=size.height,
             num_frames=frames,
-            image_processor=own,
+            image_processor=hf_processor,
             mm_kwargs=kwargs,
             modality=modality,
         )

@@ -1,4 +1,4 @@
-"""What one item of a request has been granted, and what the front end remembers about items."""
+"""The budget of one media item, with what decides its cache key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...grid import Modality
 
 @dataclass(frozen=True)
 class Grant:
-    """Budget of one item together with what its row needs.
+    """Budget of one item, and what its plan depends on.
 
     Attributes:
         budget: None where the item keeps everything.

@@ -1,4 +1,4 @@
-"""What the front end remembers of recent media items: grids and pixel digests, by content hash."""
+"""Grids and pixel digests of recent media items, by their cache keys, in the API process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CHANNELS = 3
 
 
 class ItemCache:
-    """Grids and cell digests of recent items, by the item's hash; small, and shared by all threads."""
+    """Grids and pixel digests of recent items, by the item's cache key; bounded, and safe to share between threads."""
 
     def __init__(self) -> None:
         self._grids: LRUCache[str, Grid] = LRUCache(65536)
@@ -25,27 +25,27 @@ class ItemCache:
         self._lock = threading.Lock()
 
     def grid(self, base: str) -> Grid | None:
-        """Grid of an item that was processed lately."""
+        """Grid of a recent item, None when it is not remembered."""
         with self._lock:
             return self._grids.get(base)
 
     def keep_grid(self, base: str, grid: Grid) -> None:
-        """Remember an item's grid."""
+        """Remember the grid of an item."""
         with self._lock:
             self._grids[base] = grid
 
     def cells(self, base: str) -> Cells | None:
-        """Cells of an item that was processed lately."""
+        """Pixel digests of a recent item, None when it is not remembered."""
         with self._lock:
             return self._cells.get(base)
 
     def keep_cells(self, base: str, patches: Tensor, per_cell: int, spread: float) -> Cells:
-        """Compute and remember an item's cells.
+        """Compute and remember the pixel digests of an item, one per visual token.
 
         Args:
-            base: the item's hash.
+            base: the item's cache key.
             patches: processor output [patches, values]: raw bytes, or values that were normalised here.
-            per_cell: patches per cell.
+            per_cell: patches per visual token.
             spread: the normalisation's standard deviation, as a share of the full range.
         """
         cells = cells_of(patches.reshape(len(patches) // per_cell, -1), per_cell, CHANNELS)

@@ -1,4 +1,4 @@
-"""The front end's half of visual pruning: grants, placeholder counts and cache keys.
+"""Visual pruning in the API process: budgets per item, placeholder counts and cache keys.
 
 A mixin before a vLLM multimodal processor. The request's canonical budget arrives among the processor
 kwargs; `apply` turns it into one grant per item, which decides the item's placeholder count and is part
@@ -20,18 +20,20 @@ from ...budget.canonical import KEY, VisualSpec
 from ...budget.errors import BudgetError
 from ...catalogue import VISUAL
 from ...grid import MODALITIES, Grid, Modality
-from ..item_plan import ItemPlan, decode, field_name, unpruned
+from ..item_plan import ItemPlan, decode, field_name, unpruned, with_cut
+from ..scorers.tower_shape import tower_shape
 from ..strategies.base import Cells, PixelStrategy
 from .family_items import GridItems
 from .frame_split import frame_counts
 from .granted_item import Grant, Grants
 from .item_cache import ItemCache
+from .media_uuids import MissingMediaError
 
 REPORT = "vllm_prune_report"
-"""Key under which `apply` leaves what was done; the request seam takes it off again."""
+"""Key under which `apply` leaves one report per item; the wrappers in `vllm_compat` take it off again."""
 
-ROOM = "vllm_prune_room"
-"""Key under which `apply` leaves how many tokens may still follow before the model runs out of positions."""
+MAX_OUTPUT = "vllm_prune_max_output"
+"""Key under which `apply` leaves the most output tokens that the model still has positions for."""
 
 
 class PrunedProcessor(GridItems):
@@ -46,8 +48,10 @@ class PrunedProcessor(GridItems):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._memory = ItemCache()
+        self._item_cache = ItemCache()
         self._merge = self.cell_side()
+        tower = tower_shape(self.info.get_hf_config())  # type: ignore[attr-defined]
+        self._depth = None if tower is None else tower.depth
         deviations = self.info.get_hf_processor().image_processor.image_std  # type: ignore[attr-defined]
         self._spread = sum(deviations) / len(deviations)
 
@@ -57,37 +61,37 @@ class PrunedProcessor(GridItems):
         grants: Grants = {}
         if wire is not None:
             inputs = replace(inputs, hf_processor_mm_kwargs=_without(inputs.hf_processor_mm_kwargs))
-            grants = self._grants(inputs, VisualSpec.from_wire(wire))
+            grants = self._grants(inputs, with_cut(VisualSpec.from_wire(wire), self._depth))
             inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: grants})
         result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         result[REPORT] = self._report(inputs, grants, result)
         if any(grant.budget for items in grants.values() for grant in items):
-            result[ROOM] = self._room(grants, result)
+            result[MAX_OUTPUT] = self._positions_left(grants, result)
         return result
 
-    def positions(self) -> int:
-        """Rows of the model's rotary table."""
+    def rotary_table_size(self) -> int:
+        """Number of positions in the model's rotary table."""
         return int(self.info.get_hf_config().get_text_config().max_position_embeddings)  # type: ignore[attr-defined]
 
-    def extent(self, modality: Modality, grid: Grid) -> int:
-        """How far an unpruned item moves the text behind it."""
+    def position_span(self, modality: Modality, grid: Grid) -> int:
+        """Positions by which an unpruned item moves the text after it."""
         raise NotImplementedError
 
-    def _room(self, grants: Grants, result: Any) -> int:
-        """Positions left behind a pruned prompt: kept tokens shorten it, its positions stay as they were."""
+    def _positions_left(self, grants: Grants, result: Any) -> int:
+        """Positions left after a pruned prompt, which is shorter in tokens and not in positions."""
         following = len(result["prompt_token_ids"])
         for modality, items in grants.items():
             for grant, placed in zip(items, result["mm_placeholders"][modality], strict=True):
-                if grid := self._memory.grid(grant.base):
-                    following += self.extent(modality, grid) - self.tokens_of(modality, placed)
-        room = self.positions() - following
-        if room < 1:
+                if grid := self._item_cache.grid(grant.base):
+                    following += self.position_span(modality, grid) - self.tokens_of(modality, placed)
+        left = self.rotary_table_size() - following
+        if left < 1:
             raise BudgetError(
-                f"the media span {following} positions and the model has {self.positions()}; send fewer or smaller "
-                "frames: pruning drops tokens, not positions",
+                f"the media span {following} positions and the model has {self.rotary_table_size()}; send fewer or "
+                "smaller frames: pruning drops tokens, not positions",
                 "pruning.visual",
             )
-        return room
+        return left
 
     def _grants(self, inputs: ProcessorInputs, spec: VisualSpec) -> Grants:
         hashes = super()._get_mm_hashes(inputs)  # type: ignore[misc]
@@ -109,12 +113,9 @@ class PrunedProcessor(GridItems):
             return [1] * items.get_count()
         sizes = []
         for i, base in enumerate(bases):
-            grid = self._memory.grid(base)
+            grid = self._item_cache.grid(base)
             if grid is None and items.get(i) is None:
-                raise BudgetError(
-                    f"{modality} {i} was sent by uuid only and its size is not known here; use keep, or send it",
-                    "pruning.visual.max_tokens",
-                )
+                raise MissingMediaError(modality, i, "its size, which max_tokens is shared by, is not known here")
             sizes.append(grid.tokens if grid else self.size_of(items, modality, i, inputs.hf_processor_mm_kwargs))
         return sizes
 
@@ -143,11 +144,13 @@ class PrunedProcessor(GridItems):
             grids = self.grids_of(modality, data)
             if not grids:
                 continue
-            own = grants.get(modality) or [None] * len(grids)
-            if any(grant and grant.earlier for grant in own):
-                for i, grant in enumerate(own):
+            item_grants = grants.get(modality) or [None] * len(grids)
+            if any(grant and grant.earlier for grant in item_grants):
+                for i, grant in enumerate(item_grants):
                     self._keep_cells(grant.base, self.patches_of(modality, data, i))
-            data[field_name(modality)] = [self._row(modality, data, i, grids[i], grant) for i, grant in enumerate(own)]
+            data[field_name(modality)] = [
+                self._plan_field(modality, data, i, grids[i], grant) for i, grant in enumerate(item_grants)
+            ]
         return data
 
     def _process_alone(self, inputs: ProcessorInputs, modality: Modality, index: int) -> Any:
@@ -155,17 +158,17 @@ class PrunedProcessor(GridItems):
         info: Any = self.info  # type: ignore[attr-defined]
         item = inputs.mm_data_items[modality][index]
         if item is None:
-            raise ValueError(f"{modality} {index} was sent by uuid only; its pixels are needed to compare with it")
+            raise MissingMediaError(modality, index, "its pixels are needed to compare another item with them")
         alone = info.parse_mm_data({modality: [item]}, validate=False)
         data = super()._apply_hf_processor_main(mm_items=alone, hf_kwargs=_without(inputs.hf_processor_mm_kwargs))  # type: ignore[misc]
         return self.patches_of(modality, data, 0)
 
     def _keep_cells(self, base: str, patches: Any) -> Cells:
-        return self._memory.keep_cells(base, patches, self._merge**2, self._spread)
+        return self._item_cache.keep_cells(base, patches, self._merge**2, self._spread)
 
-    def _row(self, modality: Modality, data: Any, index: int, grid: Grid, grant: Grant | None) -> Any:
+    def _plan_field(self, modality: Modality, data: Any, index: int, grid: Grid, grant: Grant | None) -> Any:
         if grant is not None:
-            self._memory.keep_grid(grant.base, grid)
+            self._item_cache.keep_grid(grant.base, grid)
         if grant is None or grant.budget is None:
             return unpruned()
         budget, count = grant.budget, plan(grid, grant.budget)
@@ -201,12 +204,12 @@ class PrunedProcessor(GridItems):
     def _earlier_cells(self, grant: Grant, index: int) -> Cells:
         assert grant.patches_of is not None
         base = grant.earlier[index]
-        return self._memory.cells(base) or self._keep_cells(base, grant.patches_of(index))
+        return self._item_cache.cells(base) or self._keep_cells(base, grant.patches_of(index))
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         parent = super()._get_mm_fields_config(hf_inputs, _without(hf_processor_mm_kwargs))  # type: ignore[misc]
-        own = {field_name(m): MultiModalFieldConfig.batched(m, keep_on_cpu=True) for m in MODALITIES}
-        return {**parent, **own}
+        plans = {field_name(m): MultiModalFieldConfig.batched(m, keep_on_cpu=True) for m in MODALITIES}
+        return {**parent, **plans}
 
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
@@ -234,7 +237,7 @@ class PrunedProcessor(GridItems):
         return [token] * plan.count
 
     def _report(self, inputs: ProcessorInputs, grants: Grants, result: Any) -> list[dict[str, Any]]:
-        """What was given and kept per item: modality, strategy, input_tokens, kept_tokens, capped."""
+        """One entry per item: modality, strategy, input_tokens, kept_tokens, capped."""
         report = []
         for modality, ranges in result["mm_placeholders"].items():
             for i, placed in enumerate(ranges):
@@ -242,13 +245,13 @@ class PrunedProcessor(GridItems):
                 grant = grants[modality][i] if modality in grants else None
                 pruned = grant is not None and grant.budget is not None
                 strategy = grant.budget.strategy if pruned else "none"  # type: ignore[union-attr]
-                given = self._given(inputs, modality, i, grant) if pruned else kept  # type: ignore[arg-type]
-                entry = {"modality": modality, "strategy": strategy, "input_tokens": given, "kept_tokens": kept}
+                before = self._input_tokens(inputs, modality, i, grant) if pruned else kept  # type: ignore[arg-type]
+                entry = {"modality": modality, "strategy": strategy, "input_tokens": before, "kept_tokens": kept}
                 report.append({**entry, "capped": pruned and grant.budget.capped})  # type: ignore[union-attr]
         return report
 
-    def _given(self, inputs: ProcessorInputs, modality: Modality, index: int, grant: Grant) -> int:
-        grid = self._memory.grid(grant.base)
+    def _input_tokens(self, inputs: ProcessorInputs, modality: Modality, index: int, grant: Grant) -> int:
+        grid = self._item_cache.grid(grant.base)
         if grid is not None:
             return grid.tokens
         return self.size_of(inputs.mm_data_items[modality], modality, index, _without(inputs.hf_processor_mm_kwargs))

@@ -27,11 +27,11 @@ from .qwen_vl import PrunedModel, slots_of
 class PruneQwen25VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
     """Reserves K placeholders per item."""
 
-    def positions(self) -> int:
+    def rotary_table_size(self) -> int:
         """VLLM builds this family's rotary table four times as long as the model's context."""
-        return 4 * super().positions()
+        return 4 * super().rotary_table_size()
 
-    def extent(self, modality: Modality, grid: Grid) -> int:
+    def position_span(self, modality: Modality, grid: Grid) -> int:
         """At most this far: the temporal step depends on the frame rate, two grid steps a second is the usual one."""
         step = 1 if modality == "image" else int(self.info.get_hf_config().vision_config.tokens_per_second)
         return max(grid.frames * step, grid.rows, grid.cols)

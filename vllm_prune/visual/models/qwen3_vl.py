@@ -27,7 +27,7 @@ class PruneQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor):
 
     counts_per_frame = True
 
-    def extent(self, modality: Modality, grid: Grid) -> int:
+    def position_span(self, modality: Modality, grid: Grid) -> int:
         """The longer side, once per frame; the rotary table has no spare rows for it."""
         return grid.frames * max(grid.rows, grid.cols)
 

@@ -1,0 +1,39 @@
+"""Whose request is at hand, and whether there is a server at all."""
+
+from __future__ import annotations
+
+import importlib
+from functools import wraps
+from typing import Any
+
+from ..request import RequestContext
+
+CONTEXT = "vllm_prune_context"
+"""Key of a prepared prompt that holds the context of its request, for code that runs in another task."""
+
+
+def owner_secret(context: RequestContext | None) -> str:
+    """What separates the caches of a request's tenant from others'; empty where there are no tenants."""
+    tenant = None if context is None else context.tenant
+    return "" if tenant is None else tenant.cache_salt or f"tenant {tenant.name}"
+
+
+def serves_http(renderer: Any) -> bool:
+    """Whether a renderer answers HTTP requests, whose callers are not the operator."""
+    return bool(getattr(renderer, "vllm_prune_serves_http", False))
+
+
+def mark_serving_renderers() -> None:
+    """Remember which renderers serve HTTP: those that vLLM's `OnlineRenderer` is built on. Idempotent."""
+    online = importlib.import_module("vllm.renderers.online_renderer").OnlineRenderer
+    if getattr(online, "vllm_prune_marks", False):
+        return
+    original = online.__init__
+
+    @wraps(original)
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self.renderer.vllm_prune_serves_http = True
+
+    online.__init__ = initialise
+    online.vllm_prune_marks = True
