@@ -36,6 +36,7 @@ from .admission.estimate import Sizes
 from .admission.ledger import Ledger
 from .lifecycle import Lifecycle
 from .media import connector
+from .media.busy import add_handlers
 from .media.errors import MESSAGES
 from .middleware.gate import Gate
 from .middleware.observe import install
@@ -87,6 +88,7 @@ class PruneEndpoint:
         """Add our routes; those with a path of vLLM's take its place."""
         app.include_router(router)
         describe(app)
+        add_handlers(app)
         own = ServerState()
         app.state.vllm_prune = own
         accounts = Accounts(configuration().tenants)
@@ -103,7 +105,7 @@ class PruneEndpoint:
         own.sizes = sizes_of(engine_client, configuration().admission.weighs)
         own.lifecycle.supervise(engine_client, state, own.ledger.refuse_waiting)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
-        preregister_labels(entries(), get_args(Reason), MESSAGES, (*KV_CAUSES, "pool_full"))
+        preregister_labels(entries(), get_args(Reason), MESSAGES, (*KV_CAUSES, "pool_full", "malformed"))
         install(self._app, configuration().logging.lines(), tracing.wanted(engine_client.vllm_config))
         workers = await inspect_workers(engine_client)
         own.findings = visual_findings(engine_client, workers)

@@ -14,6 +14,8 @@ Reason = Literal[
     "body_too_large",
     "capacity",
     "draining",
+    "media_queue",
+    "media_unavailable",
     "tenant_concurrency",
     "tenant_rate",
     "unauthorized",

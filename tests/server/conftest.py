@@ -56,7 +56,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[guards.Guarded
             (model / path.name).symlink_to(path)
     config = folder / "prune.yaml"
     config.write_text(guards.CONFIG)
-    arguments = [*EAGER, "--max-num-seqs", "16", "--block-size", "32", "--enable-prompt-tokens-details"]
+    # Every door that vLLM has is open, for `test_guard`.
+    doors = ["--enable-scale-out", "--trust-request-mm-kwargs"]
+    arguments = [*EAGER, "--max-num-seqs", "16", "--block-size", "32", "--enable-prompt-tokens-details", *doors]
     environment = {"VLLM_PRUNE_TENANTS": guards.TENANTS}
     log = folder / "server.log"
     with Server(model, "prune", arguments, config=config, log=log, environment=environment) as running:

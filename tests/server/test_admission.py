@@ -24,7 +24,7 @@ from vllm_prune_server.admission.ledger import Amount, Ledger
 from vllm_prune_server.openai.errors import Refusal
 
 from .guarded import ALPHA, BETA, MIDDLE, SMALL, Guarded, headers, refused, until
-from .media import image_part, jpeg, mp4, png, text_part, user, video_part
+from .media_files import image_part, jpeg, mp4, png, text_part, user, video_part
 
 ONE = Amount(requests=1)
 

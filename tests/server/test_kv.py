@@ -11,7 +11,7 @@ import pytest
 
 from vllm_prune import catalogue
 
-from .media import image_part, png, user
+from .media_files import image_part, png, user
 
 PARTS = [image_part(png(168, 196, 5)), image_part(png(140, 168, 6))]
 KV = {"keep": 0.2, "buffer": 16}

@@ -20,7 +20,7 @@ from benchmarks.servers import EAGER, Server
 from ..deploy.expressions import scraped_names
 from .collector import Collector, attributes
 from .conftest import DEMO
-from .media import image_part, png, user
+from .media_files import image_part, png, user
 
 pytestmark = pytest.mark.engine
 

@@ -101,6 +101,7 @@ async def refused(*arguments: Any, **more: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 async def test_one_uuid_is_one_content_whatever_caches_there_are(caching: Any) -> None:
     first = await prepare(caching, [(picture(1), "a"), (picture(1), "a"), (picture(2), "b")])
     keys = first["mm_hashes"]["image"]
@@ -113,6 +114,7 @@ async def test_one_uuid_is_one_content_whatever_caches_there_are(caching: Any) -
     assert again["mm_hashes"]["image"] == keys[:1]
 
 
+@pytest.mark.slow
 async def test_tenants_do_not_meet(caching: Any) -> None:
     image = picture(3)
     keys = [(await prepare(caching, [(image, "a")], tenant))["mm_hashes"]["image"][0] for tenant in (ALPHA, BETA, None)]
@@ -127,6 +129,7 @@ async def test_tenants_do_not_meet(caching: Any) -> None:
     assert len(mine["prompt_token_ids"]) == 4
 
 
+@pytest.mark.slow
 async def test_a_uuid_alone_works_where_the_item_is_kept(caching: Any) -> None:
     sent = await prepare(caching, [(picture(6), "a")], ALPHA)
     if caching._mm_processor_cache is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import Any
 
@@ -29,6 +30,7 @@ def patch_serving_tokens() -> None:
 
     @wraps(original)
     async def serve_tokens(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_parts(request.content_parts or ())
         if request.features is not None:
             _check_features(self, request.features)
         try:
@@ -39,6 +41,12 @@ def patch_serving_tokens() -> None:
 
     serving.serve_tokens = serve_tokens
     serving.vllm_prune_patched = True
+
+
+def _check_parts(parts: Sequence[Mapping[str, Any]]) -> None:
+    for part in parts:
+        if not isinstance(part.get("url"), str | None):
+            raise _error("the url of a content part is text, or null where its uuid is enough", "content_parts")
 
 
 def _check_features(serving: Any, features: Any) -> None:
@@ -77,7 +85,7 @@ def _key(modality: str, index: int, name: OwnedUuid, content: str | None) -> str
 
 def _check_items(features: Any) -> None:
     """Decode every item once, so that what cannot be read is refused here and not in the engine."""
-    from ..visual.item_plan import decode, field_name
+    from ..visual.item_plan import field_name
 
     mm_features = importlib.import_module(f"{_MODULE}.mm_features")
     try:
@@ -88,14 +96,24 @@ def _check_items(features: Any) -> None:
     for modality, each in items.items():
         for item, placed in zip(each, features.mm_placeholders[modality], strict=True):
             element = None if item is None else item.get(field_name(modality))
-            if element is None:
-                continue
-            try:
-                plan = decode(element.data)
-            except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-                raise _refusal("the pruning plan of an item is malformed; send it as /render gave it") from None
-            if plan is not None and plan.count > placed.length:
-                raise _refusal("the pruning plan of an item does not fit its placeholder")
+            if element is not None:
+                _check_plan(element.data, placed.length)
+
+
+def _check_plan(data: Any, tokens: int) -> None:
+    from ..catalogue import VISUAL
+    from ..visual.item_plan import decode
+
+    try:
+        plan = decode(data)
+        if plan is None:
+            return
+        VISUAL.create(plan.strategy, plan.option_values)
+        fits = 1 <= int(plan.count) <= tokens
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        raise _refusal("the pruning plan of an item is malformed; send it as /render gave it") from None
+    if not fits:
+        raise _refusal("the pruning plan of an item does not fit its placeholder")
 
 
 def _refusal(message: str) -> Exception:

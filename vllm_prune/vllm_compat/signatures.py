@@ -88,15 +88,48 @@ MEDIA_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_MEDIA, "MediaConnector._put_cached_bytes", ("url", "data")),
     VllmSignature(_MEDIA, "MediaWithBytes", ("media", "original_bytes", "io_config")),
     VllmSignature(_MEDIA, "ImageMediaIO.load_bytes", ("data",)),
+    VllmSignature(_MEDIA, "ImageMediaIO._convert_image_mode", ("image",)),
     VllmSignature(_MEDIA, "VideoMediaIO.load_base64", ("media_type", "data")),
     VllmSignature("vllm.multimodal.image", "open_image", ("fp",)),
     VllmSignature("vllm.multimodal.video", "VideoBackend.compute_frames_index_to_sample", ("source", "target")),
     VllmSignature("vllm.multimodal.video_decoders.opencv", "OpenCVVideoBackendMixin.open_video_capture", ("data",)),
 )
 
+_CHAT = "vllm.renderers.chat_utils"
+_PROCESSING = "vllm.multimodal.processing"
+CONTENT_SIGNATURES: tuple[VllmSignature, ...] = (
+    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_image", ("image_url", "uuid")),
+    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_video", ("video_url", "uuid")),
+    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_audio", ("audio_url", "uuid")),
+    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_input_audio", ("input_audio", "uuid")),
+    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_prompt_embeds", ("data",)),
+    VllmSignature(_CHAT, "MultiModalContentParser", ("tracker",)),
+    VllmSignature(_CHAT, "AsyncMultiModalContentParser", ("tracker",)),
+    VllmSignature(_CHAT, "_parse_chat_message_content_part", ("part", "mm_parser")),
+    VllmSignature(_CHAT, "MultiModalItemTracker.add", ("modality", "item")),
+    VllmSignature(_CHAT, "MultiModalItemTracker.resolve_items", ()),
+    VllmSignature(_CHAT, "AsyncMultiModalItemTracker.resolve_items", ()),
+    VllmSignature(_PROCESSING, "BaseProcessingInfo.validate_num_items", ("modality", "num_items")),
+    VllmSignature(_PROCESSING, "InputProcessingContext.call_hf_processor", ("hf_processor", "data", "kwargs")),
+)
+
 _ENGINE = "vllm.v1.engine"
+_BASE_RENDERER = "vllm.renderers.base"
+_TOKEN_ROUTE = "vllm.entrypoints.scale_out.token_in_token_out"
 SERVING_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(f"{_ENGINE}.input_processor", "InputProcessor.process_inputs", ("request_id", "prompt", "params")),
+    VllmSignature(f"{_ENGINE}.input_processor", "InputProcessor.__init__", ("vllm_config", "renderer")),
+    VllmSignature(_RENDERER, "OnlineRenderer.__init__", ("renderer",)),
+    VllmSignature(_BASE_RENDERER, "BaseRenderer._process_tokens", ("prompt",)),
+    VllmSignature(_BASE_RENDERER, "BaseRenderer._process_tokens_async", ("prompt",)),
+    VllmSignature(_BASE_RENDERER, "BaseRenderer._process_mm_uuids", ("mm_data", "mm_data_items", "mm_uuid_items")),
+    VllmSignature("vllm.multimodal.hasher", "MultiModalHasher.hash_kwargs", ("algorithm", "kwargs")),
+    VllmSignature("vllm.multimodal.parse", "ModalityDataItems.get_all_items_for_hash", ()),
+    VllmSignature("vllm.multimodal.parse", "ModalityDataItems.get_passthrough_data", ()),
+    VllmSignature("vllm.multimodal.cache.base", "BaseMultiModalProcessorCache.is_cached", ("mm_hashes",)),
+    VllmSignature(f"{_TOKEN_ROUTE}.serving", "ServingTokens.serve_tokens", ("request",)),
+    VllmSignature(f"{_TOKEN_ROUTE}.mm_features", "mm_kwargs_from_features", ("features",)),
+    VllmSignature(f"{_TOKEN_ROUTE}.protocol", "MultiModalFeatures", ("mm_hashes", "mm_placeholders", "kwargs_data")),
     VllmSignature(f"{_ENGINE}.async_llm", "AsyncLLM.shutdown", ("timeout",)),
     VllmSignature(f"{_ENGINE}.async_llm", "AsyncLLM.pause_generation", ("mode", "clear_cache")),
     VllmSignature(
@@ -127,6 +160,7 @@ SIGNATURES: tuple[VllmSignature, ...] = (
     ),
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor.apply", ("inputs", "timing_ctx")),
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor._get_mm_hashes", ("inputs",)),
+    VllmSignature(_PROCESSOR, "BaseMultiModalProcessor._cached_apply_hf_processor", ("inputs", "timing_ctx")),
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor._apply_hf_processor_main", ("mm_items", "hf_kwargs")),
     VllmSignature(
         _PROCESSOR, "BaseMultiModalProcessor._get_cache_missing_processor_kwargs", ("inputs", "mm_is_cached")
@@ -141,6 +175,7 @@ SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature("vllm.v1.engine", "EngineCoreOutput", ("request_id", "kv_transfer_params")),
     *KV_SIGNATURES,
     *MEDIA_SIGNATURES,
+    *CONTENT_SIGNATURES,
     *SERVING_SIGNATURES,
     VllmSignature("vllm.multimodal.utils", "copy_mm_embedding_modality", ("src", "dst")),
     VllmSignature(
