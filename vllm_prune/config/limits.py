@@ -29,12 +29,14 @@ class KvLimits(Section):
     """What requests may ask for in `pruning.kv`; `on_limit` is that of `limits`.
 
     Attributes:
-        min_keep, max_keep: bounds of `keep`.
-        min_tokens, max_tokens: bounds of `max_tokens`.
+        min_keep: lowest `keep`.
+        max_keep: highest `keep`.
+        min_tokens: lowest `max_tokens`.
+        max_tokens: highest `max_tokens`.
         strategies: allowed strategies, all when absent. A request that names none gets the server's default where it
             is allowed, else the first of these.
-        max_window: upper bound of `window`. The workers keep the queries of so many rows per request, in every layer.
-        min_buffer: lower bound of `buffer`. Every that many decoded tokens the request's whole cache is scored again.
+        max_window: highest `window`. The workers keep the queries of so many rows per request, in every layer.
+        min_buffer: lowest `buffer`. After that many decoded tokens the request's whole cache is scored again.
     """
 
     min_keep: Keep | None = None
@@ -61,8 +63,9 @@ class Limits(Section):
     """What requests may ask for.
 
     Attributes:
-        min_keep, max_keep: bounds of `keep`; `max_keep` below 1 also bounds requests without a budget.
-        min_tokens: lower bound of `max_tokens`.
+        min_keep: lowest `keep`.
+        max_keep: highest `keep`; below 1 it also bounds requests without a budget.
+        min_tokens: lowest `max_tokens`.
         max_tokens: most visual tokens that one request may hand to the language model.
         strategies: allowed strategies, all when absent. A request that names none gets the server's default where it
             is allowed, else the first of these that prunes the modality.

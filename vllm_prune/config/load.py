@@ -30,7 +30,12 @@ class ConfigError(ValueError):
 
 
 class Defaults(Section):
-    """Budgets of requests that name none."""
+    """Budgets of requests that name none; a part that is absent is off.
+
+    Attributes:
+        visual: a `pruning.visual` object.
+        kv: a `pruning.kv` object.
+    """
 
     visual: VisualField | None = None
     kv: KvField | None = None

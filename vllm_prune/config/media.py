@@ -30,12 +30,16 @@ class Media(Section):
         hosts: hosts that media may be fetched from, `*.example.com` for all below one; empty: any public host.
         private: networks (CIDR), or names of hosts, whose addresses need not be public. All else must be.
         max_redirects: redirects that are followed, each checked like the first URL.
-        allow_port_change: redirects may lead to another port than 80 to 443.
-        connect_seconds, fetch_seconds: time to connect, and in all.
-        max_bytes, max_data_url_bytes: size of a fetched file, and of one inside the request, once base64 is undone.
+        allow_port_change: whether redirects may lead to another port; from 80 to 443 they always may.
+        connect_seconds: time to connect.
+        fetch_seconds: time of a download, redirects included.
+        max_bytes: size of a fetched file.
+        max_data_url_bytes: size of a file inside the request, once base64 is undone.
         max_items: media in one request.
         max_waiting: media of one tenant that may wait for a decoding process; more are refused with `Retry-After`.
-        min_side, max_aspect_ratio, max_pixels: shape of an image, or of one frame.
+        min_side: shorter side of an image or a frame, in pixels.
+        max_aspect_ratio: longer side over the shorter one.
+        max_pixels: pixels of an image or a frame.
         max_frames: frames of a video that reach the model, or of an animated image.
         max_source_frames: frames in a video file; those between the sampled ones have to be decoded too.
         max_video_pixels: pixels of a frame times frames that reach the model.

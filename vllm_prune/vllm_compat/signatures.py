@@ -22,12 +22,12 @@ class VllmSignature:
     def problem(self) -> str | None:
         """What is wrong with it on this vLLM, None when it is as expected."""
         try:
-            found: Any = importlib.import_module(self.module)
+            target: Any = importlib.import_module(self.module)
             for part in self.name.split("."):
-                found = getattr(found, part)
+                target = getattr(target, part)
         except (ImportError, AttributeError) as error:
             return f"{self.module}.{self.name}: {error}"
-        missing = set(self.parameters) - set(inspect.signature(found).parameters)
+        missing = set(self.parameters) - set(inspect.signature(target).parameters)
         return f"{self.module}.{self.name} has no parameter {sorted(missing)}" if missing else None
 
 

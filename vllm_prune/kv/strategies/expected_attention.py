@@ -12,7 +12,13 @@ from .base import PART, KvStrategy, LayerView, NoKvOptions, Scores
 
 
 class ExpectedAttentionOptions(NoKvOptions):
-    """How far ahead to look, which first tokens to keep, and whether value norms weigh in."""
+    """Options of `expected_attention`.
+
+    Attributes:
+        horizon: positions ahead over which queries are expected.
+        sinks: first tokens of the prompt that are always kept.
+        use_values: whether a row's expected attention is weighed by the norm of its value.
+    """
 
     horizon: Annotated[int, Field(ge=1, le=8192)] = 512
     sinks: Annotated[int, Field(ge=0, le=1024)] = 4

@@ -46,7 +46,9 @@ class GuiKv(KvStrategy):
 
     name = "gui_kv"
     paper = "GUI-KV, arXiv 2510.00536, section 3"
-    summary = "what the last tokens attend to, salient cells of the current screenshot, no repeats of earlier ones"
+    summary = (
+        "what the last tokens attend to, salient visual tokens of the current screenshot, no repeats of earlier ones"
+    )
     needs = frozenset({"queries", "saliency", "values"})
     Options = GuiKvOptions
     options: GuiKvOptions

@@ -17,7 +17,13 @@ CHUNK = 1 << 22
 
 
 class RKvOptions(NoKvOptions):
-    """Weight of attention against redundancy, kernel of the pooling, and what counts as a repeat."""
+    """Options of `r_kv`.
+
+    Attributes:
+        balance: weight of attention; redundancy has the rest.
+        pooling: kernel of the maximum pooling of attention, odd.
+        similar: cosine above which one key counts as a repeat of another.
+    """
 
     balance: Annotated[float, Field(ge=0, le=1)] = 0.1
     pooling: Kernel = 7

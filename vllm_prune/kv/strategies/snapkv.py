@@ -9,7 +9,12 @@ from .base import KvStrategy, LayerView, NoKvOptions, Scores, summed_attention
 
 
 class SnapKvOptions(NoKvOptions):
-    """Kernel and kind of the pooling."""
+    """Options of `snapkv`.
+
+    Attributes:
+        pooling: kernel of the pooling of attention over neighbouring rows, odd.
+        mode: average or maximum.
+    """
 
     pooling: Kernel = 5
     mode: Literal["avg", "max"] = "avg"

@@ -31,9 +31,9 @@ class TowerOptions(NoOptions):
 
     Attributes:
         where: "embed" chooses among the tower's outputs. "tower" chooses earlier, by the mean hidden state of each
-            cell's patches, and runs the rest of the tower on the kept cells alone, which saves its time.
-        after: blocks of the tower that see every cell, with "tower"; with 0 the choice is made on patch embeddings. By
-            default 4, or all but one of a tower of fewer than five blocks.
+            visual token's patches, and runs the rest of the tower on the kept ones alone, which saves its time.
+        after: blocks of the tower that see every visual token, with "tower"; with 0 the choice is made on patch
+            embeddings. By default 4, or all but one of a tower of fewer than five blocks.
     """
 
     where: Literal["embed", "tower"] = "embed"
