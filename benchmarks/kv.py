@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vllm_prune.cli.host import found_libraries, preload_list
+from vllm_prune.cli.host import installed_libraries, preload_list
 
 from .random_model import parameters
 from .servers import PRELOAD_AT_START, Server
@@ -141,7 +141,7 @@ class Bench:
     def servers(self, stack: ExitStack, given: list[str]) -> dict[str, Server]:
         """Stock and ours, side by side."""
         preloaded = {
-            "LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, found_libraries())),
+            "LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, installed_libraries())),
             "VLLM_CPU_KVCACHE_SPACE": "4",
         }
         return {

@@ -22,7 +22,7 @@ import psutil
 import typer
 from rich.progress import Progress
 
-from vllm_prune.cli.host import found_libraries, preload_list
+from vllm_prune.cli.host import installed_libraries, preload_list
 
 from .random_model import build, parameters
 from .servers import PRELOAD_AT_START, Server
@@ -51,7 +51,7 @@ def measure(folder: Path, side: tuple[int, int], pairs: int) -> dict[str, list[d
     """Pairs of requests, each pair the same picture, in turning order."""
     logs = Path(tempfile.mkdtemp(prefix="vllm-prune-off-"))
     arguments = ["--max-model-len", "8192", "--max-num-seqs", "4", "--limit-mm-per-prompt", '{"image": 1, "video": 0}']
-    preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, found_libraries()))}
+    preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, installed_libraries()))}
     found: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in ARMS}
     with ExitStack() as stack, Progress(transient=True) as progress:
         task = progress.add_task("pairs", total=pairs)

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vllm_prune.cli.host import found_libraries, preload_list
+from vllm_prune.cli.host import installed_libraries, preload_list
 
 from .random_model import parameters
 from .servers import PRELOAD_AT_START, Server
@@ -147,7 +147,7 @@ def measure(
     with ExitStack() as stack, Progress(transient=True) as progress:
         task = progress.add_task("starting two servers", total=(rounds + 1) * len(chosen))
         # Ours preloads these by itself; the comparison is not about OpenMP runtimes.
-        preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, found_libraries()))}
+        preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, installed_libraries()))}
         servers = {
             kind: stack.enter_context(Server(folder, kind, arguments, log=logs / f"{kind}.log", environment=preloaded))
             for kind in ("stock", "prune")

@@ -17,6 +17,7 @@ from vllm_prune.budget.errors import KV_CAUSES, Finding
 from vllm_prune.catalogue import entries
 from vllm_prune.config.load import PruneConfig, configuration
 from vllm_prune.config.tenants import KEYS_CONFLICT
+from vllm_prune.kv.ctrl_c import LAUNCHED
 from vllm_prune.policy import config_for
 from vllm_prune.request import current
 from vllm_prune.support.self_check import inspect_workers, kv_findings, visual_findings
@@ -42,13 +43,11 @@ from .telemetry import tracing
 
 logger = init_logger("vllm.vllm_prune")
 router = APIRouter()
-LAUNCHED = "VLLM_PRUNE_LAUNCHED"
-"""Set by `vllm-prune serve`, which promises a line when the server is ready."""
 
 
 @dataclass
 class ServerState:
-    """What the server knows of itself.
+    """The server's state.
 
     Attributes:
         verified: our classes are in use in the front end and in every worker, and nothing forbids visual budgets.

@@ -200,3 +200,17 @@ def test_a_tenant_has_its_own_configuration(tmp_path: Path, monkeypatch: pytest.
         assert config_for(tenant).limits.min_keep == 0.1
     finally:
         configuration.cache_clear()
+
+
+def test_a_preset_by_name_comes_before_the_models_and_keeps_its_other_parts() -> None:
+    config = PruneConfig(
+        presets={
+            "fast": PruningField(visual=VisualField(keep=0.25, strategy="uniform"), kv=KvField(keep=0.3)),
+            "slow": PruningField(visual=VisualField(keep=0.5, strategy="uniform")),
+        }
+    )
+    both = decide(config, "slow", "fast")
+    assert kept(both) == "0.5"
+    assert both.kv is not None
+    assert both.kv.keep == "0.3"
+    assert requested_parts(config, "slow", "fast") == {"visual", "kv"}

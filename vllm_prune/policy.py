@@ -56,9 +56,7 @@ def decide(config: PruneConfig, raw: object = None, preset: str | None = None, p
         BudgetError: a budget that is malformed, unknown, or refused by the limits.
     """
     base = _preset(config, preset, preset_param) if preset is not None else PruningField()
-    if isinstance(raw, str):
-        base, raw = _preset(config, raw, "pruning"), None
-    requested = parse_pruning(raw) if raw is not None else PruningField()
+    requested = _preset(config, raw, "pruning") if isinstance(raw, str) else parse_pruning({} if raw is None else raw)
     visual, kv = _part(config, "visual", requested, base), _part(config, "kv", requested, base)
     defaults = config.limits.default_strategies()
     spec, clamped = _limited(config.limits, None if visual is None else canonical(visual, defaults))
@@ -73,9 +71,7 @@ def requested_parts(config: PruneConfig, raw: object, preset: str | None) -> fro
         config, raw, preset: as of `decide`, which has accepted them.
     """
     base = config.presets[preset] if preset is not None else PruningField()
-    if isinstance(raw, str):
-        base, raw = config.presets[raw], None
-    requested = parse_pruning(raw) if raw is not None else PruningField()
+    requested = config.presets[raw] if isinstance(raw, str) else parse_pruning({} if raw is None else raw)
     present = {**{name: getattr(base, name) for name in base.model_fields_set},
                **{name: getattr(requested, name) for name in requested.model_fields_set}}  # fmt: skip
     return frozenset(name for name, part in present.items() if part is not None)

@@ -25,7 +25,7 @@ class Chain:
     Args:
         app: vLLM's application.
         accounts: tenants, empty where there are none.
-        state: what the server knows of itself, a `ServerState`.
+        state: the server's `ServerState`.
     """
 
     def __init__(self, app: ASGIApp, accounts: Accounts, state: Any) -> None:

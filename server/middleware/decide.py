@@ -17,7 +17,7 @@ from ..openai import documents, forms
 from ..openai.errors import Refusal, bad_request
 from ..openai.field import RequestedBudget, take_budget
 from ..openai.null_detail import drop_null_details
-from ..openai.response_inputs import make_readable
+from ..openai.response_inputs import normalise_inputs
 from ..openai.routes import Route, route_of
 from ..telemetry.request_id import HEADER
 from .authenticate import BODY_METHODS
@@ -30,7 +30,7 @@ class Decide:
 
     Args:
         app: the next step.
-        state: what the server knows of itself, a `ServerState`.
+        state: the server's `ServerState`.
     """
 
     def __init__(self, app: ASGIApp, state: Any) -> None:
@@ -66,19 +66,19 @@ class Decide:
             document = documents.parse(body)
             if not isinstance(document, dict):
                 return None
-            rewritten = _make_readable(path, document)
+            rewritten = _normalise_inputs(path, document)
         else:
             return None
         try:
             requested = take_budget(document, lambda name: _is_served(scope, name))
-            self._settle(context, route, document, requested)
+            self._set_decision(context, route, document, requested)
         except BudgetError as error:
             raise bad_request(str(error), error.param, "invalid_budget") from None
         context.document = document
         _describe(context, scope, route, document)
         return documents.dump(document) if (rewritten or requested.rewritten) and not route.form else None
 
-    def _settle(
+    def _set_decision(
         self, context: RequestContext, route: Route, document: dict[str, Any], requested: RequestedBudget
     ) -> None:
         """Set the context's decision. Raises `BudgetError` or `Refusal`."""
@@ -130,11 +130,11 @@ def _not_active(finding: Finding) -> Refusal:
     return bad_request(str(error), error.param, "not_active")
 
 
-def _make_readable(path: str, document: dict[str, Any]) -> bool:
+def _normalise_inputs(path: str, document: dict[str, Any]) -> bool:
     """Rewrite what vLLM refuses or breaks on without need; returns whether anything was. Raises `Refusal`."""
     rewritten = drop_null_details(document)
     if path in ("/v1/responses", "/v1/responses/render"):
-        rewritten |= make_readable(document)
+        rewritten |= normalise_inputs(document)
     return rewritten
 
 

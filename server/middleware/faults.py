@@ -35,7 +35,7 @@ class Faults:
 
     Args:
         app: the next step.
-        state: what the server knows of itself, a `ServerState`.
+        state: the server's `ServerState`.
     """
 
     def __init__(self, app: ASGIApp, state: Any) -> None:

@@ -1,4 +1,4 @@
-"""What `/v1/responses` takes and vLLM 0.32 stumbles over, with a 500 or a broken stream: made readable, or refused."""
+"""Inputs of `/v1/responses` on which vLLM 0.32 fails with a 500 or a broken stream: normalised, or refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOT_NULL = ("background", "truncation")
 """Fields that a request may leave null and vLLM's response object may not."""
 
 
-def make_readable(document: dict[str, Any]) -> bool:
+def normalise_inputs(document: dict[str, Any]) -> bool:
     """Take out what vLLM would break on and does not need; returns whether there was any.
 
     Raises:

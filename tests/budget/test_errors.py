@@ -5,22 +5,22 @@ from typing import get_args
 import pytest
 
 from vllm_prune.budget.errors import (
+    CAUSE_NAMES,
     KV_CAUSES,
     VISUAL_CAUSES,
-    WORDS,
     Finding,
     KvCause,
     VisualCause,
+    cause_names,
     kv_finding,
     visual_finding,
-    words_of,
 )
 
 
 def test_every_cause_has_words_of_its_own() -> None:
-    assert set(WORDS) == {*KV_CAUSES, *VISUAL_CAUSES}
-    assert set(WORDS) == {*get_args(KvCause), *get_args(VisualCause)}
-    assert len(set(WORDS.values())) == len(WORDS)
+    assert set(CAUSE_NAMES) == {*KV_CAUSES, *VISUAL_CAUSES}
+    assert set(CAUSE_NAMES) == {*get_args(KvCause), *get_args(VisualCause)}
+    assert len(set(CAUSE_NAMES.values())) == len(CAUSE_NAMES)
 
 
 def test_the_text_leads_with_the_words_of_the_cause() -> None:
@@ -28,7 +28,7 @@ def test_the_text_leads_with_the_words_of_the_cause() -> None:
     assert finding == Finding("mla", "pruning.kv", "latent attention (MLA): it keeps one row for all heads")
     assert str(finding) == finding.text
     assert visual_finding("no_media", "x", "pruning.visual.image").param == "pruning.visual.image"
-    assert words_of(("mla", "alibi")) == "latent attention (MLA), ALiBi"
+    assert cause_names(("mla", "alibi")) == "latent attention (MLA), ALiBi"
 
 
 @pytest.mark.parametrize(

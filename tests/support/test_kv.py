@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from vllm_prune.budget.errors import WORDS, kv_finding
+from vllm_prune.budget.errors import CAUSE_NAMES, kv_finding
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.kv import suitability
 from vllm_prune.kv.suitability import SCHEDULER, WORKER
@@ -85,7 +85,7 @@ def test_a_configuration_is_refused(changes: dict[str, Any], cause: str) -> None
     [finding] = kv.config_refusals(config(**changes))
     assert (finding.cause, finding.param) == (cause, "pruning.kv")
     assert kv.refusal(config(**changes)) == finding
-    assert finding.text.startswith(WORDS[finding.cause])
+    assert finding.text.startswith(CAUSE_NAMES[finding.cause])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vllm_prune.budget.canonical import VisualSpec, canonical
-from vllm_prune.budget.errors import WORDS, Finding
+from vllm_prune.budget.errors import CAUSE_NAMES, Finding
 from vllm_prune.budget.fields import parse_visual
 from vllm_prune.support.visual import config_refusals, tower_refusal
 from vllm_prune.visual.scorers.stts.files import PLACE, save
@@ -133,7 +133,7 @@ def test_a_configuration_without_visual_pruning(changes: dict[str, Any], cause: 
     [finding] = config_refusals(whole_config(**changes))
     assert (finding.cause, finding.param) == (cause, "pruning.visual")
     assert word in finding.text
-    assert finding.text.startswith(WORDS[finding.cause])
+    assert finding.text.startswith(CAUSE_NAMES[finding.cause])
 
 
 def test_what_is_supported_is_not_refused() -> None:

@@ -58,7 +58,7 @@ Cause = KvCause | VisualCause
 KV_CAUSES: tuple[KvCause, ...] = get_args(KvCause)
 VISUAL_CAUSES: tuple[VisualCause, ...] = get_args(VisualCause)
 
-WORDS: dict[Cause, str] = {
+CAUSE_NAMES: dict[Cause, str] = {
     "scheduler": "a scheduler other than vllm-prune's",
     "worker": "a worker other than vllm-prune's",
     "runner_v2": "model runner V2",
@@ -118,7 +118,7 @@ class Finding:
     """Why budgets, or some of them, cannot be honoured here: the same object for `doctor`, log, metric and 400.
 
     Attributes:
-        cause: label of the metric, a key of `WORDS`.
+        cause: label of the metric, a key of `CAUSE_NAMES`.
         param: field of the request that is refused: "pruning.kv" and "pruning.visual" for the whole part.
         text: one line for people that says what to change.
     """
@@ -146,21 +146,21 @@ class Finding:
         Raises:
             ValueError: a cause that is not known here, from a worker of another version.
         """
-        if wire["cause"] not in WORDS:
+        if wire["cause"] not in CAUSE_NAMES:
             raise ValueError(f"unknown cause {wire['cause']!r}; run one version of vllm-prune on all nodes")
         return cls(wire["cause"], wire["param"], wire["text"])
 
 
 def kv_finding(cause: KvCause, detail: str, param: str = "pruning.kv") -> Finding:
-    """A finding about KV eviction, its text led by what `WORDS` calls the cause."""
-    return Finding(cause, param, f"{WORDS[cause]}: {detail}")
+    """A finding about KV eviction, its text led by what `CAUSE_NAMES` calls the cause."""
+    return Finding(cause, param, f"{CAUSE_NAMES[cause]}: {detail}")
 
 
 def visual_finding(cause: VisualCause, detail: str, param: str = "pruning.visual") -> Finding:
-    """A finding about visual pruning, its text led by what `WORDS` calls the cause."""
-    return Finding(cause, param, f"{WORDS[cause]}: {detail}")
+    """A finding about visual pruning, its text led by what `CAUSE_NAMES` calls the cause."""
+    return Finding(cause, param, f"{CAUSE_NAMES[cause]}: {detail}")
 
 
-def words_of(causes: Iterable[Cause]) -> str:
+def cause_names(causes: Iterable[Cause]) -> str:
     """What the causes are called, as an enumeration."""
-    return ", ".join(WORDS[cause] for cause in causes)
+    return ", ".join(CAUSE_NAMES[cause] for cause in causes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from ..budget.errors import KV_CAUSES, VISUAL_CAUSES, words_of
+from ..budget.errors import KV_CAUSES, VISUAL_CAUSES, cause_names
 from ..catalogue import KV, VISUAL
 from ..config.load import ENV, ConfigError, load
 from ..kv.suitability import SCHEDULER, WORKER
@@ -146,13 +146,13 @@ def _vision_selector() -> Check:
 
 def _visual() -> Check:
     return Check(
-        "visual pruning", True, f"{', '.join(VISUAL.names())}; refused with a reason: {words_of(VISUAL_CAUSES)}"
+        "visual pruning", True, f"{', '.join(VISUAL.names())}; refused with a reason: {cause_names(VISUAL_CAUSES)}"
     )
 
 
 def _kv() -> Check:
     detail = f"{', '.join(KV.names())}; needs --scheduler-cls {SCHEDULER} and --worker-cls {WORKER} "
-    detail += f"(vllm-prune serve sets both); refused with a reason: {words_of(KV_CAUSES)}"
+    detail += f"(vllm-prune serve sets both); refused with a reason: {cause_names(KV_CAUSES)}"
     try:
         for path in (SCHEDULER, WORKER):
             module, _, name = path.rpartition(".")

@@ -59,7 +59,7 @@ def preload() -> None:
         return
     os.environ[PRELOADED] = "1"
     already = os.environ.get("LD_PRELOAD", "")
-    wanted = preload_list(already, found_libraries())
+    wanted = preload_list(already, installed_libraries())
     names = ", ".join(Path(path).name for path in wanted) or "neither libtcmalloc nor libiomp5 found; slower on CPU"
     print(f"vllm-prune: preloading {names}", flush=True)
     if wanted != split(already) and sys.platform == "linux":
@@ -67,7 +67,7 @@ def preload() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "vllm_prune.cli.main", *sys.argv[1:]])
 
 
-def found_libraries() -> list[str]:
+def installed_libraries() -> list[str]:
     """Libraries that make vLLM faster on a CPU, as far as they are installed."""
     return [path for path in (_tcmalloc(), _openmp()) if path]
 

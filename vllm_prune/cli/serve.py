@@ -13,14 +13,13 @@ from pathlib import Path
 from ..config.load import ENV, ConfigError, load
 from ..config.tenants import KEYS_CONFLICT
 from ..config.worker_facts import FactsError, WorkerFacts
+from ..kv.ctrl_c import LAUNCHED
 from ..kv.suitability import SCHEDULER, WORKER
 from ..support import self_check
 from ..vllm_compat import media_connector, serve_command, version
 from . import telemetry_arguments
 from .host import CPU_CACHE, DEMO_CACHE, MEMORY_FLAGS, arithmetic, has_cuda, memory_share, preload
 
-LAUNCHED = "VLLM_PRUNE_LAUNCHED"
-"""Marks a server that was started here, for its workers and for the line that says it is ready."""
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 MEDIA_CONNECTOR = "VLLM_MEDIA_CONNECTOR"

@@ -1,4 +1,4 @@
-"""What the scheduler tells the workers. Importable everywhere, as it is pickled on its way to them."""
+"""Compaction commands from the scheduler to the workers. Importable everywhere, as they are pickled on the way."""
 
 from __future__ import annotations
 

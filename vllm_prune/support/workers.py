@@ -29,7 +29,7 @@ class KvWorkers:
 
     @classmethod
     def of(cls, reports: Sequence[Mapping[str, Any]]) -> KvWorkers:
-        """From what `WorkerInspection.vllm_prune_inspect` answers on every worker; nobody asked means no eviction."""
+        """From what `WorkerInspection.vllm_prune_inspect` answers on every worker; no reports mean no eviction."""
         if not reports:
             return cls((kv_finding("worker", "it cannot be asked; start with vllm-prune serve"),), frozenset())
         findings = [Finding.of(wire) for report in reports for wire in report["kv"]["findings"]]
