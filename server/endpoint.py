@@ -23,7 +23,8 @@ from vllm_prune.request import current
 from vllm_prune.support.self_check import inspect_workers, kv_findings, visual_findings
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
-from vllm_prune.vllm_compat import item_sizes, output_processor, renderer, version
+from vllm_prune.vllm_compat import item_sizes, version
+from vllm_prune.vllm_compat.plugin import patch_server
 from vllm_prune.vllm_compat.validation_errors import replace_validation_handler
 
 from .admission.accounts import Accounts
@@ -78,6 +79,7 @@ class PruneEndpoint:
 
     def attach_router(self, app: FastAPI) -> None:
         """Add our routes and our middleware."""
+        patch_server()
         app.include_router(router)
         describe(app)
         add_handlers(app)
@@ -90,8 +92,6 @@ class PruneEndpoint:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Prove that our classes are in use, then announce the server once it answers."""
-        renderer.patch_renderer()
-        output_processor.patch_output_processor()
         server: ServerState = state.vllm_prune
         if configuration().tenants and (args.api_key or os.environ.get("VLLM_API_KEY")):
             raise ValueError(KEYS_CONFLICT)

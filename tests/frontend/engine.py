@@ -32,6 +32,7 @@ from vllm.v1.metrics.stats import PrefillStats
 
 from vllm_prune.kv.suitability import SCHEDULER, WORKER
 from vllm_prune.support.self_check import EXTENSION
+from vllm_prune.vllm_compat.plugin import patch_server
 
 DEMO = Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"
 TOKEN = "red"
@@ -167,6 +168,8 @@ async def front_end(args: Namespace, seconds: float = 0.0) -> AsyncIterator[tupl
         A client of the application, and the engine behind it.
     """
     assert "vllm_prune" in os.environ["VLLM_PLUGINS"].split(",")
+    # A process that was started as a server has this from the plugin; this one may have loaded plugins before.
+    patch_server()
     config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
     engine = FakeEngine(config, seconds)
     tasks = await engine.get_supported_tasks()

@@ -28,13 +28,13 @@ def register_models() -> None:
     for architecture, target in ADAPTERS.items():
         ModelRegistry.register_model(architecture, target)
     if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
-        _patch_server()
+        patch_server()
     elif "vllm.v1.engine.input_processor" in sys.modules:
         # An engine in its caller's process: a malformed KV budget is that caller's error.
         patch_input_processor()
 
 
-def _patch_server() -> None:
+def patch_server() -> None:
     """Patch what requests pass in a process that serves HTTP."""
     from .chat_content import patch_chat_content
     from .processing_context import patch_processing_context
