@@ -59,6 +59,7 @@ class ServerState:
         ledger: what is in flight.
         lifecycle: whether requests are taken.
         sizes: what the admission knows of the model.
+        engine_client: vLLM's client of the engine, None before start-up is over.
     """
 
     verified: bool = False
@@ -69,6 +70,7 @@ class ServerState:
     ledger: Ledger = field(default_factory=lambda: Ledger(configuration().admission))
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     sizes: Sizes = field(default_factory=Sizes)
+    engine_client: Any = None
 
 
 class PruneEndpoint:
@@ -96,6 +98,7 @@ class PruneEndpoint:
         if configuration().tenants and (args.api_key or os.environ.get("VLLM_API_KEY")):
             raise ValueError(KEYS_CONFLICT)
         own.sizes = sizes_of(engine_client, configuration().admission.weighs)
+        own.engine_client = engine_client
         own.lifecycle.supervise(engine_client, state, own.ledger.refuse_waiting)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
         preregister_labels(entries(), get_args(Reason), MESSAGES, (*REFUSED, "pool_full", "malformed"))

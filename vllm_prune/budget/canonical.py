@@ -81,7 +81,10 @@ class VisualSpec:
         if set(wire) == {"image", "video", "max_tokens", "limit", "strict"}:
             parts = {m: Part(**wire[m]) if wire[m] else None for m in MODALITIES}
             return cls(parts["image"], parts["video"], wire["max_tokens"], wire["limit"], wire["strict"])
-        return canonical(parse_visual(wire))
+        field = parse_visual(wire)
+        if field.return_kept:
+            raise BudgetError("kept tokens are returned by the server alone", "pruning.visual.return_kept")
+        return canonical(field)
 
 
 def canonical(field: VisualField, defaults: Mapping[str, str] | None = None) -> VisualSpec:

@@ -1,7 +1,8 @@
-"""A worker extension that lets the launcher ask which classes really run."""
+"""A worker extension that lets the front end ask which classes really run, and what was kept of media items."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 EXTENSION = "vllm_prune.support.self_check.WorkerInspection"
@@ -9,7 +10,7 @@ EXTENSION = "vllm_prune.support.self_check.WorkerInspection"
 
 
 class WorkerInspection:
-    """Mixed into vLLM's worker by `--worker-extension-cls`; adds one read-only call."""
+    """Mixed into vLLM's worker by `--worker-extension-cls`; adds read-only calls."""
 
     model_runner: Any
 
@@ -25,3 +26,13 @@ class WorkerInspection:
             "kv": inspect_kv(self.model_runner),
             "adapter": bool(getattr(model, "vllm_prune_adapter", False)),
         }
+
+    def vllm_prune_kept(self, keys: Sequence[str]) -> list[str | None]:
+        """Kept visual tokens of recent items, as `grid.bitmap` has them; None for items that are not remembered.
+
+        Args:
+            keys: `ItemPlan.key` of each item.
+        """
+        from ..visual.tower.kept_store import KEPT
+
+        return [KEPT.bitmap(key) for key in keys]

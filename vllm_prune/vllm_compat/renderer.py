@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..request import RequestContext
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+ONLY_SERVED = "kept tokens are returned by vllm-prune serve alone; drop return_kept, or start the server with it"
 _ONLINE_RENDERER = "vllm.renderers.online_renderer"
 _BASE_RENDERER = "vllm.renderers.base"
 
@@ -62,7 +63,10 @@ def _ensure_context(vllm_config: Any, request: Any) -> None:
     try:
         if field is not None and xarg is not None:
             raise BudgetError(BOTH, f"vllm_xargs.{XARG}")
-        context.decide(decide(config_for(None), field if xarg is None else field_of_xargs(xarg)))
+        decision = decide(config_for(None), field if xarg is None else field_of_xargs(xarg))
+        if decision.return_kept:
+            raise BudgetError(ONLY_SERVED, "pruning.visual.return_kept")
+        context.decide(decision)
     except BudgetError as error:
         raise _refused(error) from None
 

@@ -17,6 +17,7 @@ from ..item_plan import ItemPlan
 from ..scorers.vision_selector import configured
 from ..strategies.base import Context
 from .cut import Cut
+from .kept_store import KEPT
 from .scored_cut import ScoredCut, TowerScorer
 
 PrunePoint = tuple[int, bool]
@@ -42,6 +43,7 @@ def choose_cells(features: Tensor, plan: ItemPlan, grid: Grid, **signals: Any) -
         if "selector" in strategy.needs and (selector := configured()) is not None:
             signals["scores"] = selector.score(features)
         kept = strategy.select(features, grid, plan.count, Context(plan.seed, **signals), plan.per_frame)
+    KEPT.remember(plan.key, kept, grid.tokens)
     seconds = time.perf_counter() - started
     metrics.observe_score("visual", plan.strategy, seconds)
     engine_spans.scored(plan.strategy, seconds)
