@@ -8,8 +8,10 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
 from vllm.logger import init_logger
 
 from vllm_prune import __version__
@@ -37,6 +39,7 @@ from .middleware.observe import install
 from .openai.errors import Reason
 from .openai.schema import describe
 from .openai.validation import answer_validation_error
+from .preview import preview
 from .readiness import address_of, announce
 from .telemetry import tracing
 
@@ -82,6 +85,10 @@ class PruneEndpoint:
     def attach_router(self, app: FastAPI) -> None:
         """Add our routes and our middleware."""
         app.include_router(router)
+        if configuration().playground.enabled:
+            from .playground.routes import router as playground
+
+            app.include_router(playground)
         describe(app)
         replace_validation_handler(answer_validation_error)
         own = ServerState()
@@ -118,7 +125,8 @@ class PruneEndpoint:
             logger.warning("media intake: %s", finding)
         if os.environ.get(LAUNCHED):
             note = "" if own.verified else " (visual budgets are refused, see above)"
-            state.vllm_prune_announcer = asyncio.create_task(announce(address_of(args), note))
+            page = "/playground" if configuration().playground.enabled else None
+            state.vllm_prune_announcer = asyncio.create_task(announce(address_of(args), note, page))
 
 
 def sizes_of(engine_client: Any, wanted: bool) -> Sizes:
@@ -180,6 +188,14 @@ async def presets() -> JSONResponse:
     found = _config().presets
     data = [{"name": name, "pruning": preset.model_dump(exclude_unset=True)} for name, preset in found.items()]
     return JSONResponse({"object": "list", "data": data})
+
+
+@router.post("/v1/pruning/preview", dependencies=[Depends(validate_json_request)], response_model=None)
+@with_cancellation
+@load_aware_call
+async def preview_budget(request: ChatCompletionRequest, raw_request: Request) -> Response:
+    """What a budget would keep of a conversation's media, and what it would cost."""
+    return await preview(request, raw_request)
 
 
 @router.get("/health/live")
