@@ -1,8 +1,8 @@
 """What a budget would keep of a conversation's media, and what that would cost, without an answer.
 
-The processor runs always. The engine is used only where a strategy looks at what the vision tower computes: vLLM encodes
-while it prefills, so such a preview is one prefill, from which one token is sampled and dropped. It is counted as what
-it is, in vLLM's metrics and in ours, and it warms the caches for the question itself.
+The processor runs always. The engine is used only where a strategy looks at what the vision tower computes: vLLM
+encodes while it prefills, so such a preview is one prefill, from which one token is sampled and dropped. It is counted
+as what it is, in vLLM's metrics and in ours, and it warms the caches for the question itself.
 """
 
 from __future__ import annotations

@@ -194,9 +194,7 @@ class PrunedProcessor(GridItems):
         indices = self._from_pixels(budget, grant, grid, count, patches, per_frame)
         if indices is not None:
             self._item_cache.keep_kept(grant.key, bitmap(indices, grid.tokens))
-        return ItemPlan(
-            budget.strategy, budget.options, count, grant.seed, per_frame, indices, grant.kept_key
-        ).encode()
+        return ItemPlan(budget.strategy, budget.options, count, grant.seed, per_frame, indices, grant.kept_key).encode()
 
     def _from_pixels(
         self,
