@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from typing import Any
 
+import av
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from .messages import message, picture
 
@@ -59,8 +62,6 @@ async def test_pixels_decide_in_the_front_end(client: httpx.AsyncClient, engine:
     """The worker's word (its first tokens) is not asked for; the strategy's own choice on these pixels is."""
     calls = engine.core.kept_calls
     rng = np.random.default_rng(5)
-    from PIL import Image
-
     canvas = np.zeros((84, 112, 3), dtype=np.uint8)
     canvas[28:56, 56:] = rng.integers(0, 255, (28, 56, 3), dtype=np.uint8)
     image = picture_of(Image.fromarray(canvas))
@@ -72,13 +73,37 @@ async def test_pixels_decide_in_the_front_end(client: httpx.AsyncClient, engine:
     assert engine.core.kept_calls == calls
 
 
-def picture_of(image: Any) -> dict[str, Any]:
-    import io
-
+def picture_of(image: Image.Image) -> dict[str, Any]:
     file = io.BytesIO()
     image.save(file, "PNG")
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def clip(frames: int) -> dict[str, Any]:
+    """An MP4 of a still page of 3 x 4 tokens."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 112, 84, "yuv420p"
+        page = np.full((84, 112, 3), 90, dtype=np.uint8)
+        for _ in range(frames):
+            for packet in stream.encode(av.VideoFrame.from_ndarray(page, format="rgb24")):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    url = "data:video/mp4;base64," + base64.b64encode(file.getvalue()).decode()
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
+async def test_a_video_between_images(client: httpx.AsyncClient, engine: Any) -> None:
+    visual = {"keep": 0.5, "video": {"strategy": "uniform", "keep": 0.25}, "return_kept": True}
+    items = (await report(client, SMALL, clip(8), LARGE, visual=visual))["items"]
+    assert [(item["modality"], item["grid"]) for item in items] == [
+        ("image", [1, 4, 5]), ("video", [4, 3, 4]), ("image", [1, 9, 6])
+    ]  # fmt: skip
+    assert [item["strategy"] for item in items] == ["divprune", "uniform", "divprune"]
+    assert [int(flags(item).sum()) for item in items] == [10, 12, 27]
 
 
 async def test_it_is_no_part_of_any_cache_key(client: httpx.AsyncClient, engine: Any) -> None:
