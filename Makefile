@@ -33,6 +33,8 @@ serve: ## set up .venv and serve MODEL on HOST:PORT
 test: ## set up .venv, then lint, check types and run every test that needs no GPU
 	@$(SETUP) --extra test
 	@"$(BIN)/python" scripts/deploy_tools.py
+	@"$(BIN)/python" scripts/get_chromium.py
+	@"$(BIN)/python" scripts/build_playground.py --check
 	@$(MAKE) --no-print-directory check
 	@$(if $(strip $(ARGS)),"$(BIN)/python" -m pytest -q $(ARGS),$(PYTESTS))
 
@@ -62,5 +64,5 @@ quality: ## set up .venv and measure accuracy over strategies and budgets, about
 	@exec "$(BIN)/python" -m benchmarks.quality --n 24 --store build/quality $(ARGS)
 
 clean: ## remove what set-up, builds and tests left behind, .venv included
-	rm -rf "$(VENV)" build dist ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf "$(VENV)" build dist playground/node_modules ./*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

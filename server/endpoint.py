@@ -15,14 +15,13 @@ from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_jso
 from vllm.logger import init_logger
 
 from vllm_prune import __version__
+from vllm_prune.budget.errors import KV_CAUSES, Finding
 from vllm_prune.catalogue import entries
 from vllm_prune.config.load import PruneConfig, configuration
 from vllm_prune.config.tenants import KEYS_CONFLICT
-from vllm_prune.kv.suitability import REFUSED
 from vllm_prune.policy import config_for
 from vllm_prune.request import current
-from vllm_prune.support import kv, self_check, visual
-from vllm_prune.support.self_check import EXTENSION
+from vllm_prune.support.self_check import inspect_workers, kv_findings, visual_findings
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
 from vllm_prune.vllm_compat import item_sizes, output_processor, renderer, version
@@ -33,6 +32,7 @@ from .admission.estimate import Sizes
 from .admission.ledger import Ledger
 from .lifecycle import Lifecycle
 from .media import connector
+from .media.busy import add_handlers
 from .media.errors import MESSAGES
 from .middleware.chain import Chain
 from .middleware.observe import install
@@ -51,12 +51,12 @@ LAUNCHED = "VLLM_PRUNE_LAUNCHED"
 
 @dataclass
 class ServerState:
-    """What the self-check found.
+    """What the server knows of itself.
 
     Attributes:
         verified: our classes are in use in the front end and in every worker, and nothing forbids visual budgets.
-        findings: why not, one line each.
-        kv_findings: why KV budgets are refused, one line each; empty when they are honoured.
+        findings: why not.
+        kv_findings: why KV budgets are refused; empty when they are honoured.
         media_findings: what the media intake does not guard, one line each; empty when it is in use.
         started: start-up is over.
         ledger: what is in flight.
@@ -66,8 +66,8 @@ class ServerState:
     """
 
     verified: bool = False
-    findings: list[str] = field(default_factory=list)
-    kv_findings: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    kv_findings: list[Finding] = field(default_factory=list)
     media_findings: list[str] = field(default_factory=list)
     started: bool = False
     ledger: Ledger = field(default_factory=lambda: Ledger(configuration().admission))
@@ -90,41 +90,42 @@ class PruneEndpoint:
 
             app.include_router(playground)
         describe(app)
+        add_handlers(app)
         replace_validation_handler(answer_validation_error)
-        own = ServerState()
-        app.state.vllm_prune = own
+        server = ServerState()
+        app.state.vllm_prune = server
         accounts = Accounts(configuration().tenants)
-        app.add_middleware(Chain, accounts=accounts, state=own)
+        app.add_middleware(Chain, accounts=accounts, state=server)
         self._app = app
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Prove that our classes are in use, then announce the server once it answers."""
         renderer.patch_renderer()
         output_processor.patch_output_processor()
-        own: ServerState = state.vllm_prune
+        server: ServerState = state.vllm_prune
         if configuration().tenants and (args.api_key or os.environ.get("VLLM_API_KEY")):
             raise ValueError(KEYS_CONFLICT)
-        own.sizes = sizes_of(engine_client, configuration().admission.weighs)
-        own.engine_client = engine_client
-        own.lifecycle.supervise(engine_client, state, own.ledger.refuse_waiting)
+        server.sizes = sizes_of(engine_client, configuration().admission.weighs)
+        server.engine_client = engine_client
+        server.lifecycle.supervise(engine_client, state, server.ledger.refuse_waiting)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
-        preregister_labels(entries(), get_args(Reason), MESSAGES, (*REFUSED, "pool_full", "malformed"))
+        preregister_labels(entries(), get_args(Reason), MESSAGES, (*KV_CAUSES, "pool_full", "malformed"))
         install(self._app, configuration().logging.lines(), tracing.wanted(engine_client.vllm_config))
         workers = await inspect_workers(engine_client)
-        own.findings = visual_findings(engine_client, workers)
-        own.kv_findings = kv_findings(engine_client, workers)
-        own.media_findings = connector.prepare(engine_client)
-        own.verified = not own.findings
-        own.started = True
-        metrics.publish_build(__version__, version.vllm_version(), own.verified)
-        for finding in own.findings:
+        server.findings = visual_findings(engine_client, workers)
+        server.kv_findings = kv_findings(engine_client, workers)
+        server.media_findings = connector.prepare(engine_client)
+        server.verified = not server.findings
+        server.started = True
+        metrics.publish_build(__version__, version.vllm_version(), server.verified)
+        for finding in server.findings:
             logger.warning("visual budgets are refused: %s", finding)
-        for finding in own.kv_findings:
+        for finding in server.kv_findings:
             logger.warning("KV budgets are refused: %s", finding)
-        for finding in own.media_findings:
-            logger.warning("media intake: %s", finding)
+        for line in server.media_findings:
+            logger.warning("media intake: %s", line)
         if os.environ.get(LAUNCHED):
-            note = "" if own.verified else " (visual budgets are refused, see above)"
+            note = "" if server.verified else " (visual budgets are refused, see above)"
             page = "/playground" if configuration().playground.enabled else None
             state.vllm_prune_announcer = asyncio.create_task(announce(address_of(args), note, page))
 
@@ -136,38 +137,6 @@ def sizes_of(engine_client: Any, wanted: bool) -> Sizes:
         return Sizes(context)
     largest, image = item_sizes.largest_items(engine_client), item_sizes.image_sizer(engine_client)
     return Sizes(context, largest, image)
-
-
-async def inspect_workers(engine_client: Any) -> list[dict[str, Any]]:
-    """What every worker says of itself; empty where they cannot be asked."""
-    if engine_client.vllm_config.parallel_config.worker_extension_cls != self_check.EXTENSION:
-        return []
-    return list(await engine_client.collective_rpc("vllm_prune_inspect", timeout=60))
-
-
-def visual_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
-    """Reasons why a visual budget would not be honoured; empty when it would be."""
-    findings = visual.config_refusals(engine_client.vllm_config)
-    if not visual.has_adapted_processor(engine_client.renderer):
-        findings.append(visual.unsupported_model(engine_client.model_config))
-        return findings
-    if not workers:
-        findings.append(f"the worker extension {EXTENSION} is not installed; start with vllm-prune serve")
-    for rank, found in enumerate(workers):
-        if not found["adapter"]:
-            findings.append(f"worker {rank} runs {found['model']}, not our adapter; see its log for an import error")
-    return findings
-
-
-def kv_findings(engine_client: Any, workers: list[dict[str, Any]]) -> list[str]:
-    """Reasons why a KV budget would not be honoured; empty when it would be. The request seam reads them too."""
-    found = [reason for worker in workers for reason in worker["kv"]["reasons"]]
-    kv.FOUND.reasons = list(
-        dict.fromkeys(found if workers else [kv.because("worker", "it cannot be asked; see above")])
-    )
-    offers = [frozenset(worker["kv"]["offers"]) for worker in workers]
-    kv.FOUND.offers = frozenset.intersection(*offers) if offers else frozenset()
-    return [*kv.config_refusals(engine_client.vllm_config), *kv.FOUND.reasons]
 
 
 def _config() -> PruneConfig:
@@ -185,8 +154,8 @@ async def strategies() -> JSONResponse:
 @router.get("/v1/pruning/presets")
 async def presets() -> JSONResponse:
     """The operator's presets."""
-    found = _config().presets
-    data = [{"name": name, "pruning": preset.model_dump(exclude_unset=True)} for name, preset in found.items()]
+    configured = _config().presets
+    data = [{"name": name, "pruning": preset.model_dump(exclude_unset=True)} for name, preset in configured.items()]
     return JSONResponse({"object": "list", "data": data})
 
 
@@ -201,28 +170,28 @@ async def preview_budget(request: ChatCompletionRequest, raw_request: Request) -
 @router.get("/health/live")
 async def live(raw_request: Request) -> Response:
     """200 while the engine lives, also while it drains; 503 after its death."""
-    own: ServerState = raw_request.app.state.vllm_prune
-    return Response(status_code=503 if own.lifecycle.dead else 200)
+    server: ServerState = raw_request.app.state.vllm_prune
+    return Response(status_code=503 if server.lifecycle.dead else 200)
 
 
 @router.get("/health/ready")
 async def ready(raw_request: Request) -> Response:
     """200 when requests are taken: started, engine alive, no signal to end."""
-    own: ServerState = raw_request.app.state.vllm_prune
-    taken = own.started and not own.lifecycle.draining and not own.lifecycle.dead
+    server: ServerState = raw_request.app.state.vllm_prune
+    taken = server.started and not server.lifecycle.draining and not server.lifecycle.dead
     return Response(status_code=200 if taken else 503)
 
 
 @router.get("/health/startup")
 async def startup(raw_request: Request) -> JSONResponse:
     """200 once start-up is over, with the findings of the self-check."""
-    own: ServerState = raw_request.app.state.vllm_prune
+    server: ServerState = raw_request.app.state.vllm_prune
     body = {
-        "started": own.started,
-        "pruning": own.verified,
-        "findings": own.findings,
-        "kv": not own.kv_findings,
-        "kv_findings": own.kv_findings,
-        "media_findings": own.media_findings,
+        "started": server.started,
+        "pruning": server.verified,
+        "findings": [finding.text for finding in server.findings],
+        "kv": not server.kv_findings,
+        "kv_findings": [finding.text for finding in server.kv_findings],
+        "media_findings": server.media_findings,
     }
-    return JSONResponse(body, status_code=200 if own.started else 503)
+    return JSONResponse(body, status_code=200 if server.started else 503)

@@ -71,7 +71,7 @@ class Lifecycle:
             first, self._stopped = not self._stopped, True
         if first:
             self.died = bool(self._client.errored)
-            # On the main thread the server has ended already, so there is nobody to wait for.
+            # On the main thread the server has ended already, so there are no requests to wait for.
             if not self.died and not on_main:
                 timeout = self._drain(timeout or 0)
         original(timeout)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from vllm_prune.catalogue import KV, SHARED_MODULES, VISUAL, Catalogue
+from vllm_prune.visual.strategies.base import Strategy
 
 
 @pytest.mark.parametrize("catalogue", [VISUAL, KV], ids=lambda one: one.part)
@@ -27,6 +28,22 @@ def test_a_file_without_a_strategy_of_its_name_is_an_error(tmp_path: Path, monke
     assert strays.names() == ("uniform",)
     with pytest.raises(TypeError, match="0 strategies with name = 'uniform'"):
         strays.strategy_class("uniform")
+
+
+def test_a_strategy_from_outside_has_a_name_of_its_own() -> None:
+    class Other(Strategy):
+        name = "uniform"
+
+    class Mine(Strategy):
+        name = "mine"
+
+    with pytest.raises(ValueError, match="taken"), VISUAL.including(Other):
+        pass
+    with VISUAL.including(Mine):
+        assert isinstance(VISUAL.create("mine"), Mine)
+    assert "mine" not in VISUAL.names()
+    with pytest.raises(KeyError):
+        VISUAL.create("mine")
 
 
 def test_an_unknown_name_is_a_key_error() -> None:

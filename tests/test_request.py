@@ -66,6 +66,15 @@ def test_two_requests_of_one_id_are_not_mixed_up() -> None:
     assert context_of_engine_request("chatcmpl-twin") is long
 
 
+def test_vllms_ids_differ_while_two_requests_have_the_same() -> None:
+    first, second = RequestContext(request_id="twin"), RequestContext(request_id="twin")
+    assert first.engine_id() == first.engine_id() == "twin"
+    assert second.engine_id() == f"twin-{second.id[:8]}"
+    first.ended = 1.0
+    assert RequestContext(request_id="twin").engine_id() == "twin"
+    assert RequestContext(request_id="other").engine_id() == "other"
+
+
 def test_kv_reports_add_up_over_engine_requests_and_the_latest_of_each_counts() -> None:
     context = RequestContext(decision=Decision(None, kv=KvSpec("gui_kv", keep="0.5")))
     assert context.usage()["kv"] is None
@@ -75,6 +84,21 @@ def test_kv_reports_add_up_over_engine_requests_and_the_latest_of_each_counts() 
     second = {"prompt_tokens": 40, "kept_tokens": 20, "evicted_tokens": 20, "freed_blocks": 1}
     context.record_tally("two", {**TALLY, **second})
     assert context.usage()["kv"] == {**TALLY, "evicted_tokens": 70, "freed_blocks": 4, "compactions": 2}
+
+
+def test_what_a_prompt_is_too_short_for_is_listed_and_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"param": "pruning.kv.max_tokens", "requested": 1, "applied": 3, "reason": "min_rows"}
+    window = {"param": "pruning.kv.window", "requested": 9, "applied": 1, "reason": "window_over_budget"}
+    limit = {"param": "pruning.kv.keep", "requested": 0.1, "applied": 0.2, "reason": "min_keep"}
+    context = RequestContext(decision=Decision(None, (limit,), KvSpec("gui_kv", max_tokens=1)))
+    assert context.usage()["clamped"] == [limit]
+    counted: list[str] = []
+    monkeypatch.setattr(metrics, "count_clamped", counted.append)
+    context.record_tally("one", {**TALLY, "clamped": [rows]})
+    context.record_tally("one", {**TALLY, "clamped": [rows]})
+    context.record_tally("two", {**TALLY, "clamped": [rows, window]})
+    assert context.usage()["clamped"] == [limit, rows, window]
+    assert counted == ["min_rows", "window_over_budget"]
 
 
 def test_usage_adds_up_over_items() -> None:

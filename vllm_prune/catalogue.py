@@ -7,7 +7,8 @@ strategy is used first.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -65,6 +66,23 @@ class Catalogue(Generic[S]):
         if len(named) != 1:
             raise TypeError(f"{module.__name__} defines {len(named)} strategies with name = {name!r}; it has to be one")
         return named[0]
+
+    @contextmanager
+    def including(self, cls: type[S]) -> Iterator[None]:
+        """Offer a strategy from outside the folder, in this process, until the block ends: for tests and experiments.
+
+        Raises:
+            ValueError: another strategy has that name.
+        """
+        names = self.names()
+        if cls.name in names:
+            raise ValueError(f"strategy name {cls.name!r} is taken")
+        self._names, self._classes[cls.name] = (*names, cls.name), cls
+        try:
+            yield
+        finally:
+            self._names = names
+            del self._classes[cls.name]
 
     def create(self, name: str, options: Mapping[str, object] | None = None) -> S:
         """An instance with validated options.

@@ -10,8 +10,6 @@ from typing import Any
 from .budget.canonical import Part, VisualSpec, canonical, canonical_kv
 from .budget.errors import BudgetError
 from .budget.fields import (
-    DEFAULT_KV_STRATEGY,
-    DEFAULT_STRATEGY,
     KvField,
     OnLimit,
     PruningField,
@@ -64,7 +62,8 @@ def decide(config: PruneConfig, raw: object = None, preset: str | None = None, p
         base, raw = _preset(config, raw, "pruning"), None
     requested = parse_pruning(raw) if raw is not None else PruningField()
     visual, kv = _part(config, "visual", requested, base), _part(config, "kv", requested, base)
-    spec, clamped = _limited(config.limits, None if visual is None else canonical(visual))
+    defaults = config.limits.default_strategies()
+    spec, clamped = _limited(config.limits, None if visual is None else canonical(visual, defaults))
     kv_spec = None if kv is None else _limited_kv(config.limits, kv, clamped)
     return Decision(spec, tuple(clamped), kv_spec, visual is not None and visual.return_kept)
 
@@ -99,11 +98,12 @@ def _part(config: PruneConfig, name: str, requested: PruningField, base: Pruning
 
 
 def _limited_kv(limits: Limits, field: KvField, clamped: list[dict[str, Any]]) -> KvSpec | None:
+    default = limits.kv.default_strategy()
     # Before the limits, so that what is malformed is said first.
-    canonical_kv(field)
+    canonical_kv(field, default)
     changed: list[dict[str, Any]] = []
-    spec = canonical_kv(_limit_kv(field, limits.kv, limits.on_limit, changed))
-    clamped.extend(changed)
+    spec = canonical_kv(_limit_kv(field, limits.kv, limits.on_limit, changed), default)
+    clamped.extend(changed if spec is not None else ())
     return spec
 
 
@@ -118,6 +118,9 @@ def _limited(limits: Limits, spec: VisualSpec | None) -> tuple[VisualSpec | None
         total = _change(limits, clamped, "pruning.visual.max_tokens", total, limits.max_tokens, "max_tokens")
     strict = limits.max_tokens is not None and limits.on_limit == "reject"
     limited = VisualSpec(parts["image"], parts["video"], total, limits.max_tokens, strict)
+    if limits.max_tokens is not None:
+        defaults = limits.default_strategies()
+        limited = replace(limited, capped_image=defaults["image"], capped_video=defaults["video"])
     return (None if limited == VisualSpec() else limited), clamped
 
 
@@ -126,8 +129,7 @@ def _limit_part(part: Part | None, limits: Limits, modality: Modality, clamped: 
         if limits.max_keep is None or limits.max_keep == 1:
             return None
         _change(limits, clamped, "pruning.visual.keep", 1.0, limits.max_keep, "max_keep")
-        ratio = VisualField(strategy=DEFAULT_STRATEGY[modality], keep=limits.max_keep)
-        return canonical(ratio).part(modality)
+        return canonical(VisualField(keep=limits.max_keep), limits.default_strategies()).part(modality)
     if limits.strategies is not None and part.strategy not in limits.strategies:
         raise BudgetError(
             f"strategy {part.strategy!r} is not allowed here; allowed: {', '.join(limits.strategies)}",
@@ -145,33 +147,45 @@ def _limit_part(part: Part | None, limits: Limits, modality: Modality, clamped: 
 
 def _limit_kv(field: KvField, limits: KvLimits, on_limit: OnLimit, clamped: list[dict[str, Any]]) -> KvField:
     """The field within the operator's bounds."""
-    strategy = field.strategy or DEFAULT_KV_STRATEGY
-    if limits.strategies is not None and strategy not in limits.strategies:
+    strategy = limits.default_strategy() if field.strategy is None else field.strategy
+    if limits.strategies is not None and strategy not in ("none", *limits.strategies):
         allowed = ", ".join(limits.strategies)
         raise BudgetError(f"KV strategy {strategy!r} is not allowed here; allowed: {allowed}", "pruning.kv.strategy")
     for name, low, high in (
         ("keep", limits.min_keep, limits.max_keep),
         ("max_tokens", limits.min_tokens, limits.max_tokens),
     ):
-        asked, suffix = getattr(field, name), name.removeprefix("max_")
-        if asked is None:
+        requested, suffix = getattr(field, name), name.removeprefix("max_")
+        if requested is None:
             continue
-        if low is not None and asked < low:
-            asked = _bound(on_limit, clamped, f"pruning.kv.{name}", asked, low, f"min_{suffix}")
-        if high is not None and asked > high:
-            asked = _bound(on_limit, clamped, f"pruning.kv.{name}", asked, high, f"max_{suffix}")
-        field = field.model_copy(update={name: asked})
-    return field
+        if low is not None and requested < low:
+            requested = _bound(on_limit, clamped, f"pruning.kv.{name}", requested, low, f"min_{suffix}")
+        if high is not None and requested > high:
+            requested = _bound(on_limit, clamped, f"pruning.kv.{name}", requested, high, f"max_{suffix}")
+        field = field.model_copy(update={name: requested})
+    window, buffer = min(field.window, limits.max_window), max(field.buffer, limits.min_buffer)
+    # Only what the request names is clamped or refused: a default follows the limits.
+    if "window" in field.model_fields_set and window < field.window:
+        _bound(on_limit, clamped, "pruning.kv.window", field.window, window, "max_window")
+    if "buffer" in field.model_fields_set and buffer > field.buffer:
+        _bound(on_limit, clamped, "pruning.kv.buffer", field.buffer, buffer, "min_buffer")
+    # A field that is set counts as named, so what stays as it is is not set.
+    bounded = {"window": window, "buffer": buffer}
+    return field.model_copy(update={key: value for key, value in bounded.items() if value != getattr(field, key)})
 
 
-def _change(limits: Limits, clamped: list[dict[str, Any]], param: str, asked: Any, allowed: Any, reason: str) -> Any:
-    return _bound(limits.on_limit, clamped, param, asked, allowed, reason)
+def _change(
+    limits: Limits, clamped: list[dict[str, Any]], param: str, requested: Any, allowed: Any, reason: str
+) -> Any:
+    return _bound(limits.on_limit, clamped, param, requested, allowed, reason)
 
 
-def _bound(on_limit: OnLimit, clamped: list[dict[str, Any]], param: str, asked: Any, allowed: Any, reason: str) -> Any:
+def _bound(
+    on_limit: OnLimit, clamped: list[dict[str, Any]], param: str, requested: Any, allowed: Any, reason: str
+) -> Any:
     if on_limit == "reject":
-        raise BudgetError(f"{param} {asked} is outside the operator's limit {allowed} ({reason})", param)
-    entry = {"param": param, "requested": asked, "applied": allowed, "reason": reason}
+        raise BudgetError(f"{param} {requested} is outside the operator's limit {allowed} ({reason})", param)
+    entry = {"param": param, "requested": requested, "applied": allowed, "reason": reason}
     if entry not in clamped:
         clamped.append(entry)
     return allowed

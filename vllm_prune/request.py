@@ -173,11 +173,28 @@ class RequestContext:
 
     def record_tally(self, engine_request_id: str, tally: Mapping[str, Any]) -> None:
         """Keep the scheduler's latest KV report on an engine request of this request."""
+        already = len(self.clamped())
         self.tallies[engine_request_id] = dict(tally)
+        for entry in self.clamped()[already:]:
+            metrics.count_clamped(entry["reason"])
+
+    def clamped(self) -> list[dict[str, Any]]:
+        """What the operator's limits and the length of the prompt changed; the same change is listed once."""
+        entries = list(self.decision.clamped) if self.decision is not None else []
+        for tally in self.tallies.values():
+            entries += [entry for entry in tally.get("clamped", ()) if entry not in entries]
+        return entries
 
     def record_engine(self, stats: Any) -> None:
         """Keep vLLM's statistics of a finished engine request of this request."""
         self.engine.append((time.perf_counter(), stats))
+
+    def engine_id(self) -> str:
+        """The id for vLLM to make its ids from: `request_id`, or one of ours while another request has the same."""
+        holder = _ENGINE_IDS.get(self.request_id)
+        if holder is None or holder.ended is not None:
+            _ENGINE_IDS[self.request_id] = holder = self
+        return self.request_id if holder is self else f"{self.request_id}-{self.id[:8]}"
 
     def add_engine_request(self, engine_request_id: str) -> None:
         """Tie an engine request to this request, by the id that vLLM's statistics will name."""
@@ -211,12 +228,13 @@ class RequestContext:
         decision = self.decision or Decision(None)
         visual = visual_report(self.items, items and decision.return_kept)
         kv = kv_report(list(self.tallies.values())) if decision.kv is not None else None
-        return {"visual": visual, "kv": kv, "clamped": list(decision.clamped)}
+        return {"visual": visual, "kv": kv, "clamped": self.clamped()}
 
 
 CURRENT: ContextVar[RequestContext | None] = ContextVar("vllm_prune_request", default=None)
 
 _LIVE: WeakValueDictionary[str, RequestContext] = WeakValueDictionary()
+_ENGINE_IDS: WeakValueDictionary[str, RequestContext] = WeakValueDictionary()
 _ENGINE_REQUESTS: WeakValueDictionary[str, _EngineRequest] = WeakValueDictionary()
 
 

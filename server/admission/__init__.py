@@ -1,1 +1,1 @@
-"""Room for requests: what is in flight, who waits, how large a request is, and whose key it came with."""
+"""Admission: what is in flight, what waits, how large a request is, and its tenant."""

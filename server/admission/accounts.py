@@ -70,7 +70,7 @@ class Accounts:
     """All tenants of this server, by key hash.
 
     Args:
-        tenants: the section of the configuration; empty means that nobody needs a key of ours.
+        tenants: the section of the configuration; without any, no key is needed.
     """
 
     def __init__(self, tenants: Mapping[str, Tenant]) -> None:
@@ -87,16 +87,16 @@ class Accounts:
         Raises:
             Refusal: 401.
         """
-        given = [value for name, value in headers if name == b"authorization"]
-        scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        values = [value for name, value in headers if name == b"authorization"]
+        scheme, _, key = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
         if scheme.lower() != b"bearer" or not key:
             raise unauthorized("no API key; send it as `Authorization: Bearer KEY`")
-        asked = hash_key(key.strip().decode("latin-1")).encode()
-        found = None
+        key_hash = hash_key(key.strip().decode("latin-1")).encode()
+        matching = None
         # Every hash is compared, so that the time taken says nothing about which one it was.
         for known, account in self.by_hash.items():
-            if hmac.compare_digest(known, asked):
-                found = account
-        if found is None:
+            if hmac.compare_digest(known, key_hash):
+                matching = account
+        if matching is None:
             raise unauthorized("incorrect API key")
-        return found
+        return matching

@@ -1,4 +1,4 @@
-"""Admission: what is in flight, who waits for room, and whose turn it is."""
+"""Admission: what is in flight, what waits for room, and what is next."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Reservation:
     amount: Amount
 
     def resize(self, visual: int | None, rows: int) -> None:
-        """Put the true size in place of the upper bound; what is over goes to those who wait.
+        """Put the true size in place of the upper bound; what is freed goes to waiting requests.
 
         Args:
             visual: kept visual tokens; None leaves the upper bound.
@@ -123,7 +123,7 @@ class Ledger:
             self._end(waiter, overloaded("wait_timeout", message, self._retry()))
 
     def refuse_waiting(self) -> None:
-        """Turn everybody away who waits, as the server shuts down."""
+        """Refuse all waiting requests, as the server shuts down."""
         waiting, self.waiting = self.waiting, []
         for waiter in waiting:
             waiter.turn.set_exception(shutting_down(self._retry()))
@@ -131,15 +131,16 @@ class Ledger:
 
     def refuse_what_never_fits(self, amount: Amount) -> None:
         """Raise `BudgetError` for more than a cap."""
-        for name, asked, cap, param in (
+        for name, needed, cap, param in (
             ("visual tokens", amount.visual, self.settings.max_inflight_visual_tokens, "pruning.visual"),
             ("rows of KV cache", amount.rows, self.settings.max_inflight_kv_rows, "pruning.kv"),
         ):
-            if cap is not None and asked > cap:
-                raise BudgetError(f"{asked} {name} are over this server's {cap}; ask for a smaller budget", param)
+            if cap is not None and needed > cap:
+                text = f"the request needs {needed} {name}; this server admits at most {cap} at once"
+                raise BudgetError(f"{text}: use a smaller budget", param)
 
     def change(self, tenant: str | None, by: Amount) -> None:
-        """Book a difference, and admit who now fits."""
+        """Add a difference, and admit what now fits."""
         self.total += by
         self.used[tenant] += by
         if self.used[tenant] == Amount():

@@ -11,13 +11,13 @@ import contextvars
 import os
 import stat
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
-import pybase64
 from vllm import envs
+from vllm.exceptions import VLLMError
 from vllm.logger import init_logger
 from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.media.connector import MODALITY_IO_MAP
@@ -28,10 +28,13 @@ from vllm_prune.request import current, stage
 from vllm_prune.telemetry import metrics
 from vllm_prune.vllm_compat import media_connector
 
+from .busy import DecoderUnavailable, QueueOverflow
+from .data_urls import inline
 from .decode_pool import DecodePool, Unavailable, pool
-from .errors import DecoderUnavailable, MediaError, Refused
+from .errors import MediaError, Refused
+from .fair_executor import QueueFull
 from .fetch import Fetcher, default_tls
-from .limits import FRAME_LIST
+from .share import share_key
 from .urls import parse, scheme_of
 
 logger = init_logger("vllm.vllm_prune")
@@ -67,33 +70,68 @@ class PruneMediaConnector(MediaConnector):
         Raises:
             MediaError: refused; HTTP 400.
             DecoderUnavailable: HTTP 503.
+            QueueOverflow: HTTP 503 or 429.
         """
-        loop = asyncio.get_running_loop()
         try:
             self._count_item()
+            if not isinstance(url, str):
+                raise Refused("url")
             data = None
             if scheme_of(url) in ("http", "https"):
                 data = await self._download(url, media_io)
             with stage("media_decode"):
-                return await loop.run_in_executor(self.decoders.threads, self._decode, url, data, media_io)
+                return await self._in_turn(self._decode, url, data, media_io)
         except Refused as error:
             self._refuse(error)
         except Unavailable:
             raise DecoderUnavailable from None
+        except QueueFull:
+            raise QueueOverflow(share_key().tenant) from None
+
+    async def _in_turn(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a blocking function in a thread when it is this request's turn."""
+        return await asyncio.wrap_future(self.decoders.threads.submit(share_key(), function, *arguments))
 
     def load_from_url(self, url: str, media_io: Any, *, fetch_timeout: int | None = None) -> Any:
         """Like `load_from_url_async`, for callers without an event loop of their own."""
         return _run(self.load_from_url_async(url, media_io, fetch_timeout=fetch_timeout))
 
+    async def fetch_image_embedding_async(self, data: str) -> Any:
+        """A tensor in base64, where the operator allows them; see `_embedding`."""
+        return await self._embedding(self.fetch_image_embedding, data)
+
+    async def fetch_video_embedding_async(self, data: str) -> Any:
+        """A tensor in base64, where the operator allows them; see `_embedding`."""
+        return await self._embedding(self.fetch_video_embedding, data)
+
+    async def fetch_audio_embedding_async(self, data: str) -> Any:
+        """A tensor in base64, where the operator allows them; see `_embedding`."""
+        return await self._embedding(self.fetch_audio_embedding, data)
+
+    async def _embedding(self, load: Callable[[str], Any], data: str) -> Any:
+        """Load a tensor in this request's turn.
+
+        Raises:
+            MediaError: malformed; HTTP 400.
+            QueueOverflow: HTTP 503 or 429.
+        """
+        try:
+            return await self._in_turn(load, data)
+        except QueueFull:
+            raise QueueOverflow(share_key().tenant) from None
+        except VLLMError:
+            raise
+        except Exception as error:  # whatever PyTorch and NumPy make of the bytes
+            self._refuse(Refused("embedding", repr(error)))
+
     async def _download(self, url: str, media_io: Any) -> bytes:
         if not envs.VLLM_MEDIA_CACHE:
             return await self.fetcher.fetch(url, media_io.get_max_bytes())
-        loop, threads = asyncio.get_running_loop(), self.decoders.threads
         parse(url, self.settings, self.fetcher.domains)
-        data = await loop.run_in_executor(threads, self._get_cached_bytes, url)
+        data = await self._in_turn(self._get_cached_bytes, url)
         if data is None:
             data = await self.fetcher.fetch(url, media_io.get_max_bytes())
-            await loop.run_in_executor(threads, self._put_cached_bytes, url, data)
+            await self._in_turn(self._put_cached_bytes, url, data)
         return bytes(data)
 
     def _decode(self, url: str, data: bytes | None, media_io: Any) -> Any:
@@ -110,27 +148,11 @@ class PruneMediaConnector(MediaConnector):
         """Media type, where it matters, and bytes of a data or file URL."""
         scheme = scheme_of(url)
         if scheme == "data":
-            return self._inline(url, media_io)
+            is_video = isinstance(media_io, MODALITY_IO_MAP["video"])
+            return inline(url, self.settings, media_io.get_max_bytes(), is_video)
         if scheme == "file" and self.allowed_local_media_path is not None:
             return "", self._read_file(url, media_io.get_max_bytes())
         raise Refused("scheme")
-
-    def _inline(self, url: str, media_io: Any) -> tuple[str, bytes]:
-        header, comma, text = url[len("data:") :].partition(",")
-        kind, _, encoding = header.rpartition(";")
-        if not comma or encoding != "base64":
-            raise Refused("data_url")
-        most = min(self.settings.max_data_url_bytes, media_io.get_max_bytes() or self.settings.max_data_url_bytes)
-        if len(text) > 4 * ((most + 2) // 3):
-            raise Refused("data_url_bytes")
-        kind = kind.partition(";")[0].lower()
-        if kind == FRAME_LIST and isinstance(media_io, MODALITY_IO_MAP["video"]):
-            # Many files in one: vLLM takes them apart as text, and that text is what it hashes.
-            return FRAME_LIST, text.encode("ascii", errors="replace")
-        try:
-            return "", pybase64.b64decode(text, validate=True)
-        except ValueError:
-            raise Refused("data_url") from None
 
     def _read_file(self, url: str, most: int | None) -> bytes:
         limit = min(self.settings.max_bytes, most or self.settings.max_bytes)
@@ -215,8 +237,8 @@ def gpu_decoders(mm_config: Any) -> list[str]:
 
     options = ((getattr(mm_config, "media_io_kwargs", None) or {}).get("video")) or {}
     names = (options.get("video_backend"), options.get("backend"), envs.VLLM_VIDEO_LOADER_BACKEND)
-    found = [name for name in names if name and VIDEO_LOADER_REGISTRY.backend_requires_gpu(name)]
+    on_gpu = [name for name in names if name and VIDEO_LOADER_REGISTRY.backend_requires_gpu(name)]
     if str(options.get("device", "cpu")) != "cpu":
-        found.append(f"device {options['device']}")
+        on_gpu.append(f"device {options['device']}")
     why = "decodes on a GPU, which decoding processes have no access to"
-    return [f"videos are refused: {name} {why}" for name in dict.fromkeys(found)]
+    return [f"videos are refused: {name} {why}" for name in dict.fromkeys(on_gpu)]

@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -20,15 +19,18 @@ from vllm_prune.config.load import configuration
 from vllm_prune.config.media import Media
 
 from .errors import MESSAGES, Refused
+from .fair_executor import FairExecutor, ShareKey
 
 logger = logging.getLogger("vllm.vllm_prune")
 START_SECONDS = 180.0
 _PARENT_MODULE = "vllm_prune_server.media.decode_worker"
 # All that a decoder may see of the server's environment; keys and tokens are not among it.
-_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "VIRTUAL_ENV")
-_OWN = "VLLM_PRUNE_"
+_PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "VIRTUAL_ENV")
+_OUR_PREFIX = "VLLM_PRUNE_"
 _THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_QUIET = {"OPENCV_FFMPEG_LOGLEVEL": "-8", "VLLM_LOGGING_LEVEL": "ERROR", "CUDA_VISIBLE_DEVICES": ""}
+# A file may name streams on the network, as session descriptions do; a decoder reads nothing but the file.
+_DECODERS = {"OPENCV_FFMPEG_LOGLEVEL": "-8", "OPENCV_FFMPEG_CAPTURE_OPTIONS": "protocol_whitelist;none"}
+_QUIET = {"VLLM_LOGGING_LEVEL": "ERROR", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class Unavailable(RuntimeError):
@@ -74,7 +76,7 @@ class Forker:
         self._control = ours
         return ours
 
-    def _ask(self, command: bytes, descriptors: list[int]) -> bytes:
+    def _command(self, command: bytes, descriptors: list[int]) -> bytes:
         with self._lock:
             for _ in range(2):
                 control = self._ensure()
@@ -96,7 +98,7 @@ class Forker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                return Worker(int(self._ask(pickle.dumps(limits), [theirs.fileno()])), ours)
+                return Worker(int(self._command(pickle.dumps(limits), [theirs.fileno()])), ours)
             except BaseException:
                 ours.close()
                 raise
@@ -105,7 +107,7 @@ class Forker:
         """End a decoding process at once."""
         worker.channel.close()
         with contextlib.suppress(Unavailable):
-            self._ask(b"kill %d" % worker.pid, [])
+            self._command(b"kill %d" % worker.pid, [])
 
     def _stop(self) -> None:
         if self._control is not None:
@@ -126,9 +128,10 @@ def environment() -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if name in _KEPT or (name.startswith("VLLM_") and not name.startswith(_OWN) and not _is_secret(name))
+        if name in _PASSED_ON
+        or (name.startswith("VLLM_") and not name.startswith(_OUR_PREFIX) and not _is_secret(name))
     }
-    return {**kept, **_THREADS, **_QUIET}
+    return {**kept, **_THREADS, **_DECODERS, **_QUIET}
 
 
 def _is_secret(name: str) -> bool:
@@ -145,9 +148,9 @@ class DecodePool:
 
     def __init__(self, limits: Media, forker: Forker | None = None) -> None:
         self.limits = limits
-        self.threads = ThreadPoolExecutor(limits.workers, thread_name_prefix="vllm-prune-media")
+        self.threads = FairExecutor(limits.workers, "vllm-prune-media", limits.max_waiting)
         self.forker = forker or Forker()
-        self._owner = forker is None
+        self._ends_forker = forker is None
         self._idle: list[Worker] = []
         self._lock = threading.Lock()
         atexit.register(self.close)
@@ -158,21 +161,21 @@ class DecodePool:
 
     def warm(self) -> None:
         """Have one process ready as soon as its parent is; does not wait for it."""
-        self.threads.submit(self._warm)
+        self.threads.submit(ShareKey(), self._warm)
 
     def _warm(self) -> None:
         try:
-            self._give(self.forker.fork(self.limits))
+            self._release(self.forker.fork(self.limits))
         except Unavailable:
             logger.error("the decoding processes of media do not start; their output is above")
 
-    def _take(self) -> Worker:
+    def _acquire(self) -> Worker:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
         return self.forker.fork(self.limits)
 
-    def _give(self, worker: Worker) -> None:
+    def _release(self, worker: Worker) -> None:
         with self._lock:
             self._idle.append(worker)
 
@@ -191,7 +194,7 @@ class DecodePool:
             Refused: over a limit, malformed, or the process died over it.
             Unavailable: no process could be started.
         """
-        from . import wire as wire
+        from . import wire
         from .decode_worker import Job
 
         message = pickle.dumps(Job(media_io, kind, self.limits))
@@ -202,17 +205,19 @@ class DecodePool:
             answer, result = self._exchange(message, descriptor)
         finally:
             os.close(descriptor)
+        reason, _, detail = answer.decode(errors="replace").partition("\n")
         if result is None:
-            reason, _, detail = answer.decode(errors="replace").partition("\n")
             raise Refused(reason if reason in MESSAGES else "crash", detail)
+        if detail:
+            logger.warning("%.200s", detail)
         return wire.unpack(wire.view(result, self.limits.max_decoded_bytes), data)
 
     def _exchange(self, message: bytes, descriptor: int) -> tuple[bytes, int | None]:
-        from . import wire as wire
+        from . import wire
 
         # Those that died while idle are passed over: that was not this file's fault.
         for _ in range(self.limits.workers + 1):
-            worker = self._take()
+            worker = self._acquire()
             try:
                 worker.channel.settimeout(self.limits.decode_seconds)
                 wire.send(worker.channel, message, descriptor)
@@ -223,7 +228,7 @@ class DecodePool:
         raise Refused("crash")
 
     def _answer(self, worker: Worker) -> tuple[bytes, int | None]:
-        from . import wire as wire
+        from . import wire
 
         reason = "crash"
         try:
@@ -236,19 +241,19 @@ class DecodePool:
         if not answer or answer.startswith(b"memory"):
             self.forker.kill(worker)
         else:
-            self._give(worker)
+            self._release(worker)
         if not answer:
             raise Refused(reason)
         return answer, result
 
     def close(self) -> None:
         """End all processes."""
-        self.threads.shutdown(wait=False, cancel_futures=True)
+        self.threads.close()
         with self._lock:
             idle, self._idle = self._idle, []
         for worker in idle:
             worker.channel.close()
-        if self._owner:
+        if self._ends_forker:
             self.forker.stop()
 
 

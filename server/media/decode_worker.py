@@ -119,7 +119,7 @@ def _address_space() -> int:
 
 
 def _serve_one(channel: socket.socket) -> bool:
-    from . import wire as wire
+    from . import wire
 
     message, descriptor = wire.receive(channel)
     if not message or descriptor is None:
@@ -131,27 +131,29 @@ def _serve_one(channel: socket.socket) -> bool:
         wire.send(channel, f"{reason}\n{detail}".encode(errors="replace")[: wire.MESSAGE])
     else:
         try:
-            wire.send(channel, b"ok", result)
+            wire.send(channel, f"ok\n{detail}".encode(), result)
         finally:
             os.close(result)
     return True
 
 
-def _decode(job: Job, descriptor: int) -> int:
-    from . import wire as wire
-    from .limits import load
+def _decode(job: Job, descriptor: int) -> tuple[int, str]:
+    from . import wire
+    from .decoders import load
 
     with wire.view(descriptor, sys.maxsize) as memory:
         data = bytes(memory)
-    return wire.pack(load(job.media_io, data, job.kind, job.limits))
+    result, remark = load(job.media_io, data, job.kind, job.limits)
+    return wire.pack(result), remark
 
 
-def _guarded(work: Callable[[], int]) -> tuple[str, str, int | None]:
-    """Result, or the reason why there is none and what the library said, for the server's log."""
+def _guarded(work: Callable[[], tuple[int, str]]) -> tuple[str, str, int | None]:
+    """Reason of a refusal or empty, text for the server's log, and the result or None."""
     from .errors import Refused
 
     try:
-        return "", "", work()
+        result, remark = work()
+        return "", remark, result
     except Refused as error:
         return error.reason, "", None
     except MemoryError:
@@ -180,11 +182,11 @@ def _prepare() -> None:
 
     from vllm_prune.visual.frontend import video_loader  # noqa: F401
 
-    from . import limits, wire
+    from . import decoders, wire
 
     data = BytesIO()
     Image.new("RGB", (8, 8)).save(data, "PNG")
-    descriptor = wire.pack(limits.load(ImageMediaIO(), data.getvalue(), "", Media()))
+    descriptor = wire.pack(decoders.load(ImageMediaIO(), data.getvalue(), "", Media())[0])
     os.close(descriptor)
     # Children share these pages for as long as nobody writes to them.
     gc.collect()

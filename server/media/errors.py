@@ -6,9 +6,7 @@ private address or does not answer is one text, as the difference would map the 
 
 from __future__ import annotations
 
-from http import HTTPStatus
-
-from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+from vllm.exceptions import VLLMValidationError
 
 from vllm_prune.config.media import Media
 from vllm_prune.request import current
@@ -27,15 +25,27 @@ MESSAGES = {
     "timeout": "the media file did not arrive within {0.fetch_seconds:g} s; use a faster host or a smaller file",
     "bytes": "the media file is larger than {0.max_bytes} bytes; send a smaller one",
     "data_url": "the data: URL is malformed; write data:<type>;base64, and then the file in base64",
+    "base64": "the base64 in the data: URL holds other characters, or its end is cut off; encode the whole file again",
+    "base64_spaces": "the base64 in the data: URL holds spaces, which may be plus signs that form encoding turned into "
+    "spaces; send the URL in JSON as it was encoded",
     "data_url_bytes": "the data: URL holds more than {0.max_data_url_bytes} bytes; send a smaller file",
     "file": "the media file cannot be read; give a path below the folder that the operator allows",
-    "items": "a request may hold {0.max_items} media; send fewer",
+    "items": "a request may hold {0.max_items} media; send fewer, or raise `media.max_items` in the server's "
+    "configuration",
     "shape": "media need sides of at least {0.min_side} pixels, at most {0.max_aspect_ratio:g} to 1; crop or pad them",
     "pixels": "the image or frame has more than {0.max_pixels} pixels; send a smaller one",
     "frames": "the media have more frames than the {0.max_frames} (of {0.max_source_frames} in a file) that are taken, "
     "or more than {0.max_video_pixels} pixels in all; send a shorter or smaller video",
     "decoded_bytes": "decoded, the media take more than {0.max_decoded_bytes} bytes; send smaller ones",
     "malformed": "the media could not be decoded; send a complete file in a common format such as PNG, JPEG or MP4",
+    "image_format": "the file is no picture in a format that is taken, or its start is cut off; send PNG, JPEG, WebP, "
+    "GIF, AVIF or TIFF",
+    "no_frames": "no frame of the video can be decoded; send MP4, WebM or MPEG-TS with H.264, H.265, VP8, VP9 or AV1, "
+    "not cut off, and an animated WebP or PNG as GIF",
+    "frame_sizes": "the frames of the list differ in size; scale them to one",
+    "embedding": "the embedding is no tensor; send what torch.save or numpy.save writes, in base64",
+    "grey_range": "the grey values are negative, not finite or above 255 in a picture of 32-bit numbers, whose range "
+    "no file states; scale them to 8 or 16 bits, or floats to between 0 and 1",
     "memory": "decoding the media takes more memory than is allowed; send smaller ones",
     "decode_time": "decoding the media took longer than {0.decode_seconds:g} s; send smaller or shorter ones",
     "crash": "the media could not be decoded; re-encode them and try again",
@@ -66,10 +76,3 @@ class MediaError(VLLMValidationError):
 
     def __str__(self) -> str:
         return str(self.args[0])
-
-
-class DecoderUnavailable(GracefulHTTPError):
-    """HTTP 503: the decoding processes cannot be started. The server's log says why."""
-
-    def __init__(self) -> None:
-        super().__init__("media cannot be decoded at the moment; try again later", HTTPStatus.SERVICE_UNAVAILABLE)

@@ -7,7 +7,6 @@ import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 
 import httpx
@@ -18,13 +17,16 @@ from vllm_prune.request import add_stage
 from vllm_prune.telemetry import metrics
 
 from .errors import Refused
+from .fair_executor import FairExecutor
+from .share import share_key
 from .urls import Target, check_addresses, literal, parse
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 """From host and port to all addresses, as text."""
 
-# Its own: name servers that never answer would take the threads that the rest of the server waits for.
-_lookups = ThreadPoolExecutor(32, thread_name_prefix="vllm-prune-names")
+# Apart from the other threads, and no tenant has all of them: a lookup cannot be stopped, and takes as long as the
+# system's resolver waits for a name server that never answers.
+_lookups = FairExecutor(32, "vllm-prune-names", most_waiting=1024, most_running=16)
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ATTEMPTS = 3
 _HEADERS = {"Accept": "image/*, video/*, audio/*;q=0.9, */*;q=0.5", "Accept-Encoding": "identity"}
@@ -38,10 +40,10 @@ async def resolve(host: str, port: int) -> list[str]:
     """
     lookup = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = await asyncio.get_running_loop().run_in_executor(_lookups, lookup)
+        answers = await asyncio.wrap_future(_lookups.submit(share_key(), lookup))
     except (OSError, UnicodeError):
         raise Refused("dns") from None
-    return [str(entry[4][0]) for entry in found]
+    return [str(answer[4][0]) for answer in answers]
 
 
 class Fetcher:
@@ -97,15 +99,15 @@ class Fetcher:
         target = parse(url, self.settings, self.domains)
         for _ in range(self.hops + 1):
             addresses = await self._addresses(target)
-            found = await self._request(target, addresses, limit)
-            if isinstance(found, bytes):
-                return found
-            target = self._redirected(target, found)
+            answer = await self._request(target, addresses, limit)
+            if isinstance(answer, bytes):
+                return answer
+            target = self._redirected(target, answer)
         raise Refused("redirect")
 
     async def _addresses(self, target: Target) -> list[str]:
-        given = [target.host] if literal(target.host) else await self.resolver(target.host, target.port)
-        return check_addresses(target, given, self.settings)
+        known = [target.host] if literal(target.host) else await self.resolver(target.host, target.port)
+        return check_addresses(target, known, self.settings)
 
     async def _request(self, target: Target, addresses: list[str], limit: int) -> bytes | str:
         """The body, or the place that the answer redirects to."""

@@ -66,10 +66,10 @@ def scheme_of(url: str) -> str:
     Raises:
         Refused: no scheme, or characters on whose meaning parsers differ. A data URL's body is not looked at.
     """
-    found = _SCHEME.match(url)
-    if found is None:
+    match = _SCHEME.match(url)
+    if match is None:
         raise Refused("url")
-    scheme = found[1].lower()
+    scheme = match[1].lower()
     if scheme != "data" and any(char == "\\" or char.isspace() or not char.isprintable() for char in url):
         raise Refused("url")
     return scheme
@@ -88,15 +88,15 @@ def parse(url: str, settings: Media, domains: tuple[str, ...] = ()) -> Target:
     """
     if scheme_of(url) not in _PORTS:
         raise Refused("scheme")
-    found = _HTTP.fullmatch(url)
-    if found is None:
+    match = _HTTP.fullmatch(url)
+    if match is None:
         raise Refused("url")
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         raise Refused("url") from None
-    host = found[1].strip("[]").lower()
-    port = int(found[2]) if found[2] else _PORTS[parsed.scheme]
+    host = match[1].strip("[]").lower()
+    port = int(match[2]) if match[2] else _PORTS[parsed.scheme]
     if parsed.host != host or parsed.userinfo or not 0 < port < 65536 or (parsed.port or port) != port:
         raise Refused("url")
     host = host.removesuffix(".")
@@ -131,13 +131,13 @@ def check_addresses(target: Target, addresses: list[str], settings: Media) -> li
     """
     if not addresses:
         raise Refused("dns")
-    found = [literal(text) for text in addresses]
+    parsed = [literal(text) for text in addresses]
     if target.host not in settings.private:
         networks = settings.private_networks
-        for address in found:
+        for address in parsed:
             if address is None or not (is_public(address) or any(address in network for network in networks)):
                 raise Refused("address")
-    return list(dict.fromkeys(str(address) for address in found))
+    return list(dict.fromkeys(str(address) for address in parsed))
 
 
 def is_public(address: Address) -> bool:

@@ -7,10 +7,10 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm_prune.budget.errors import BudgetError
+from vllm_prune.budget.errors import BudgetError, Finding
 from vllm_prune.policy import Decision, config_for, decide, requested_parts
 from vllm_prune.request import RequestContext, current
-from vllm_prune.support import kv as kv_support
+from vllm_prune.support.kv import beam_search
 from vllm_prune.telemetry import metrics
 
 from ..openai import documents, forms
@@ -19,11 +19,10 @@ from ..openai.field import RequestedBudget, take_budget
 from ..openai.null_detail import drop_null_details
 from ..openai.response_inputs import make_readable
 from ..openai.routes import Route, route_of
+from ..telemetry.request_id import HEADER
 from .authenticate import BODY_METHODS
 from .body import replay
 from .paths import path_of
-
-BEAM_SEARCH = "KV eviction is refused: beam search copies caches, which eviction makes private; drop one of the two"
 
 
 class Decide:
@@ -92,18 +91,13 @@ class Decide:
         parts = requested_parts(config, requested.field, requested.preset)
         decision = _limited_to_route(decision, route, document, parts)
         if (decision.spec is not None or decision.return_kept) and not self.state.verified:
-            reasons = "; ".join(self.state.findings)
-            raise bad_request(
-                f"visual budgets are not honoured by this server: {reasons}", "pruning.visual", "not_active"
-            )
+            raise _not_active(self.state.findings[0])
         if decision.kv is not None and (findings := self.state.kv_findings):
-            metrics.count_kv_skipped(kv_support.cause_of(findings[0]))
-            raise bad_request(
-                f"KV budgets are not honoured by this server: {'; '.join(findings)}", "pruning.kv", "not_active"
-            )
+            metrics.count_kv_skipped(findings[0].cause)
+            raise _not_active(findings[0])
         if decision.kv is not None and document.get("use_beam_search"):
             metrics.count_kv_skipped("beam_search")
-            raise BudgetError(BEAM_SEARCH, "pruning.kv")
+            raise beam_search().error()
         context.decide(decision)
         context.media_param = "prompt" if "prompt" in document and "messages" not in document else route.media_param
 
@@ -136,6 +130,11 @@ def _limited_to_route(
     return decision
 
 
+def _not_active(finding: Finding) -> Refusal:
+    error = finding.error()
+    return bad_request(str(error), error.param, "not_active")
+
+
 def _make_readable(path: str, document: dict[str, Any]) -> bool:
     """Rewrite what vLLM refuses or breaks on without need; returns whether anything was. Raises `Refusal`."""
     rewritten = drop_null_details(document)
@@ -163,16 +162,16 @@ def _is_served(scope: Scope, name: str) -> bool:
 
 
 def _describe(context: RequestContext, scope: Scope, route: Route, document: dict[str, Any]) -> None:
-    """Note what a log line may say, and have vLLM make its ids from the request's where the client sent none."""
+    """Note what a log line may say, and have vLLM make its ids from the request's, so that no two are equal."""
     name = document.get("model")
     if route.honours and (name is None or (isinstance(name, str) and _is_served(scope, name))):
         models = _models(scope)
         context.model = name or (models.model_name() if models is not None else None)
     context.stream = document.get("stream") is True
-    headers = scope["headers"]
-    named = isinstance(document.get("request_id"), str) or any(key == b"x-request-id" for key, _ in headers)
+    others = [pair for pair in scope["headers"] if pair[0] != HEADER]
+    named = isinstance(document.get("request_id"), str) and len(others) == len(scope["headers"])
     if route.honours and route.id_from_header and not named and context.request_id:
-        scope["headers"] = [*headers, (b"x-request-id", context.request_id.encode())]
+        scope["headers"] = [*others, (HEADER, context.engine_id().encode())]
 
 
 def _with_length(headers: Any, length: int) -> list[tuple[bytes, bytes]]:

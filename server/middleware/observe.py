@@ -39,11 +39,11 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        own_id, headers = request_id.resolve_request_id(scope["headers"])
-        context = RequestContext(request_id=own_id, method=scope["method"], route=known_route(scope))
-        told = not scope["path"].startswith(QUIET)
+        resolved_id, headers = request_id.resolve_request_id(scope["headers"])
+        context = RequestContext(request_id=resolved_id, method=scope["method"], route=known_route(scope))
+        reported = not scope["path"].startswith(QUIET)
         span = None
-        if self.spans and told:
+        if self.spans and reported:
             span, headers = tracing.begin(context, headers)
         # A copy, as the server that called us goes on to use its own.
         inner = {**scope, "headers": headers}
@@ -58,17 +58,17 @@ class Observe:
             context.ended = time.perf_counter()
             if route := getattr(inner.get("route"), "path", None):
                 context.route = route
-            self._close(context, span, self.lines and told)
+            self._close(context, span, self.lines and reported)
 
     def _close(self, context: RequestContext, span: Any, line: bool) -> None:
         if not line and span is None:
             context.forget_engine_requests()
         elif context.engine_requests and context.complete and context.status == 200 and not context.engine:
-            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._tell, context, span, line)
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._report, context, span, line)
         else:
-            self._tell(context, span, line)
+            self._report(context, span, line)
 
-    def _tell(self, context: RequestContext, span: Any, line: bool) -> None:
+    def _report(self, context: RequestContext, span: Any, line: bool) -> None:
         context.forget_engine_requests()
         try:
             if line:

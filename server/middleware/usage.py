@@ -147,7 +147,7 @@ class Answer:
         self._streaming = False
         error = {"type": "error", "code": "invalid_request_error", "message": str(fault), "param": None}
         data = json.dumps({**error, "sequence_number": self._events}, ensure_ascii=False)
-        # Half an event that may be pending is of no use to anybody.
+        # Half an event that may be pending cannot be read.
         body = f"event: error\ndata: {data}\n\n".encode()
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
         return True

@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import Refusal, bad_request
 
-_MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 MAX_DEPTH = 128
 """Nesting of objects and lists. Deeper ones exhaust the stack of whoever walks them later."""
@@ -22,7 +22,7 @@ def parse(body: bytes) -> Any:
     """
     try:
         document = json.loads(body)
-        if _MAYBE_SURROGATE.search(body) or b"\0" in body[:4]:
+        if _may_hold_surrogates(body):
             json.dumps(document, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise bad_request("a string in the body holds half of a surrogate pair", None, "invalid_body") from None
@@ -39,6 +39,12 @@ def parse(body: bytes) -> Any:
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH:
         _check_depth(document)
     return document
+
+
+def _may_hold_surrogates(body: bytes) -> bool:
+    # The searches for plain bytes are a hundred times as fast as the pattern, and most bodies are base64.
+    escaped = b"\\u" in body and _ESCAPED_SURROGATE.search(body) is not None
+    return escaped or b"\xed" in body or b"\0" in body[:4]
 
 
 def _check_depth(document: Any) -> None:

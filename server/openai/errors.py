@@ -16,6 +16,8 @@ Reason = Literal[
     "draining",
     "invalid_body",
     "invalid_budget",
+    "media_queue",
+    "media_unavailable",
     "not_active",
     "tenant_concurrency",
     "tenant_rate",
@@ -88,5 +90,5 @@ def too_many(reason: Reason, message: str, retry_after: int) -> Refusal:
 
 
 def unauthorized(message: str) -> Refusal:
-    """401: no key, or one that nobody here has."""
+    """401: no key, or an unknown one."""
     return Refusal(401, "unauthorized", message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})

@@ -9,7 +9,7 @@ LISTS = ("content", "output", "messages", "input")
 
 def drop_null_details(document: dict[str, Any]) -> bool:
     """Remove null details from all parts of a request; returns whether there were any."""
-    found = False
+    removed = False
     nodes: list[Any] = [document.get("messages"), document.get("input")]
     while nodes:
         node = nodes.pop()
@@ -19,6 +19,6 @@ def drop_null_details(document: dict[str, Any]) -> bool:
             for holder in (node, node.get("image_url")):
                 if isinstance(holder, dict) and "detail" in holder and holder["detail"] is None:
                     del holder["detail"]
-                    found = True
+                    removed = True
             nodes.extend(node[name] for name in LISTS if isinstance(node.get(name), list))
-    return found
+    return removed

@@ -38,9 +38,9 @@ def describe(app: FastAPI) -> None:
 
 
 def _add(schemas: dict[str, Any]) -> None:
-    own = PruningField.model_json_schema(ref_template=_REFERENCE)
-    schemas.update(own.pop("$defs", {}))
-    schemas[PruningField.__name__] = own
+    description = PruningField.model_json_schema(ref_template=_REFERENCE)
+    schemas.update(description.pop("$defs", {}))
+    schemas[PruningField.__name__] = description
     field = {
         "anyOf": [{"$ref": _REFERENCE.format(model=PruningField.__name__)}, {"type": "string"}, {"type": "null"}],
         "default": None,

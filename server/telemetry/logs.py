@@ -1,4 +1,4 @@
-"""One log line per request: what was asked of the server and what it cost, never a prompt, a URL or a key."""
+"""One log line per request: its budget and what it cost, never a prompt, a URL or a key."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ logger = init_logger("vllm.vllm_prune.requests")
 
 def write(context: RequestContext) -> None:
     """Write the line of a request that has been answered."""
-    found = fields(context)
+    line = fields(context)
     if configuration().logging.resolved_format() == "json":
-        logger.info("request", extra=found)
+        logger.info("request", extra=line)
     else:
-        logger.info("request %s", json.dumps(found, separators=(",", ":")))
+        logger.info("request %s", json.dumps(line, separators=(",", ":")))
 
 
 def fields(context: RequestContext) -> dict[str, Any]:
-    """What is told about a request; parts that it does not have are left out. Times in seconds."""
-    found: dict[str, Any] = {
+    """What a line says about a request; parts that it does not have are left out. Times in seconds."""
+    line: dict[str, Any] = {
         "request_id": context.request_id,
         "method": context.method,
         "route": context.route,
@@ -41,33 +41,33 @@ def fields(context: RequestContext) -> dict[str, Any]:
         "finish_reasons": sorted({str(stats.finish_reason) for _, stats in context.engine}) or None,
         "seconds": seconds(context),
     }
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in line.items() if value is not None}
 
 
 def budget(decision: Decision) -> dict[str, Any] | None:
     """The budget in force, after defaults, presets and limits; options of strategies are left out."""
-    found: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
     if (spec := decision.spec) is not None:
         for modality in ("image", "video"):
             if (part := spec.part(modality)) is not None:
-                found[modality] = {"strategy": part.strategy}
+                shown[modality] = {"strategy": part.strategy}
                 size = {"keep": float(part.keep)} if part.keep is not None else {"max_tokens": part.max_tokens}
-                found[modality] |= {key: value for key, value in size.items() if value is not None}
+                shown[modality] |= {key: value for key, value in size.items() if value is not None}
         if spec.max_tokens is not None:
-            found["max_tokens"] = spec.max_tokens
+            shown["max_tokens"] = spec.max_tokens
         if spec.limit is not None:
-            found["limit"] = spec.limit
+            shown["limit"] = spec.limit
     if (kv := decision.kv) is not None:
         size = {"keep": float(kv.keep)} if kv.keep is not None else {"max_tokens": kv.max_tokens}
-        found["kv"] = {"strategy": kv.strategy, **size}
-    return found or None
+        shown["kv"] = {"strategy": kv.strategy, **size}
+    return shown or None
 
 
 def _outcome(context: RequestContext) -> dict[str, Any] | None:
     usage = context.usage()
     clamped = sorted({entry["reason"] for entry in usage.pop("clamped")})
-    found = {part: value for part, value in usage.items() if value is not None}
-    return (found | ({"clamped": clamped} if clamped else {})) or None
+    outcome = {part: value for part, value in usage.items() if value is not None}
+    return (outcome | ({"clamped": clamped} if clamped else {})) or None
 
 
 def tokens(context: RequestContext) -> dict[str, int] | None:
@@ -82,7 +82,7 @@ def tokens(context: RequestContext) -> dict[str, int] | None:
     if not prompts:
         return None
     return {
-        "prompt": sum(given for given, _ in prompts.values()),
+        "prompt": sum(tokens for tokens, _ in prompts.values()),
         "cached": sum(cached for _, cached in prompts.values()),
         "completion": sum(stats.num_generation_tokens for _, stats in context.engine),
     }
@@ -90,15 +90,15 @@ def tokens(context: RequestContext) -> dict[str, int] | None:
 
 def seconds(context: RequestContext) -> dict[str, float]:
     """Where the time went. `queued`, `prefill` and `decode` are vLLM's, of the slowest engine request."""
-    found: dict[str, float] = {}
+    durations: dict[str, float] = {}
     if context.ended is not None:
-        found["total"] = context.ended - context.began
+        durations["total"] = context.ended - context.began
     if context.first_byte is not None:
-        found["first_byte"] = context.first_byte - context.began
+        durations["first_byte"] = context.first_byte - context.began
     for one in context.stages:
-        found[one.name] = found.get(one.name, 0.0) + one.end - one.start
+        durations[one.name] = durations.get(one.name, 0.0) + one.end - one.start
     for name in ("queued", "prefill", "decode"):
         times = [getattr(stats, f"{name}_time") for _, stats in context.engine]
         if times:
-            found[name] = max(times)
-    return {name: round(value, 6) for name, value in found.items()}
+            durations[name] = max(times)
+    return {name: round(value, 6) for name, value in durations.items()}

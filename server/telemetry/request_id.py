@@ -22,9 +22,9 @@ def resolve_request_id(headers: RawHeaders) -> tuple[str, RawHeaders]:
     Returns:
         The request's id, and the headers without an id that was not accepted: vLLM makes its own ids from it.
     """
-    given = [value for name, value in headers if name == HEADER]
-    if len(given) == 1 and ACCEPTED.fullmatch(given[0]):
-        return given[0].decode(), headers
+    values = [value for name, value in headers if name == HEADER]
+    if len(values) == 1 and ACCEPTED.fullmatch(values[0]):
+        return values[0].decode(), headers
     return uuid.uuid4().hex, [pair for pair in headers if pair[0] != HEADER]
 
 

@@ -69,24 +69,24 @@ def children(context: RequestContext) -> list[tuple[str, float, float]]:
     vLLM times the engine's stages, by durations. They are laid end to end before the arrival of the last token,
     so their place is right to within the way from the engine to here.
     """
-    found = [(one.name, one.start, one.end) for one in context.stages]
+    spans = [(one.name, one.start, one.end) for one in context.stages]
     for arrival, stats in context.engine:
         stop = arrival
         for name in ENGINE_STAGES:
             start = stop - getattr(stats, f"{name}_time")
-            found.append((name, start, stop))
+            spans.append((name, start, stop))
             stop = start
-    return found
+    return spans
 
 
 def attributes(context: RequestContext) -> dict[str, Any]:
     """The log line's fields as span attributes: HTTP's by their OpenTelemetry names, the rest under ours."""
-    found = fields(context)
-    own = {"http.request.method": found.pop("method"), "http.response.status_code": found.pop("status")}
+    line = fields(context)
+    standard_names = {"http.request.method": line.pop("method"), "http.response.status_code": line.pop("status")}
     for name, standard in (("route", "http.route"), ("model", "gen_ai.request.model")):
-        if (value := found.pop(name, None)) is not None:
-            own[standard] = value
-    return own | _flat("vllm_prune", found)
+        if (value := line.pop(name, None)) is not None:
+            standard_names[standard] = value
+    return standard_names | _flat("vllm_prune", line)
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def test_tests_mirror_the_tree() -> None:
         "deploy",
         "docs",
         "engine",
+        "frontend",
         "playground",
         "scripts",
         "server",

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_prune.budget.allocate import ItemBudget, allocate, plan
-from vllm_prune.budget.canonical import VisualSpec, canonical
+from vllm_prune.budget.canonical import VisualSpec, canonical, canonical_kv
 from vllm_prune.budget.errors import BudgetError
-from vllm_prune.budget.fields import parse_pruning, parse_visual
+from vllm_prune.budget.fields import KvField, parse_pruning, parse_visual
 from vllm_prune.grid import Grid
 
 RATIOS = st.floats(min_value=1e-4, max_value=0.9999)
@@ -155,3 +155,64 @@ def test_keys_of_items_differ_exactly_when_budgets_do() -> None:
     grants = [ItemBudget("uniform", "{}", keep, count) for keep, count in [("0.5", None), ("0.25", None), (None, 5)]]
     assert len({grant.key() for grant in grants}) == 3
     assert grants[0].key() == ItemBudget("uniform", "{}", "0.5", None, capped=True).key()
+
+
+def test_the_cap_prunes_only_what_its_strategy_can() -> None:
+    spec = VisualSpec(limit=5, capped_image="evs", capped_video="evs")
+    assert allocate(spec, {"image": [5]})["image"] == [None]
+    assert allocate(spec, {"image": [], "video": [9]})["video"] == [ItemBudget("evs", "{}", None, 5, True)]
+    with pytest.raises(BudgetError, match="no strategy that is allowed here prunes images") as caught:
+        allocate(spec, {"image": [6]})
+    assert caught.value.param == "pruning.visual.image"
+
+
+def test_a_strict_cap_refuses() -> None:
+    with pytest.raises(BudgetError, match="over the operator's limit of 5"):
+        allocate(VisualSpec(limit=5, strict=True), {"image": [6]})
+
+
+def test_a_modality_with_tokens_of_its_own_does_not_share() -> None:
+    spec = spec_of(strategy="uniform", max_tokens=6, image={"max_tokens": 4})
+    kept = allocate(spec, {"image": [10, 10], "video": [10]})
+    assert [item.count for item in kept["image"] if item] == [2, 2]
+    assert [item.count for item in kept["video"] if item] == [6]
+
+
+def test_what_has_to_be_counted() -> None:
+    assert not spec_of(keep=0.5).counts
+    assert not VisualSpec().counts
+    for counted in (spec_of(max_tokens=5), spec_of(keep=0.5, image={"max_tokens": 5}), VisualSpec(limit=5)):
+        assert counted.counts
+
+
+def test_a_field_is_taken_for_its_wire_form() -> None:
+    assert VisualSpec.from_wire({"keep": 0.5, "strategy": "uniform"}) == spec_of(keep=0.5, strategy="uniform")
+    with pytest.raises(BudgetError):
+        VisualSpec.from_wire({"image": None, "no_such_field": 1})
+
+
+@pytest.mark.parametrize(
+    ("field", "param"),
+    [
+        ({"strategy": "", "keep": 0.5}, "pruning.visual.strategy"),
+        ({"keep": 0.5, "image": {"strategy": ""}}, "pruning.visual.image.strategy"),
+        ({"keep": 0.5, "strategy": "", "video": {"strategy": "uniform"}}, "pruning.visual.strategy"),
+    ],
+)
+def test_an_empty_name_is_no_strategy(field: dict[str, object], param: str) -> None:
+    with pytest.raises(BudgetError, match="unknown strategy ''") as caught:
+        spec_of(**field)
+    assert caught.value.param == param
+
+
+def test_an_empty_name_is_no_kv_strategy() -> None:
+    with pytest.raises(BudgetError, match="unknown KV strategy ''"):
+        canonical_kv(KvField(strategy="", keep=0.5))
+
+
+def test_strategies_of_requests_that_name_none() -> None:
+    spec = canonical(parse_visual({"keep": 0.5}), {"image": "uniform", "video": "evs"})
+    assert [part and part.strategy for part in (spec.image, spec.video)] == ["uniform", "evs"]
+    kv = canonical_kv(KvField(keep=0.5), "streaming")
+    assert kv is not None
+    assert kv.strategy == "streaming"

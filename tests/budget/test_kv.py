@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -71,6 +74,57 @@ def test_the_wire_form_comes_back(spec: KvSpec) -> None:
     assert KvSpec.of(None) is None
 
 
+def entry(name: str, requested: float, applied: float, reason: str) -> dict[str, Any]:
+    return {"param": f"pruning.kv.{name}", "requested": requested, "applied": applied, "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("spec", "prompt", "max_window", "entries"),
+    [
+        (KvSpec("x", keep="0.5"), 100, 64, []),
+        (KvSpec("x", max_tokens=3), 100, 64, []),
+        (KvSpec("x", max_tokens=1), 100, 64, [entry("max_tokens", 1, 3, "min_rows")]),
+        (KvSpec("x", keep="0.000000001"), 120, 64, [entry("keep", 1e-9, 0.025, "min_rows")]),
+        (KvSpec("x", keep="0.5"), 2, 64, [entry("keep", 0.5, 1.0, "min_rows")]),
+        (KvSpec("x", keep="0.05"), 100, None, []),
+        (
+            KvSpec("x", keep="0.05", window=8, window_named=True),
+            100,
+            None,
+            [entry("window", 8, 3, "window_over_budget")],
+        ),
+        (
+            KvSpec("x", max_tokens=5, window=1024, window_named=True),
+            100,
+            64,
+            [entry("window", 1024, 3, "window_over_budget")],
+        ),
+        (KvSpec("x", max_tokens=99, window=80, window_named=True), 900, 64, [entry("window", 80, 64, "max_window")]),
+        (KvSpec("x", max_tokens=99, window=80, window_named=True), 900, None, []),
+        (
+            KvSpec("x", max_tokens=2, window=8, window_named=True),
+            100,
+            64,
+            [entry("max_tokens", 2, 3, "min_rows"), entry("window", 8, 1, "window_over_budget")],
+        ),
+    ],
+)
+def test_what_cannot_be_had_is_said(
+    spec: KvSpec, prompt: int, max_window: int | None, entries: list[dict[str, Any]]
+) -> None:
+    assert spec.clamped(prompt, max_window) == entries
+
+
+@given(SPECS, st.integers(1, 5000), st.integers(1, 100))
+def test_said_is_exactly_what_differs(spec: KvSpec, prompt: int, max_window: int) -> None:
+    assert spec.keep is not None
+    spec = replace(spec, window_named=True)
+    said = {entry["param"]: entry["applied"] for entry in spec.clamped(prompt, max_window)}
+    window = spec.window_of(spec.count(prompt), max_window)
+    assert said.get("pruning.kv.window", spec.window) == window <= max_window
+    assert ("pruning.kv.keep" in said) == (spec.count(prompt) > int(Decimal(spec.keep) * prompt))
+
+
 GOOD = json.loads(KvSpec("snapkv", keep="0.5").wire())
 HOSTILE: list[object] = [
     "not json", "", "[]", "null", "5", 5, 1.5, True, ["x"], {"strategy": "snapkv"}, "{}", "[" * 100_000,
@@ -85,6 +139,7 @@ HOSTILE: list[object] = [
             {"keep": None, "max_tokens": 1 << 40}, {"keep": None, "max_tokens": "9"},
             {"window": 0}, {"window": 1 << 30}, {"window": "8"}, {"window": None}, {"window": 8.0},
             {"buffer": 0}, {"buffer": -1}, {"buffer": 1 << 60}, {"buffer": False}, {"ticket": None}, {"ticket": 7},
+             {"window_named": 1}, {"buffer_named": "no"},
             {"more": 1},
         )
     ),

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
+from vllm_prune.config.admission import Admission
 from vllm_prune.config.load import ENV, ConfigError, PruneConfig, load
+from vllm_prune.config.media import Media
 
 
 def written(folder: Path, text: str) -> Path:
@@ -48,6 +51,13 @@ presets:
         ("presets:\n  fast: {visual: {keep: 0.5, strategy: magic}}\n", 1, "magic"),
         ("presets:\n  fast: {kv: {window: 4}}\n", 1, "keep"),
         ("limits:\n  kv:\n    strategies: [magic]\n", 2, "magic"),
+        ("media:\n  hosts:\n  - a.example\n  - 7\n", 4, "hosts"),
+        ("presets: {fast: {visual: {keep: 0.5, strategy: ''}}}\n", 1, "unknown strategy ''"),
+        ("presets: {'': {}}\n", 1, "presets"),
+        ("presets: {'': 7}\n", 1, "presets"),
+        ("stts: {scorer: ''}\n", 1, "scorer"),
+        ("vision_selector: {weights: ''}\n", 1, "weights"),
+        ("- a list\n", 1, "file"),
     ],
 )
 def test_errors_name_the_line(tmp_path: Path, text: str, line: int, word: str) -> None:
@@ -63,3 +73,22 @@ def test_unreadable_and_broken_files(tmp_path: Path) -> None:
         load(tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match=r"prune\.yaml"):
         load(written(tmp_path, "a: [1\n"))
+
+
+def test_only_caps_of_size_weigh() -> None:
+    assert not Admission().weighs
+    assert not Admission(max_inflight_requests=1).weighs
+    assert Admission(max_inflight_visual_tokens=1).weighs
+    assert Admission(max_inflight_kv_rows=1).weighs
+
+
+def test_media_hosts_and_networks() -> None:
+    media = Media(hosts=("CDN.example.com", "*.Example.org"), private=("10.0.3.0/24", "Depot"))
+    assert media.hosts == ("cdn.example.com", "*.example.org")
+    assert media.private == ("10.0.3.0/24", "depot")
+    assert media.private_networks == (ip_network("10.0.3.0/24"),)
+    assert Media(decode_workers=3).workers == 3
+    assert 1 <= Media().workers <= 4
+    for wrong in ({"hosts": ("http://a",)}, {"private": ("10.0.3.0/33",)}):
+        with pytest.raises(ValueError, match=r"give names|neither a network"):
+            Media.model_validate(wrong)

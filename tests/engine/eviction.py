@@ -37,9 +37,10 @@ def journal() -> Iterator[Journal]:
 
     found, original = Journal(), Compactor.run
 
-    def run(self: Any, command: Any, request: Any) -> None:
-        original(self, command, request)
+    def run(self: Any, command: Any, request: Any) -> float:
+        seconds = original(self, command, request)
         found.kept.setdefault(command.request_id, []).append([kept.clone().cpu() for kept in request.positions])
+        return seconds
 
     Compactor.run = run  # type: ignore[method-assign]
     try:

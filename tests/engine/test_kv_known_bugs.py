@@ -96,9 +96,9 @@ def test_uncompacted_requests_are_preempted_first(engines: EnginePool) -> None:
     original = scheduler._preempt_request
 
     def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
-        gone = scheduler.compacting.evicted
-        others = [one.request_id not in gone for one in scheduler.running]
-        victims.append((request.request_id in gone, any(others)))
+        compacted = scheduler.compacting.evicted
+        others = [one.request_id not in compacted for one in scheduler.running]
+        victims.append((request.request_id in compacted, any(others)))
         return original(request, *args, **kwargs)
 
     scheduler._preempt_request = preempt

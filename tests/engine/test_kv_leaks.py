@@ -79,5 +79,7 @@ def test_two_thousand_requests_leave_nothing_behind(engines: EnginePool) -> None
     assert scheduler.compacting.evicted == {}
     assert scheduler.kv_specs == {}
     assert scheduler.tallies == {}
+    assert scheduler.windows.held == scheduler.windows.needed == {}
+    assert scheduler.windows.free == scheduler.windows.limits.slots
     engine.step()
     assert sorted(compactor.kv_compactor.store.free) == list(range(compactor.kv_compactor.store.capacity))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_prune.budget.kv import KvSpec
-from vllm_prune.kv import strategies
+from vllm_prune.catalogue import KV
 from vllm_prune.kv.scheduler import CompactingMixin, Planned
 from vllm_prune.kv.strategies.base import KvStrategy, LayerView, Scores
 from vllm_prune.kv.suitability import WORKER
@@ -69,11 +70,15 @@ class ShufflingScheduler(CompactingMixin, Scheduler):
         return super()._preempt_request(request, *args, **kwargs)
 
 
+@pytest.fixture(autouse=True)
+def shuffle() -> Iterator[None]:
+    """The strategy above, in the catalogue."""
+    with KV.including(Shuffle):
+        yield
+
+
 @pytest.mark.parametrize("blocks", [None, 52], ids=["ample pool", "preemption"])
-def test_shuffled_rows_answer_as_stock(
-    blocks: int | None, engines: EnginePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(strategies._REGISTRY, "shuffle", Shuffle)
+def test_shuffled_rows_answer_as_stock(blocks: int | None, engines: EnginePool) -> None:
     cell = CELL[FAMILY]
     shapes = [(4 + i % 5, 3 + i % 7) for i in range(16)]
     requests = [
@@ -89,7 +94,7 @@ def test_shuffled_rows_answer_as_stock(
     scheduler.preempted = 0
     # Twice: the second time every prompt is in the prefix cache.
     for _ in range(2):
-        outputs = evict(llm, requests, [KvSpec("shuffle", keep="1", window=1)] * 16, STEPS)
+        outputs = evict(llm, requests, [KvSpec("shuffle", keep="0.9", window=1)] * 16, STEPS)
         assert [output.outputs[0].token_ids for output in outputs] == stock
     assert sum(tally.compactions for tally in scheduler.tallies.values()) == 0
     assert free_blocks(llm) == before

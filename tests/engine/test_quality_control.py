@@ -11,11 +11,9 @@ from torch import Tensor
 
 from benchmarks.quality import beats_random
 from benchmarks.tasks import sample
-from vllm_prune import catalogue
 from vllm_prune.budget.fields import DEFAULT_STRATEGY
 from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
-from vllm_prune.visual import strategies
 from vllm_prune.visual.strategies.base import Context, Strategy
 
 from .engines import EnginePool
@@ -41,10 +39,8 @@ class Inverted(Strategy):
 @pytest.fixture
 def inverted() -> Iterator[str]:
     """The strategy, registered for one test."""
-    catalogue.VISUAL.names()
-    strategies.register(Inverted)
-    yield Inverted.name
-    del strategies._REGISTRY[Inverted.name]
+    with VISUAL.including(Inverted):
+        yield Inverted.name
 
 
 def answers(llm: Any, visual: dict[str, Any]) -> Sequence[bool]:

@@ -102,7 +102,7 @@ class FakeCore:
             self.kept_calls += 1
             return [[self.kept.get(key) for key in args[0]]]
         assert method == "vllm_prune_inspect", method
-        kv = {"reasons": [], "offers": KV_SIGNALS}
+        kv = {"findings": [], "offers": KV_SIGNALS}
         return [{"worker": "fake", "runner": "fake", "model": "fake", "kv": kv, "adapter": True}]
 
     async def pause_scheduler_async(self, mode: str, clear_cache: bool) -> None:

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from types import SimpleNamespace
 
 import torch
 
 from vllm_prune.kv import kernels
+from vllm_prune.kv.cache import StridedRows
+
+
+class OnKernels(StridedRows):
+    """Row access that takes the kernels on any device, as Triton's interpreter runs them on the CPU."""
+
+    def _suits_kernels(self) -> bool:
+        return True
 
 
 def caches(heads: int, size: int, dim: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -35,10 +44,15 @@ def window_logits() -> int:
         for cache in caches(heads, 16, 32, dtype):
             queries = torch.randn(window, heads * group, 32).to(dtype)
             where = slots([3, 9, 0, 7, 11], 16, rows)
-            got = kernels.window_logits(queries, cache, where, 0.3)
-            want = kernels.window_logits_torch(queries, cache, where, 0.3)
+            got = kernels.window_logits(queries, cache, where, 0.3, rows - window)
+            want = kernels.window_logits_torch(queries, cache, where, 0.3, rows - window)
             torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
             assert torch.isinf(want).any() == (window > 1)
+            assert torch.isfinite(want[:, :, -1]).all()
+            logits = OnKernels(SimpleNamespace(kv_cache=cache)).logits(queries, where, 0.3)
+            assert logits is not None
+            for some, part in ((slice(heads - 1, heads), slice(window // 2, window)), (slice(None), slice(0, 2))):
+                torch.testing.assert_close(logits(some, part), want[some, :, part], rtol=1e-5, atol=1e-5)
             checked += 1
     return checked
 
@@ -48,7 +62,7 @@ def compact() -> int:
     checked = 0
     source = [3, 9, 0, 7, 11]
     for target in ([3, 9], [5, 6], [3, 12], [5, 3], [12, 9]):
-        assert kernels.walks_in_place(source, target)
+        assert kernels.safe_in_place(source, target)
         for rows, count in ((70, 19), (70, 32), (40, 17)):
             for got in caches(2, 16, 32, torch.float32):
                 want = got.clone()
@@ -61,10 +75,10 @@ def compact() -> int:
     return checked
 
 
-def walks_in_place() -> int:
+def safe_in_place() -> int:
     """What it forbids would really go wrong, so that the check is not idle."""
     source, target = [3, 9, 0, 7, 11], [11, 3, 9]
-    assert not kernels.walks_in_place(source, target)
+    assert not kernels.safe_in_place(source, target)
     got = caches(1, 16, 32, torch.float32)[0]
     want = got.clone()
     kept = torch.arange(70 - 40, 70)[None]
@@ -80,4 +94,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if os.environ.get("TRITON_INTERPRET") != "1":
         torch.set_default_device("cuda")
-    print("checked", {f.__name__: f for f in (window_logits, compact, walks_in_place)}[sys.argv[1]]())
+    print("checked", {f.__name__: f for f in (window_logits, compact, safe_in_place)}[sys.argv[1]]())

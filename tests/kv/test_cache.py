@@ -64,9 +64,9 @@ def fill(rows: Any, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return keys, values
 
 
-def test_every_layout_of_vllms_is_a_walk(rows: Any) -> None:
+def test_every_layout_of_vllms_is_strided(rows: Any) -> None:
     if isinstance(rows, PackedRows):
-        assert None not in rows.walks
+        assert None not in rows.layouts
 
 
 def test_what_is_written_is_read(rows: Any) -> None:
@@ -102,7 +102,7 @@ def test_any_order_inside_a_block_is_read_back(form: str) -> None:
             order[1] = size * dim + torch.arange(size * dim).view(size, dim)
     cache = torch.randn(5, HEADS, size, 2 * dim)
     packed_rows = PackedRows(SimpleNamespace(kv_cache=cache), order)
-    assert (packed_rows.walks[0] is not None) == (form == "loops")
+    assert (packed_rows.layouts[0] is not None) == (form == "loops")
     got = packed_rows.read(Blocks.of((3, 0, 4), 2 * size + 3, size, torch.device("cpu")))
     for half, found in zip(order, got, strict=True):
         for row in range(2 * size + 3):

@@ -14,7 +14,7 @@ CHILD = Path(__file__).parent / "kernels_child.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("interpreted", ["1", pytest.param("0", marks=pytest.mark.gpu)])
-@pytest.mark.parametrize("case", ["window_logits", "compact", "walks_in_place"])
+@pytest.mark.parametrize("case", ["window_logits", "compact", "safe_in_place"])
 def test_kernel_equals_its_twin(case: str, interpreted: str) -> None:
     pytest.importorskip("triton")
     done = subprocess.run(

@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY
 from vllm_prune.budget.kv import KEY, KvSpec
 from vllm_prune.kv.runners.v1 import CompactingRunnerMixin
 from vllm_prune.kv.scheduler import CompactingMixin
+from vllm_prune.kv.window_slots import WindowLimits, WindowSlots
 from vllm_prune.telemetry import metrics
 
 
@@ -23,6 +24,8 @@ class Base:
 class Scheduler(CompactingMixin, Base):
     def __init__(self) -> None:
         self.kv_specs, self.added, self.compacting = {}, [], object()  # type: ignore[assignment]
+        self.tallies, self.unsent = {}, {}
+        self.windows = WindowSlots(WindowLimits(64, 512))
 
 
 def request(wire: object) -> Any:
@@ -54,7 +57,7 @@ def test_the_engine_goes_on_without_eviction(wire: object, caplog: pytest.LogCap
 def test_a_good_budget_is_taken() -> None:
     scheduler, before, spec = Scheduler(), skipped(), KvSpec("snapkv", keep="0.5")
     scheduler.add_request(request(spec.wire()))
-    assert scheduler.kv_specs == {"r": spec}
+    assert (scheduler.kv_specs["r"].strategy, scheduler.kv_specs["r"].keep) == (spec.strategy, spec.keep)
     assert skipped() == before
 
 
@@ -62,5 +65,5 @@ def test_the_runner_agrees_with_the_scheduler() -> None:
     runner: Any = CompactingRunnerMixin.__new__(CompactingRunnerMixin)
     runner.kv_requests, runner.kv_compactor = {}, object()
     state = SimpleNamespace(sampling_params=SimpleNamespace(extra_args={KEY: "{"}), prompt_token_ids=[1])
-    runner._follow("r", state)
+    runner._track("r", state)
     assert runner.kv_requests == {}

@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     config = folder / "prune.yaml"
     config.write_text(CONFIG)
     tools = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    arguments = ["--max-num-seqs", "16", "--block-size", "32", *tools]
+    arguments = ["--max-num-seqs", "16", "--block-size", "32", "--enable-scale-out", *tools]
     with Server(DEMO, "prune", arguments, config=config, log=folder / "server.log") as running:
         yield running
 

@@ -13,7 +13,7 @@ import httpx
 from benchmarks.servers import Server
 from vllm_prune.config.tenants import hash_key
 
-from .media import image_part, png, user
+from .media_files import image_part, png, user
 
 ALPHA, ALPHA_TOO, BETA, GAMMA = (f"key-of-{name}-0123456789abcdef" for name in ("alpha", "alpha-2", "beta", "gamma"))
 

@@ -14,7 +14,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from .media import pixels
+from .media_files import pixels
 
 
 def save(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -94,3 +94,102 @@ def wav(seconds: float = 0.2, rate: int = 16_000) -> bytes:
         file.setframerate(rate)
         file.writeframes(samples.tobytes())
     return data.getvalue()
+
+
+def clip(
+    container: str = "mp4",
+    codec: str = "libx264",
+    frames: int = 16,
+    rate: int = 4,
+    height: int = 64,
+    width: int = 96,
+    options: dict[str, str] | None = None,
+) -> bytes:
+    """A video whose frame i is grey, a little lighter than frame i - 1; in any container and codec of FFmpeg's."""
+    data = io.BytesIO()
+    with av.open(data, "w", format=container, options=options or {}) as file:
+        stream = file.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(frames):
+            pixels_of_frame = np.full((height, width, 3), 40 + 10 * (i % 20), dtype=np.uint8)
+            for packet in stream.encode(av.VideoFrame.from_ndarray(pixels_of_frame, format="rgb24")):
+                file.mux(packet)
+        for packet in stream.encode():
+            file.mux(packet)
+    return data.getvalue()
+
+
+class _Pipe(io.RawIOBase):
+    """A sink that cannot go back, so that a container's header keeps no duration."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, chunk: Any) -> int:
+        self.data += bytes(chunk)
+        return len(chunk)
+
+
+def recording(codec: str = "libvpx", frames: int = 16) -> bytes:
+    """A WebM without a duration, as a browser's recorder writes it."""
+    sink = _Pipe()
+    with av.open(sink, "w", format="webm", options={"live": "1"}) as file:
+        stream = file.add_stream(codec, rate=4)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((64, 96, 3), 40 + 10 * i, dtype=np.uint8), format="rgb24")
+            for packet in stream.encode(frame):
+                file.mux(packet)
+        for packet in stream.encode():
+            file.mux(packet)
+    return bytes(sink.data)
+
+
+def sound_only_mp4() -> bytes:
+    """An MP4 file with a sound and no picture."""
+    data = io.BytesIO()
+    with av.open(data, "w", format="mp4") as file:
+        stream = file.add_stream("aac", rate=16_000)
+        for i in range(8):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+            frame.rate, frame.pts = 16_000, 1024 * i
+            for packet in stream.encode(frame):
+                file.mux(packet)
+        for packet in stream.encode():
+            file.mux(packet)
+    return data.getvalue()
+
+
+def faststart(frames: int = 16) -> bytes:
+    """An MP4 file with its header first, so that it can be cut anywhere behind it."""
+    data = clip(frames=frames)
+    start = data.index(b"moov") - 4
+    (length,) = struct.unpack_from(">I", data, start)
+    header, rest = bytearray(data[start : start + length]), data[:start] + data[start + length :]
+    split = rest.index(b"mdat") - 4
+    # The chunks have moved behind the header by its length.
+    table = header.index(b"stco") + 8
+    (count,) = struct.unpack_from(">I", header, table)
+    for place in range(table + 4, table + 4 + 4 * count, 4):
+        struct.pack_into(">I", header, place, struct.unpack_from(">I", header, place)[0] + length)
+    return bytes(rest[:split] + header + rest[split:])
+
+
+def session_description() -> bytes:
+    """An SDP file: no video, but where to listen for one."""
+    return (
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+    )
+
+
+def heic() -> bytes:
+    """The start of a HEIC picture, which Pillow does not read."""
+    return b"\x00\x00\x00\x18ftypheic\x00\x00\x00\x00mif1heic" + bytes(200)
+
+
+def grey_ramp(side: int = 64) -> np.ndarray:
+    """Grey levels that all differ from row to row, uint8 [side, side]."""
+    return np.arange(side * side, dtype=np.uint32).reshape(side, side).astype(np.uint8)

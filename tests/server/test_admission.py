@@ -28,7 +28,7 @@ from vllm_prune_server.openai.errors import Refusal
 from vllm_prune_server.openai.routes import route_of
 
 from .guarded import ALPHA, BETA, MIDDLE, SMALL, Guarded, headers, refused, until
-from .media import image_part, jpeg, mp4, png, text_part, user, video_part
+from .media_files import image_part, jpeg, mp4, png, text_part, user, video_part
 
 ONE = Amount(requests=1)
 
@@ -101,7 +101,7 @@ async def test_settling_frees_what_the_bound_had_taken() -> None:
         with pytest.raises(BudgetError) as caught:
             first.resize(101, 300)
         assert caught.value.param == "pruning.visual"
-        with pytest.raises(BudgetError, match=r"1001 rows .* over this server's 1000"):
+        with pytest.raises(BudgetError, match=r"needs 1001 rows .* at most 1000"):
             first.resize(40, 1001)
     assert ledger.total == Amount(1, 30, 100)
 
@@ -303,7 +303,7 @@ def test_visual_tokens_are_capped_by_what_is_kept(guarded: Guarded) -> None:
     large = [image_part(png(420, 420))]
     error = guarded.chat(ALPHA, large).json()["error"]
     assert (error["param"], error["code"]) == ("pruning.visual", 400)
-    assert "225 visual tokens are over this server's 200" in error["message"]
+    assert "needs 225 visual tokens; this server admits at most 200" in error["message"]
     assert guarded.chat(ALPHA, large, pruning={"visual": {"keep": 0.5}}).status_code == 200
     guarded.idle()
 
@@ -313,7 +313,7 @@ def test_cache_rows_are_capped_by_what_the_budget_leaves(guarded: Guarded) -> No
     choices = {"n": 16, "max_tokens": 2000, "stop": [" "]}
     error = guarded.chat(ALPHA, text, **choices).json()["error"]
     assert error["param"] == "pruning.kv"
-    assert "over this server's 30000" in error["message"]
+    assert "at most 30000" in error["message"]
     assert guarded.chat(ALPHA, text, **choices, pruning={"kv": {"keep": 0.2, "buffer": 64}}).status_code == 200
     guarded.idle()
 

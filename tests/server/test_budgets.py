@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from .media import image_part, jpeg, mp4, png, user, video_part
+from .media_files import image_part, jpeg, mp4, png, user, video_part
 
 MIXES: dict[str, list[dict[str, Any]]] = {
     "image": [image_part(png(168, 224))],

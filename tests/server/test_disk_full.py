@@ -16,7 +16,7 @@ from benchmarks.servers import Server
 
 from .conftest import DEMO
 from .hostile import HostileHost
-from .media import image_part, png, user
+from .media_files import image_part, png, user
 
 pytestmark = pytest.mark.engine
 

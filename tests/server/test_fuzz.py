@@ -20,7 +20,7 @@ from schemathesis.checks import not_a_server_error
 
 from vllm_prune.catalogue import KV, VISUAL
 
-from .media import image_part, png, user
+from .media_files import image_part, png, user
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 EXAMPLES = int(os.environ.get("VLLM_PRUNE_FUZZ_EXAMPLES", "300"))

@@ -11,7 +11,7 @@ import pytest
 
 from vllm_prune import catalogue
 
-from .media import image_part, png, user
+from .media_files import image_part, png, user
 
 PARTS = [image_part(png(168, 196, 5)), image_part(png(140, 168, 6))]
 KV = {"keep": 0.2, "buffer": 16}
@@ -86,6 +86,128 @@ def test_metrics_equal_usage(server: Any, client: openai.OpenAI, model: str) -> 
     assert server.metric("vllm_prune_compaction_seconds_count") - timed == found["compactions"]
     # Routers read this gauge; nothing runs now, so nothing is held.
     assert server.metric("vllm:kv_cache_usage_perc") == 0
+
+
+COUNTS = {"evicted_tokens": "tokens_evicted", "freed_blocks": "blocks_freed", "compactions": "compactions"}
+TEXT = "what colour is the star ? " * 20
+OFTEN = {"kv": {"strategy": "snapkv", "keep": 0.3, "buffer": 16}}
+
+
+def counters(server: Any) -> dict[str, float]:
+    """The metrics that usage names."""
+    return {key: server.metric(f"vllm_prune_kv_{name}_total") for key, name in COUNTS.items()}
+
+
+def whole_text(client: openai.OpenAI, model: str) -> str:
+    """An answer long enough for several compactions."""
+    body = {"pruning": OFTEN, "ignore_eos": True}
+    answer = client.completions.create(model=model, prompt=TEXT, max_tokens=120, temperature=0, extra_body=body)
+    return answer.choices[0].text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("place", [1, 60, 200])
+def test_a_stop_string_reports_what_was_counted(
+    server: Any, client: openai.OpenAI, model: str, stream: bool, place: int
+) -> None:
+    """The front end finds it while the engine works on."""
+    text = whole_text(client, model)
+    stop, before = text[place : place + 6], counters(server)
+    more: Any = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    answer = client.completions.create(
+        model=model, prompt=TEXT, max_tokens=120, temperature=0, stop=[stop],
+        extra_body={"pruning": OFTEN, "ignore_eos": True}, **more,
+    )  # fmt: skip
+    usage = list(answer)[-1].usage if stream else answer.usage
+    assert usage.completion_tokens < 120
+    found = usage.pruning["kv"]
+    assert found["prompt_tokens"] == usage.prompt_tokens
+    assert place == 1 or found["compactions"] > 0
+    # What the engine did before it heard of the end is in neither.
+    time.sleep(0.5)
+    assert {key: now - before[key] for key, now in counters(server).items()} == {key: found[key] for key in COUNTS}
+
+
+def test_choices_that_stop_apart_add_up(server: Any, client: openai.OpenAI, model: str) -> None:
+    stop, before = whole_text(client, model)[60:64], counters(server)
+    answer = client.completions.create(
+        model=model, prompt=[TEXT, "one two three " * 30], max_tokens=60, n=2, temperature=1, stop=[stop],
+        extra_body={"pruning": OFTEN, "ignore_eos": True},
+    )  # fmt: skip
+    found = answer.usage.pruning["kv"]
+    assert found["compactions"] >= 4
+    time.sleep(0.5)
+    assert {key: now - before[key] for key, now in counters(server).items()} == {key: found[key] for key in COUNTS}
+
+
+def test_a_client_that_leaves_is_counted_up_to_then(server: Any, client: openai.OpenAI, model: str) -> None:
+    before = counters(server)
+    with client.completions.create(
+        model=model, prompt=TEXT, max_tokens=3000, temperature=0, stream=True,
+        extra_body={"pruning": OFTEN, "ignore_eos": True},
+    ) as stream:  # fmt: skip
+        for number, _ in enumerate(stream):
+            if number == 60:
+                break
+    while server.metric("vllm:num_requests_running"):
+        time.sleep(0.1)
+    done = {key: now - before[key] for key, now in counters(server).items()}
+    assert 2 <= done["compactions"] < 100
+    assert done["evicted_tokens"] > done["compactions"]
+
+
+@pytest.mark.parametrize(
+    ("kv", "kept", "changed"),
+    [
+        ({"max_tokens": 1}, 3, {"max_tokens": (1, 3, "min_rows")}),
+        ({"max_tokens": 2, "window": 4}, 3, {"max_tokens": (2, 3, "min_rows"), "window": (4, 1, "window_over_budget")}),
+        ({"max_tokens": 3}, 3, {}),
+        ({"max_tokens": 5, "window": 50}, 5, {"window": (50, 3, "window_over_budget")}),
+        ({"max_tokens": 5}, 5, {}),
+        ({"max_tokens": 60, "window": 50}, 60, {}),
+    ],
+)
+def test_a_budget_that_cannot_be_had_is_said(
+    server: Any, client: openai.OpenAI, model: str, kv: dict[str, Any], kept: int, changed: dict[str, Any]
+) -> None:
+    before = server.metric("vllm_prune_budget_clamped_total")
+    body = {"pruning": {"kv": kv}, "ignore_eos": True}
+    usage = client.completions.create(model=model, prompt=TEXT, max_tokens=8, n=2, extra_body=body).usage
+    assert usage.pruning["kv"]["kept_tokens"] == kept
+    said = {
+        entry["param"]: (entry["requested"], entry["applied"], entry["reason"]) for entry in usage.pruning["clamped"]
+    }
+    assert said == {f"pruning.kv.{name}": entry for name, entry in changed.items()}
+    assert server.metric("vllm_prune_budget_clamped_total") - before == len(changed)
+
+
+def test_a_ratio_of_less_than_three_rows_is_said(client: openai.OpenAI, model: str) -> None:
+    body = {"pruning": {"kv": {"keep": 1e-9}}, "ignore_eos": True}
+    usage = client.completions.create(model=model, prompt=TEXT, max_tokens=8, extra_body=body).usage
+    assert usage.pruning["kv"]["kept_tokens"] == 3
+    assert usage.pruning["clamped"] == [
+        {
+            "param": "pruning.kv.keep",
+            "requested": 1e-9,
+            "applied": float(f"{3 / usage.prompt_tokens:.6g}"),
+            "reason": "min_rows",
+        }
+    ]
+
+
+def test_scoring_is_timed_apart_from_moving(server: Any, client: openai.OpenAI, model: str) -> None:
+    names = ("vllm_prune_score_seconds", "vllm_prune_compaction_seconds")
+    kinds = ("sum", "count")
+
+    def read() -> dict[str, float]:
+        labels = {names[0]: {"part": "kv", "strategy": "snapkv"}, names[1]: {}}
+        return {f"{name}_{kind}": server.metric(f"{name}_{kind}", **labels[name]) for name in names for kind in kinds}
+
+    before = read()
+    whole_text(client, model)
+    now = {key: value - before[key] for key, value in read().items()}
+    assert now[f"{names[0]}_count"] == now[f"{names[1]}_count"] > 2
+    assert 0 < now[f"{names[0]}_sum"] < 0.95 * now[f"{names[1]}_sum"]
 
 
 def test_the_usage_gauge_falls_with_eviction(server: Any, client: openai.OpenAI, model: str) -> None:

@@ -24,7 +24,7 @@ from vllm_prune_server.lifecycle import CLOSE_SECONDS
 
 from .conftest import DEMO
 from .guarded import refused, until
-from .media import image_part, png, user
+from .media_files import image_part, png, user
 
 pytestmark = pytest.mark.engine
 

@@ -24,13 +24,15 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
 from vllm_prune.config.media import Media
 from vllm_prune.vllm_compat import media_connector
+from vllm_prune_server.media.busy import QueueOverflow
 from vllm_prune_server.media.connector import PruneMediaConnector
 from vllm_prune_server.media.decode_pool import DecodePool
 from vllm_prune_server.media.errors import MESSAGES, MediaError
+from vllm_prune_server.media.fair_executor import ShareKey
 from vllm_prune_server.media.fetch import Fetcher
 
 from .hostile import HostileHost
-from .media import data_url, image_part, mp4, png, user, video_part
+from .media_files import data_url, image_part, mp4, png, user, video_part
 from .odd_files import animation, bomb, endless_mp4, frame_list, slow_mp4, wav
 
 PICTURE = png(120, 160)
@@ -102,10 +104,10 @@ async def test_fetched_pictures_and_refused_ones(pool: DecodePool, host: Hostile
     one = connector(pool)
     assert (await one.fetch_image_async(host.url("/picture.png"))).size == (160, 120)
     assert (await one.fetch_image_async(host.url("/redirect?to=/picture.png"))).original_bytes == PICTURE
-    before = rejected("malformed"), rejected("address")
-    assert await refusal(one, host.url("/text")) == "malformed"
+    before = rejected("image_format"), rejected("address")
+    assert await refusal(one, host.url("/text")) == "image_format"
     assert await refusal(one, "http://127.0.0.2/x") == "address"
-    assert (rejected("malformed"), rejected("address")) == (before[0] + 1, before[1] + 1)
+    assert (rejected("image_format"), rejected("address")) == (before[0] + 1, before[1] + 1)
     assert await refusal(one, host.url("/endless")) == "bytes"
     assert await refusal(one, host.url("/zipped")) == "encoding"
 
@@ -122,9 +124,9 @@ async def test_vllms_own_allow_list_counts_too(pool: DecodePool, host: HostileHo
         ("data:image/png," + "A" * 40, "data_url"),
         ("data:,", "data_url"),
         ("data:image/png;base64,", "malformed"),
-        ("data:image/png;base64,!!!!", "data_url"),
-        ("data:image/png;base64,AAAA\n", "data_url"),
-        ("data:image/png;base64," + "é" * 8, "data_url"),
+        ("data:image/png;base64,!!!!", "base64"),
+        ("data:image/png;base64,AAAA\n", "image_format"),
+        ("data:image/png;base64," + "é" * 8, "base64"),
         ("data:image/png;base64," + "A" * 3_000_000, "data_url_bytes"),
         ("data:image/png;base64," + base64.b64encode(bomb(50_000)).decode(), "pixels"),
         ("ftp://example.com/x.png", "scheme"),
@@ -135,6 +137,30 @@ async def test_vllms_own_allow_list_counts_too(pool: DecodePool, host: HostileHo
 )
 async def test_urls_that_are_none(pool: DecodePool, url: str, reason: str) -> None:
     assert await refusal(connector(pool), url) == reason
+
+
+@pytest.mark.parametrize("modality", ["image", "video", "audio"])
+async def test_embeddings_that_are_no_tensors(pool: DecodePool, modality: str) -> None:
+    for data in ("AAAA", "!", base64.b64encode(b"\x93NUMPY\x01\x00" + bytes(20)).decode()):
+        assert await refusal(connector(pool), data, f"{modality}_embedding") == "embedding"
+
+
+async def test_a_full_queue_is_a_refusal_to_try_again(pool: DecodePool) -> None:
+    few = DecodePool(SETTINGS.model_copy(update={"max_waiting": 1, "decode_workers": 1}), pool.forker)
+    release = threading.Event()
+    blocked = few.threads.submit(ShareKey(), release.wait, 60)
+    loads = [asyncio.create_task(connector(few).fetch_image_async(data_url("image/png", PICTURE))) for _ in range(4)]
+    done, _ = await asyncio.wait(loads, timeout=5)
+    release.set()
+    await asyncio.gather(*loads, return_exceptions=True)
+    assert blocked.result(60)
+    assert done
+    for task in done:
+        error = task.exception()
+        assert isinstance(error, QueueOverflow)
+        response = error.refusal.response()
+        assert (response.status_code, response.headers["retry-after"]) == (503, "5")
+    assert QueueOverflow("alpha").refusal.status == 429
 
 
 async def test_video_frames_are_capped_on_every_path(pool: DecodePool) -> None:
@@ -266,7 +292,7 @@ def test_an_allowed_host_works_on_every_route(server: Any, model: str, host: Hos
         (image_part(png(112, 112)[:200]), "malformed"),
         (image_part(png(1, 1)), "shape"),
         (video_part(endless_mp4(100_000, 1)), "frames"),
-        (video_part(mp4(4, 112, 112)[:300]), "malformed"),
+        (video_part(mp4(4, 112, 112)[:300]), "no_frames"),
     ],
 )
 def test_refusals_over_http(server: Any, model: str, part: dict[str, Any], reason: str) -> None:
@@ -285,7 +311,9 @@ def test_more_media_than_a_request_may_hold(server: Any, model: str) -> None:
     parts = [*pictures, video_part(mp4(4, 56, 56))]
     response = ask(server, "/v1/chat/completions", {**body, "messages": user(parts)})
     assert response.status_code == 400, response.text
-    assert response.json()["error"]["message"] == MESSAGES["items"].format(Media(max_items=8))
+    error = response.json()["error"]
+    assert error["message"].startswith("the request holds 9 media, and at most 8 are taken; send fewer, or raise")
+    assert error["param"] == "messages"
 
 
 def test_decoding_processes_killed_under_the_server(server: Any, model: str) -> None:

@@ -20,8 +20,9 @@ from vllm_prune.config.media import Media, MiB
 from vllm_prune_server.media import wire as wire
 from vllm_prune_server.media.decode_pool import DecodePool, environment
 from vllm_prune_server.media.errors import Refused
+from vllm_prune_server.media.fair_executor import ShareKey
 
-from .media import jpeg, mp4, png
+from .media_files import jpeg, mp4, png
 from .odd_files import animation, bomb, endless_mp4, flat_png, frame_list, slow_mp4, still, wav
 
 RGB, AS_IS = ImageMediaIO(), ImageMediaIO(image_mode=None)
@@ -139,12 +140,12 @@ def test_frame_lists_and_audio_are_vllms(pool: DecodePool) -> None:
         (RGB, animation("WEBP", 800), "frames"),
         (RGB, png(200, 200)[:300], "malformed"),
         (RGB, jpeg(200, 200)[:700], "malformed"),
-        (RGB, b"not a picture", "malformed"),
+        (RGB, b"not a picture", "image_format"),
         (RGB, b"", "malformed"),
-        (RGB, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "malformed"),
+        (RGB, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image_format"),
         (video(), b"", "malformed"),
-        (video(), b"not a video", "malformed"),
-        (video(), mp4(4, 112, 112)[:300], "malformed"),
+        (video(), b"not a video", "no_frames"),
+        (video(), mp4(4, 112, 112)[:300], "no_frames"),
         (video(), mp4(8, 2, 560), "shape"),
         (video(), endless_mp4(100_000, 1), "frames"),
         (AudioMediaIO(), b"not a sound", "malformed"),
@@ -173,7 +174,9 @@ def test_the_caps_of_frames_hold_on_every_path(pool: DecodePool) -> None:
 
 
 def test_frame_lists_that_are_none(pool: DecodePool) -> None:
-    for text in (b",,,", b"AAAA,AAAA", b"\xff\xfe", frame_list(2).encode() + b",!"):
+    for text in (b",,,", b"AAAA,AAAA"):
+        assert refusal(pool, video(), text, "video/jpeg") == "image_format"
+    for text in (b"\xff\xfe", frame_list(2).encode() + b",!"):
         assert refusal(pool, video(), text, "video/jpeg") == "malformed"
 
 
@@ -242,7 +245,8 @@ def test_processes_killed_while_idle_are_passed_over(pool: DecodePool) -> None:
 
 def test_several_threads_share_the_processes(pool: DecodePool) -> None:
     files = [png(40 + i, 60) for i in range(40)]
-    sizes = list(pool.threads.map(lambda data: pool.decode(RGB, data).media.size, files))
+    futures = [pool.threads.submit(ShareKey(), pool.decode, RGB, data) for data in files]
+    sizes = [future.result(60).media.size for future in futures]
     assert sizes == [(60, 40 + i) for i in range(40)]
     assert len(pool._idle) <= pool.limits.workers
 

@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-from .media import image_part, mp4, pixels, png, user, video_part
+from .media_files import image_part, mp4, pixels, png, user, video_part
 
 IMAGE = [image_part(png(112, 112))]
 

@@ -9,7 +9,7 @@ import openai
 
 from vllm_prune.catalogue import KV, VISUAL
 
-from .media import image_part, mp4, png, user, video_part
+from .media_files import image_part, mp4, png, user, video_part
 
 
 def get(server: Any, path: str) -> httpx.Response:

@@ -22,7 +22,7 @@ from vllm_prune_server.openai.errors import Refusal
 
 from .conftest import DEMO
 from .guarded import ALPHA, ALPHA_TOO, BETA, CONFIG, GAMMA, SMALL, Guarded, refused
-from .media import text_part
+from .media_files import text_part
 
 PATHS = [
     "/v1/chat/completions",

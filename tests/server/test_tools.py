@@ -7,7 +7,7 @@ from typing import Any
 
 import openai
 
-from .media import image_part, png, user
+from .media_files import image_part, png, user
 
 CLICK = {
     "type": "function",

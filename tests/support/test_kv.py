@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from vllm_prune.budget.errors import WORDS, kv_finding
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.kv import suitability
 from vllm_prune.kv.suitability import SCHEDULER, WORKER
 from vllm_prune.support import kv
+from vllm_prune.support.workers import KvWorkers, remember_workers
 
 
 def config(**changes: Any) -> Any:
@@ -80,8 +82,10 @@ def test_what_is_supported_is_not_refused() -> None:
     ],
 )
 def test_a_configuration_is_refused(changes: dict[str, Any], cause: str) -> None:
-    found = kv.config_refusals(config(**changes))
-    assert [kv.cause_of(finding) for finding in found] == [cause]
+    [finding] = kv.config_refusals(config(**changes))
+    assert (finding.cause, finding.param) == (cause, "pruning.kv")
+    assert kv.refusal(config(**changes)) == finding
+    assert finding.text.startswith(WORDS[finding.cause])
 
 
 @pytest.mark.parametrize(
@@ -96,9 +100,9 @@ def test_a_configuration_is_refused(changes: dict[str, Any], cause: str) -> None
     ],
 )
 def test_a_layer_is_refused(changes: dict[str, Any], cause: str) -> None:
-    found = suitability.layer_refusals([layer(), layer(**changes)])
-    assert [kv.cause_of(finding) for finding in found] == [cause]
-    assert [kv.cause_of(finding) for finding in suitability.layer_refusals([])] == ["hybrid"]
+    [finding] = suitability.layer_refusals([layer(), layer(**changes)])
+    assert finding.cause == cause
+    assert [finding.cause for finding in suitability.layer_refusals([])] == ["hybrid"]
 
 
 def test_managers_of_another_kind_are_refused() -> None:
@@ -107,19 +111,47 @@ def test_managers_of_another_kind_are_refused() -> None:
     full = object.__new__(FullAttentionManager)
     assert suitability.group_refusals([full]) == []
     for managers in ([full, full], [object.__new__(SlidingWindowManager)], []):
-        assert kv.cause_of(suitability.group_refusals(managers)[0]) == "cache_groups"
+        assert suitability.group_refusals(managers)[0].cause == "cache_groups"
 
 
-def test_a_strategy_without_its_signal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv.FOUND, "offers", frozenset({"queries", "values"}))
-    assert kv.cause_of(kv.missing(KvSpec("gui_kv", keep="0.5")) or "") == "signal"
-    assert kv.missing(KvSpec("gui_kv", '{"norm_source":"value"}', keep="0.5")) is None
-    assert kv.missing(KvSpec("keydiff", keep="0.5")) is None
+def served(*findings: Any, offers: tuple[str, ...] = ("queries", "values")) -> Any:
+    """A configuration whose workers have answered."""
+    served = config()
+    remember_workers(served, KvWorkers(findings, frozenset(offers)))
+    return served
 
 
-def test_causes_can_be_told_apart() -> None:
-    words = list(kv.REFUSED.values())
-    assert len(set(words)) == len(words)
-    for cause in kv.REFUSED:
-        assert kv.cause_of(kv.because(cause, "a detail: with a colon")) == cause
-    assert kv.cause_of("something else") == "other"
+def test_a_strategy_without_its_signal_is_refused() -> None:
+    finding = kv.missing(KvSpec("gui_kv", keep="0.5"), served())
+    assert finding is not None
+    assert (finding.cause, finding.param) == ("signal", "pruning.kv.strategy")
+    assert "'gui_kv'" in finding.text
+    assert "needs saliency" in finding.text
+    assert kv.missing(KvSpec("gui_kv", '{"norm_source":"value"}', keep="0.5"), served()) is None
+    assert kv.missing(KvSpec("keydiff", keep="0.5"), served()) is None
+    assert kv.missing(KvSpec("gui_kv", keep="0.5"), served(offers=("queries", "saliency", "values"))) is None
+
+
+def test_workers_that_nobody_asks_are_trusted() -> None:
+    assert kv.missing(KvSpec("gui_kv", keep="0.5"), config()) is None
+    assert kv.refusal(config()) is None
+
+
+def test_what_a_worker_says_refuses_every_budget() -> None:
+    finding = kv_finding("layout", "packed")
+    assert kv.refusal(served(finding)) is finding
+    assert kv.refusal(served()) is None
+    assert kv.findings(served(finding)) == [finding]
+
+
+def test_a_window_above_what_the_workers_hold_is_refused() -> None:
+    finding = kv.missing(KvSpec("snapkv", keep="0.5", window=65), served())
+    assert finding is not None
+    assert (finding.cause, finding.param) == ("window", "pruning.kv.window")
+    larger = served()
+    larger.additional_config = {"vllm_prune": {"max_window": 128}}
+    assert kv.missing(KvSpec("snapkv", keep="0.5", window=65), larger) is None
+
+
+def test_beam_search_is_refused_by_its_cause() -> None:
+    assert kv.beam_search().cause == "beam_search"

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from vllm_prune.budget.canonical import canonical
+from vllm_prune.budget.canonical import VisualSpec, canonical
+from vllm_prune.budget.errors import WORDS, Finding
 from vllm_prune.budget.fields import parse_visual
-from vllm_prune.support.visual import tower_refusal
+from vllm_prune.support.visual import config_refusals, tower_refusal
 from vllm_prune.visual.scorers.stts.files import PLACE, save
 from vllm_prune.visual.scorers.stts.model import Scorer, Shape
 
@@ -22,16 +23,23 @@ def config(
     backend: str | None = None,
     dtype: str | None = None,
     model: str = "nobody/nothing",
+    depth: int = 6,
 ) -> Any:
     """The parts of a vLLM configuration that decide."""
     mm = SimpleNamespace(
         mm_encoder_tp_mode="data" if data else "weights", mm_encoder_attn_backend=backend, mm_encoder_attn_dtype=dtype
     )
-    vision = SimpleNamespace(vision_config=SimpleNamespace(depth=6, hidden_size=8, spatial_merge_size=2))
+    vision = SimpleNamespace(vision_config=SimpleNamespace(depth=depth, hidden_size=8, spatial_merge_size=2))
     return SimpleNamespace(
         compilation_config=SimpleNamespace(cudagraph_mm_encoder=graphs, compile_mm_encoder=compiled),
         model_config=SimpleNamespace(multimodal_config=mm, hf_config=vision, model=model, revision=None),
     )
+
+
+def refused(served: Any, budget: VisualSpec) -> Finding:
+    finding = tower_refusal(served, budget)
+    assert finding is not None
+    return finding
 
 
 def spec(strategy: str, **options: Any) -> Any:
@@ -40,10 +48,11 @@ def spec(strategy: str, **options: Any) -> Any:
 
 @pytest.mark.parametrize("changes", [{"graphs": True}, {"compiled": True}, {"data": True}])
 def test_a_hidden_tower(changes: dict[str, Any]) -> None:
-    text, param = tower_refusal(config(**changes), spec("recv_attn")) or ("", "")
-    assert "recv_attn" in text
-    assert param == "pruning.visual.strategy"
-    assert (tower_refusal(config(**changes), spec("divprune", where="tower")) or ("", ""))[1].endswith("options.where")
+    finding = refused(config(**changes), spec("recv_attn"))
+    assert "recv_attn" in finding.text
+    assert (finding.cause, finding.param) == ("hidden_tower", "pruning.visual.strategy")
+    finding = refused(config(**changes), spec("divprune", where="tower"))
+    assert (finding.cause, finding.param) == ("hidden_tower", "pruning.visual.options.where")
     assert tower_refusal(config(**changes), spec("divprune")) is None
 
 
@@ -53,26 +62,29 @@ def test_an_open_tower() -> None:
 
 
 def test_a_cut_behind_the_last_block() -> None:
-    text, param = tower_refusal(config(), spec("divprune", where="tower", after=6)) or ("", "")
-    assert "at most 5" in text
-    assert param == "pruning.visual.options.after"
+    finding = refused(config(), spec("divprune", where="tower", after=6))
+    assert "at most 5" in finding.text
+    assert (finding.cause, finding.param) == ("tower_depth", "pruning.visual.options.after")
+    assert tower_refusal(config(), spec("divprune", where="tower")) is None
+    assert tower_refusal(config(depth=2), spec("divprune", where="tower")) is None
     assert tower_refusal(config(), spec("divprune", where="embed", after=6)) is None
 
 
 def test_a_backend_that_takes_no_cut() -> None:
-    assert tower_refusal(config(backend="AttentionBackendEnum.FLASHINFER"), spec("uniform", where="tower"))
+    finding = refused(config(backend="AttentionBackendEnum.FLASHINFER"), spec("uniform", where="tower"))
+    assert (finding.cause, finding.param) == ("tower_backend", "pruning.visual.options.where")
     assert tower_refusal(config(backend="AttentionBackendEnum.FLASHINFER"), spec("uniform")) is None
 
 
 def test_a_scorer_has_to_be_there_and_to_fit(tmp_path: Path) -> None:
-    text, param = tower_refusal(config(model=str(tmp_path)), spec("stts")) or ("", "")
-    assert "stts/scorer.safetensors" in text
-    assert "stts: {scorer: FILE}" in text
-    assert param == "pruning.visual.strategy"
+    finding = refused(config(model=str(tmp_path)), spec("stts"))
+    assert "stts/scorer.safetensors" in finding.text
+    assert "stts: {scorer: FILE}" in finding.text
+    assert (finding.cause, finding.param) == ("scorer", "pruning.visual.strategy")
     save(Scorer(Shape(8, 2, 4, 2, 5)), tmp_path / PLACE)
     assert tower_refusal(config(model=str(tmp_path)), spec("stts")) is None
     save(Scorer(Shape(8, 2, 4, 2, 6)), tmp_path / PLACE)
-    assert "6 blocks" in (tower_refusal(config(model=str(tmp_path)), spec("stts")) or ("", ""))[0]
+    assert "6 blocks" in refused(config(model=str(tmp_path)), spec("stts")).text
 
 
 @pytest.mark.parametrize(
@@ -82,6 +94,48 @@ def test_a_scorer_has_to_be_there_and_to_fit(tmp_path: Path) -> None:
 def test_a_scorer_needs_an_open_tower(changes: dict[str, Any], tmp_path: Path) -> None:
     save(Scorer(Shape(8, 2, 4, 2, 1)), tmp_path / PLACE)
     assert tower_refusal(config(model=str(tmp_path)), spec("stts")) is None
-    text, param = tower_refusal(config(model=str(tmp_path), **changes), spec("stts")) or ("", "")
-    assert "name another one" in text
-    assert param == "pruning.visual.strategy"
+    finding = refused(config(model=str(tmp_path), **changes), spec("stts"))
+    assert "name another one" in finding.text
+    assert finding.cause in ("hidden_tower", "tower_backend")
+    assert finding.param == "pruning.visual.strategy"
+
+
+def whole_config(**changes: Any) -> Any:
+    """The parts of a vLLM configuration that decide about visual pruning as a whole."""
+    mm = SimpleNamespace(is_multimodal_pruning_enabled=lambda: changes.get("rate", False), mm_encoder_tp_mode="data")
+    speculative = changes.get("speculative")
+    return SimpleNamespace(
+        model_config=SimpleNamespace(multimodal_config=changes.get("mm", mm)),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=changes.get("pipeline", 1), use_ubatching=changes.get("dbo", False)
+        ),
+        speculative_config=SimpleNamespace(method=speculative) if speculative else None,
+        compilation_config=SimpleNamespace(cudagraph_mm_encoder=changes.get("graphs", False)),
+        ec_transfer_config=changes.get("transfer"),
+        lora_config=SimpleNamespace(enable_tower_connector_lora=True) if changes.get("lora") else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause", "word"),
+    [
+        ({"rate": True}, "vllm_pruning", "video-pruning-rate"),
+        ({"pipeline": 2}, "pipeline_parallel", "first rank"),
+        ({"dbo": True}, "micro_batches", "DBO"),
+        ({"speculative": "eagle3"}, "speculative", "eagle3"),
+        ({"transfer": object()}, "encoder_transfer", "disaggregation"),
+        ({"lora": True}, "tower_lora", "LoRA"),
+        ({"graphs": True}, "encoder_graphs", "unpruned size"),
+        ({"mm": None}, "no_media", "text only"),
+    ],
+)
+def test_a_configuration_without_visual_pruning(changes: dict[str, Any], cause: str, word: str) -> None:
+    [finding] = config_refusals(whole_config(**changes))
+    assert (finding.cause, finding.param) == (cause, "pruning.visual")
+    assert word in finding.text
+    assert finding.text.startswith(WORDS[finding.cause])
+
+
+def test_what_is_supported_is_not_refused() -> None:
+    assert config_refusals(whole_config()) == []
+    assert config_refusals(whole_config(speculative="ngram")) == []

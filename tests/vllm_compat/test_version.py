@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from vllm_prune.support import visual
 from vllm_prune.vllm_compat import serve_command, signatures
 from vllm_prune.vllm_compat import version as version_module
 
@@ -34,46 +30,6 @@ def test_an_unknown_version_is_refused(monkeypatch: pytest.MonkeyPatch, version:
 def test_patch_releases_are_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(version_module, "vllm_version", lambda: version)
     version_module.check_version()
-
-
-def config(**changes: Any) -> Any:
-    """The parts of a vLLM configuration that `refusals` reads."""
-    mm = SimpleNamespace(is_multimodal_pruning_enabled=lambda: changes.get("own", False), mm_encoder_tp_mode="data")
-    speculative = changes.get("speculative")
-    return SimpleNamespace(
-        model_config=SimpleNamespace(multimodal_config=changes.get("mm", mm)),
-        parallel_config=SimpleNamespace(
-            pipeline_parallel_size=changes.get("pipeline", 1), use_ubatching=changes.get("dbo", False)
-        ),
-        speculative_config=SimpleNamespace(method=speculative) if speculative else None,
-        compilation_config=SimpleNamespace(cudagraph_mm_encoder=changes.get("graphs", False)),
-        ec_transfer_config=changes.get("transfer"),
-        lora_config=SimpleNamespace(enable_tower_connector_lora=True) if changes.get("lora") else None,
-    )
-
-
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"own": True}, "video-pruning-rate"),
-        ({"pipeline": 2}, "pipeline"),
-        ({"dbo": True}, "DBO"),
-        ({"speculative": "eagle3"}, "eagle3"),
-        ({"transfer": object()}, "disaggregation"),
-        ({"lora": True}, "LoRA"),
-        ({"graphs": True}, "encoder graphs"),
-        ({"mm": None}, "no images"),
-    ],
-)
-def test_refusals_have_a_reason_each(changes: dict[str, Any], word: str) -> None:
-    reasons = visual.config_refusals(config(**changes))
-    assert len(reasons) == 1
-    assert word in reasons[0]
-
-
-def test_what_is_supported_is_not_refused() -> None:
-    assert visual.config_refusals(config()) == []
-    assert visual.config_refusals(config(speculative="ngram")) == []
 
 
 def test_endpoint_plugin_is_named_without_hiding_others() -> None:

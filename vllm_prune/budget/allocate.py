@@ -8,15 +8,8 @@ from dataclasses import dataclass
 from ..catalogue import VISUAL
 from ..grid import Grid, Modality
 from ..shares import largest_remainder
-from .canonical import Part, VisualSpec, options_of
+from .canonical import Part, VisualSpec
 from .errors import BudgetError
-from .fields import DEFAULT_STRATEGY
-
-
-def default_part(modality: Modality) -> Part:
-    """The default strategy of a modality with its default options, and no budget."""
-    name = DEFAULT_STRATEGY[modality]
-    return Part(name, options_of(name, {}, "pruning.visual"))
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ def allocate(spec: VisualSpec, sizes: Mapping[Modality, Sequence[int]]) -> dict[
 def _check_modality(strategy: str, modality: Modality) -> None:
     if modality not in VISUAL.strategy_class(strategy).modalities:
         raise BudgetError(
-            f"strategy {strategy!r} does not prune a {modality}; name another one in pruning.visual.{modality}, "
+            f"strategy {strategy!r} does not prune {modality}s; name another one in pruning.visual.{modality}, "
             f"or turn that modality off with null",
             "pruning.visual.strategy",
         )
@@ -100,9 +93,19 @@ def _share(
         )
     counts = largest_remainder(min(total, sum(weights)), weights, weights, 1)
     for (modality, i), count in zip(places, counts, strict=True):
-        part = spec.part(modality) or default_part(modality)
+        part = spec.part_of_cap(modality)
         grants[modality][i] = (
             None if count >= sizes[modality][i] else ItemBudget(part.strategy, part.options, None, count, capped)
+        )
+
+
+def _check_cap(spec: VisualSpec, modality: Modality, kept: int, items: int) -> None:
+    strategy = spec.part_of_cap(modality).strategy
+    if items and modality not in VISUAL.strategy_class(strategy).modalities:
+        raise BudgetError(
+            f"{kept} visual tokens are over the operator's limit of {spec.limit}, and no strategy that is allowed here "
+            f"prunes {modality}s; send fewer or smaller ones",
+            f"pruning.visual.{modality}",
         )
 
 
@@ -120,6 +123,8 @@ def _capped(
     if kept > spec.limit and spec.strict:
         raise BudgetError(f"{kept} visual tokens are over the operator's limit of {spec.limit}", "pruning.visual")
     if kept > spec.limit:
+        for modality in sizes:
+            _check_cap(spec, modality, kept, len(sizes[modality]))
         everything = [(m, i) for m in sizes for i in range(len(sizes[m]))]
         _share(grants, spec, everything, sizes, spec.limit, capped=True)
     return grants

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from decimal import Decimal
 from typing import Any
 
@@ -49,6 +49,7 @@ class VisualSpec:
         max_tokens: tokens shared by the parts that name no budget of their own.
         limit: operator's cap on the visual tokens of one request, None where there is none.
         strict: whether a request over the cap is refused instead of pruned down to it.
+        capped_image, capped_video: strategy with which the cap prunes a modality that has no budget.
     """
 
     image: Part | None = None
@@ -56,16 +57,23 @@ class VisualSpec:
     max_tokens: int | None = None
     limit: int | None = None
     strict: bool = False
+    capped_image: str = DEFAULT_STRATEGY["image"]
+    capped_video: str = DEFAULT_STRATEGY["video"]
 
     @property
     def counts(self) -> bool:
         """Whether tokens are counted over the request, so that every item's size matters to the others."""
-        own = [part.max_tokens for part in (self.image, self.video) if part is not None]
-        return any(n is not None for n in (*own, self.max_tokens, self.limit))
+        parts = [part.max_tokens for part in (self.image, self.video) if part is not None]
+        return any(n is not None for n in (*parts, self.max_tokens, self.limit))
 
     def part(self, modality: Modality) -> Part | None:
         """Budget of `modality`."""
         return self.image if modality == "image" else self.video
+
+    def part_of_cap(self, modality: Modality) -> Part:
+        """Budget of `modality`, or what the operator's cap prunes it with, which names no number."""
+        name = self.capped_image if modality == "image" else self.capped_video
+        return self.part(modality) or Part(name, options_of(name, {}, "pruning.visual"))
 
     def wire(self) -> dict[str, Any]:
         """JSON-able form with a fixed key order."""
@@ -78,16 +86,17 @@ class VisualSpec:
         Raises:
             BudgetError: neither form.
         """
-        if set(wire) == {"image", "video", "max_tokens", "limit", "strict"}:
+        if set(wire) == {field.name for field in fields(cls)}:
             parts = {m: Part(**wire[m]) if wire[m] else None for m in MODALITIES}
-            return cls(parts["image"], parts["video"], wire["max_tokens"], wire["limit"], wire["strict"])
+            others: dict[str, Any] = {name: value for name, value in wire.items() if name not in MODALITIES}
+            return cls(parts["image"], parts["video"], **others)
         field = parse_visual(wire)
         if field.return_kept:
             raise BudgetError("kept tokens are returned by the server alone", "pruning.visual.return_kept")
         return canonical(field)
 
 
-def canonical(field: VisualField, defaults: Mapping[str, str] | None = None) -> VisualSpec:
+def canonical(field: VisualField, defaults: Mapping[Modality, str] = DEFAULT_STRATEGY) -> VisualSpec:
     """Normalise a validated field: strategies named, options filled in, numbers in one spelling.
 
     Args:
@@ -97,49 +106,51 @@ def canonical(field: VisualField, defaults: Mapping[str, str] | None = None) -> 
     Raises:
         BudgetError: no budget, an unknown strategy, options the strategy refuses.
     """
-    fallback: dict[str, str] = dict(DEFAULT_STRATEGY.items()) | dict(defaults or {})
     parts: dict[str, Part | None] = {}
     for modality in MODALITIES:
-        own = modality in field.model_fields_set
-        override: VisualPart | None = getattr(field, modality) if own else None
-        if own and override is None:
+        override: VisualPart | None = getattr(field, modality)
+        if override is None and modality in field.model_fields_set:
             parts[modality] = None
         else:
-            parts[modality] = _part(field, override, modality, fallback[modality])
+            parts[modality] = _part(field, override, modality, defaults[modality])
     shared = any(p and p.keep is None and p.max_tokens is None for p in parts.values())
     return VisualSpec(parts["image"], parts["video"], field.max_tokens if shared else None)
 
 
-def _part(field: VisualField, override: VisualPart | None, modality: Modality, fallback: str) -> Part | None:
+def _part(field: VisualField, override: VisualPart | None, modality: Modality, default: str) -> Part | None:
     source = override or field
     param = f"pruning.visual.{modality}" if override else "pruning.visual"
-    given = source if source.keep is not None or source.max_tokens is not None else field
-    name = source.strategy or field.strategy or fallback
+    budget = source if source.keep is not None or source.max_tokens is not None else field
+    name = next((n for n in (source.strategy, field.strategy) if n is not None), default)
     if name not in VISUAL.names():
         raise BudgetError(f"unknown strategy {name!r}; known: {', '.join(VISUAL.names())}", f"{param}.strategy")
-    if name == "none" and given.max_tokens is None and given.keep in (None, 1.0):
+    if name == "none" and budget.max_tokens is None and budget.keep in (None, 1.0):
         return None
     if name == "none":
         raise BudgetError("strategy 'none' keeps every token; name another one or drop the budget", f"{param}.strategy")
-    if given.keep is None and given.max_tokens is None:
+    if budget.keep is None and budget.max_tokens is None:
         only_other = override is None and (field.image or field.video or field.model_fields_set & {"image", "video"})
         if only_other:
             return None
         raise BudgetError("give one of keep and max_tokens", f"{param}.keep")
     options = source.options if source.options is not None or override is None else field.options
     text = options_of(name, options or {}, param)
-    if given.keep is not None:
-        return None if given.keep == 1 else Part(name, text, keep=_decimal(given.keep))
-    return Part(name, text, max_tokens=given.max_tokens if given is override else None)
+    if budget.keep is not None:
+        return None if budget.keep == 1 else Part(name, text, keep=_decimal(budget.keep))
+    return Part(name, text, max_tokens=budget.max_tokens if budget is override else None)
 
 
-def canonical_kv(field: KvField) -> KvSpec | None:
+def canonical_kv(field: KvField, default: str = DEFAULT_KV_STRATEGY) -> KvSpec | None:
     """Normalise a validated `pruning.kv` object; None where it evicts nothing.
+
+    Args:
+        field: what the client asked for.
+        default: strategy where the field names none.
 
     Raises:
         BudgetError: both budgets or neither, an unknown strategy, options the strategy refuses.
     """
-    name = field.strategy or DEFAULT_KV_STRATEGY
+    name = default if field.strategy is None else field.strategy
     if name not in ("none", *KV.names()):
         raise BudgetError(f"unknown KV strategy {name!r}; known: {', '.join(KV.names())}", "pruning.kv.strategy")
     if (field.keep is None) == (field.max_tokens is None) and name != "none":
@@ -150,7 +161,17 @@ def canonical_kv(field: KvField) -> KvSpec | None:
         return None
     options = options_of(name, field.options or {}, "pruning.kv", KV.create)
     keep = None if field.keep is None else _decimal(field.keep)
-    return KvSpec(name, options, keep, field.max_tokens, field.window, field.buffer)
+    named = field.model_fields_set
+    return KvSpec(
+        name,
+        options,
+        keep,
+        field.max_tokens,
+        field.window,
+        field.buffer,
+        window_named="window" in named,
+        buffer_named="buffer" in named,
+    )
 
 
 def _decimal(ratio: float) -> str:

@@ -10,7 +10,7 @@ from ..grid import Modality
 from .errors import BudgetError
 
 DEFAULT_STRATEGY: dict[Modality, str] = {"image": "divprune", "video": "divprune"}
-
+"""Strategy of a request that names none, where the operator allows it."""
 
 DEFAULT_KV_STRATEGY = "snapkv"
 OnLimit = Literal["clamp", "reject"]
@@ -21,12 +21,12 @@ class _Strict(BaseModel):
 
 
 Keep = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-
-
 MAX_TOKENS = 1 << 24
 MAX_WINDOW = 1024
 MAX_BUFFER = 1 << 20
-MaxTokens = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
+MaxTokens = Annotated[int, Field(strict=True, ge=1, le=MAX_TOKENS)]
+Window = Annotated[int, Field(strict=True, ge=1, le=MAX_WINDOW)]
+Buffer = Annotated[int, Field(strict=True, ge=1, le=MAX_BUFFER)]
 
 
 class VisualPart(_Strict):
@@ -61,8 +61,8 @@ class KvField(_Strict):
     strategy: str | None = None
     keep: Keep | None = None
     max_tokens: MaxTokens | None = None
-    window: Annotated[int, Field(ge=1, le=MAX_WINDOW)] = 8
-    buffer: Annotated[int, Field(ge=1, le=MAX_BUFFER)] = 128
+    window: Window = 8
+    buffer: Buffer = 128
     options: dict[str, Any] | None = None
 
 

@@ -20,6 +20,11 @@ KEY = "vllm_prune_kv"
 REPORT = "vllm_prune_kv"
 """Key of the scheduler's report among an engine output's transfer parameters."""
 
+DEFAULT_WINDOW = 8
+
+QUADRATIC_SHARE = 64
+"""Rows of the budget for each row of the smallest buffer, where scoring is quadratic."""
+
 FEWEST_ROWS = 3
 """Smallest budget: one scored row and a window, as in GUI-KV (its window is min(8, C - 2))."""
 
@@ -33,29 +38,76 @@ class KvSpec:
         options: canonical JSON of the strategy's options.
         keep: ratio of the prompt's cached rows, as decimal text; None when `max_tokens` is given.
         max_tokens: rows cached per layer and KV head after each compaction.
-        window: rows at the end that are always kept.
+        window: rows at the end that are always kept; fewer where the budget is small, see `window_of`.
         buffer: decode rows past the budget before it is compacted again.
         ticket: names the HTTP request that waits for the report.
+        window_named, buffer_named: whether the request names them; defaults follow the budget and are never "clamped".
     """
 
     strategy: str
     options: str = "{}"
     keep: str | None = None
     max_tokens: int | None = None
-    window: int = 8
+    window: int = DEFAULT_WINDOW
     buffer: int = 128
     ticket: str = ""
+    window_named: bool = False
+    buffer_named: bool = False
 
     def count(self, prompt: int) -> int:
         """C, rows that a compaction leaves, for a prompt of that many cached rows."""
-        if self.keep is not None:
-            return max(FEWEST_ROWS, int(Decimal(self.keep) * prompt))
-        assert self.max_tokens is not None
-        return max(FEWEST_ROWS, self.max_tokens)
+        return max(FEWEST_ROWS, self._requested_count(prompt))
 
-    def window_of(self, count: int) -> int:
-        """W for a budget of `count` rows: at least one scored row is left beside it."""
-        return max(1, min(self.window, count - 2))
+    def _requested_count(self, prompt: int) -> int:
+        if self.keep is not None:
+            return int(Decimal(self.keep) * prompt)
+        assert self.max_tokens is not None
+        return self.max_tokens
+
+    def window_of(self, count: int, max_window: int | None = None) -> int:
+        """W for a budget of `count` rows: at least one scored row is left beside it.
+
+        Args:
+            count: C.
+            max_window: most that the engine observes, None for no bound.
+        """
+        return max(1, min(self.window, count - 2, self.window if max_window is None else max_window))
+
+    def buffer_of(self, count: int, quadratic: bool) -> int:
+        """Decode rows past a budget of `count` rows before it is compacted again.
+
+        A strategy whose time grows with the square of the rows gets at least 1/64 of the budget: then it takes time in
+        proportion to the rows per decoded token, as attention does.
+        """
+        return max(self.buffer, -(-count // QUADRATIC_SHARE)) if quadratic else self.buffer
+
+    def clamped(self, prompt: int, max_window: int | None = None, quadratic: bool = False) -> list[dict[str, Any]]:
+        """Entries of `usage.pruning.clamped` for what this budget asks for and a prompt of that length cannot have.
+
+        Args:
+            prompt: rows of the prompt.
+            max_window: most that the engine observes, None for no bound.
+            quadratic: see `buffer_of`.
+        """
+        entries: list[dict[str, Any]] = []
+
+        def add(name: str, requested: float, applied: float, reason: str) -> None:
+            entry = {"param": f"pruning.kv.{name}", "requested": requested, "applied": applied, "reason": reason}
+            entries.append(entry)
+
+        if self._requested_count(prompt) < FEWEST_ROWS:
+            if self.keep is not None:
+                add("keep", float(self.keep), float(f"{min(1.0, FEWEST_ROWS / prompt):.6g}"), "min_rows")
+            else:
+                add("max_tokens", self._requested_count(prompt), FEWEST_ROWS, "min_rows")
+        room = max(1, self.count(prompt) - 2)
+        window = self.window_of(self.count(prompt), max_window)
+        if self.window_named and window < self.window:
+            add("window", self.window, window, "window_over_budget" if window == room else "max_window")
+        buffer = self.buffer_of(self.count(prompt), quadratic)
+        if self.buffer_named and buffer > self.buffer:
+            add("buffer", self.buffer, buffer, "quadratic")
+        return entries
 
     def due(self, prompt: int, rows: int, compacted: bool) -> bool:
         """Whether a request with that many cached rows is to be compacted now.
@@ -94,6 +146,9 @@ class KvSpec:
         for name in ("strategy", "options", "ticket"):
             if type(raw[name]) is not str:
                 raise _malformed(name, "it is no text")
+        for name in ("window_named", "buffer_named"):
+            if type(raw[name]) is not bool:
+                raise _malformed(name, "it is neither true nor false")
         for name, most in (("window", MAX_WINDOW), ("buffer", MAX_BUFFER)):
             _check_count(name, raw[name], most)
         if (raw["keep"] is None) == (raw["max_tokens"] is None):

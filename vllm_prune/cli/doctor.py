@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from ..catalogue import KV
+from ..budget.errors import KV_CAUSES, VISUAL_CAUSES, words_of
+from ..catalogue import KV, VISUAL
 from ..config.load import ENV, ConfigError, load
 from ..kv.suitability import SCHEDULER, WORKER
-from ..support.kv import REFUSED
-from ..visual.scorers.stts.files import PLACE, ScorerError, read_shape
+from ..visual.scorers.base import ScorerError
+from ..visual.scorers.stts.files import PLACE, read_shape
+from ..visual.scorers.vision_selector import load_selector
 from ..vllm_compat import media_connector, plugin, signatures, version
 
 
 @dataclass(frozen=True)
 class Check:
-    """One finding: `good` is False when it keeps budgets from being honoured."""
+    """One line of the report: `good` is False when it keeps budgets from being honoured."""
 
     name: str
     good: bool
@@ -42,6 +44,8 @@ def examine() -> list[Check]:
         _molmo2(),
         _configuration(),
         _stts(),
+        _vision_selector(),
+        _visual(),
         _kv(),
         _media(),
     ]
@@ -126,9 +130,29 @@ def _stts() -> Check:
     )
 
 
+def _vision_selector() -> Check:
+    try:
+        weights = load().vision_selector.weights
+        selector = load_selector(Path(weights)) if weights is not None else None
+    except ConfigError:
+        return Check("vision_selector", True, "not looked at: the configuration cannot be read")
+    except ScorerError as error:
+        return Check("vision_selector", False, str(error))
+    if selector is not None:
+        return Check("vision_selector", True, f"{weights}: for language models of hidden size {selector.width}")
+    return Check("vision_selector", True, "no weights configured: the strategy is refused with 400; name a file or "
+                 "folder in the configuration, vision_selector: {weights: PATH}")  # fmt: skip
+
+
+def _visual() -> Check:
+    return Check(
+        "visual pruning", True, f"{', '.join(VISUAL.names())}; refused with a reason: {words_of(VISUAL_CAUSES)}"
+    )
+
+
 def _kv() -> Check:
     detail = f"{', '.join(KV.names())}; needs --scheduler-cls {SCHEDULER} and --worker-cls {WORKER} "
-    detail += f"(vllm-prune serve sets both); refused with a reason: {', '.join(REFUSED.values())}"
+    detail += f"(vllm-prune serve sets both); refused with a reason: {words_of(KV_CAUSES)}"
     try:
         for path in (SCHEDULER, WORKER):
             module, _, name = path.rpartition(".")

@@ -56,7 +56,7 @@ def doctor() -> None:
 
 @app.command()
 def strategies(
-    markdown: Annotated[bool, typer.Option(help="Print the table of the README.")] = False,
+    markdown: Annotated[bool, typer.Option(help="Print the tables of the documentation.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with option schemas.")] = False,
 ) -> None:
     """List the catalogue."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..config.load import ENV, ConfigError, load
 from ..config.tenants import KEYS_CONFLICT
+from ..config.worker_facts import FactsError, WorkerFacts
 from ..kv.suitability import SCHEDULER, WORKER
 from ..support import self_check
 from ..vllm_compat import media_connector, serve_command, version
@@ -58,7 +59,8 @@ def launch(model: str, arguments: Sequence[str], config: str | None) -> None:
         os.environ[METRICS_DIR] = tempfile.mkdtemp(prefix="vllm-prune-metrics-")
     try:
         choose_media_connector(arguments)
-        serve_command.run_vllm_serve([model, *arguments, *_defaults(model, arguments), *_telemetry(arguments)])
+        added = [*_defaults(model, arguments), *_telemetry(arguments)]
+        serve_command.run_vllm_serve([model, *_with_worker_facts(arguments), *added])
     finally:
         if own_metrics:
             shutil.rmtree(os.environ[METRICS_DIR], ignore_errors=True)
@@ -97,6 +99,14 @@ def _defaults(model: str, arguments: Sequence[str]) -> list[str]:
     if not any(has_flag(arguments, flag) for flag in MEMORY_FLAGS) and CPU_CACHE not in os.environ:
         wanted |= {"--kv-cache-memory-bytes": DEMO_CACHE} if is_demo(model) else memory_share()
     return [text for flag, value in wanted.items() if not has_flag(arguments, flag) for text in (flag, value)]
+
+
+def _with_worker_facts(arguments: Sequence[str]) -> list[str]:
+    """The user's arguments, with what the workers need of the configuration in `--additional-config`."""
+    try:
+        return WorkerFacts.configured(load()).merged_into(arguments)
+    except FactsError as error:
+        raise LaunchError(str(error)) from None
 
 
 def _telemetry(arguments: Sequence[str]) -> list[str]:

@@ -2,50 +2,73 @@
 
 from __future__ import annotations
 
-from pydantic import model_validator
+from typing import Annotated
 
-from ..budget.fields import Keep, MaxTokens, OnLimit
+from pydantic import Field, model_validator
+
+from ..budget.fields import DEFAULT_KV_STRATEGY, DEFAULT_STRATEGY, Buffer, Keep, MaxTokens, OnLimit, Window
 from ..catalogue import KV, VISUAL
+from ..grid import MODALITIES, Modality
 from .section import Section
+from .worker_facts import MAX_WINDOW
+
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-def _check_names(given: tuple[str, ...] | None, known: tuple[str, ...]) -> None:
-    unknown = set(given or ()) - set(known)
+def _check(limits: KvLimits | Limits, known: tuple[str, ...]) -> None:
+    unknown = set(limits.strategies or ()) - set(known)
     if unknown:
         raise ValueError(f"unknown strategies {sorted(unknown)}; known: {', '.join(known)}")
+    if limits.min_keep and limits.max_keep and limits.min_keep > limits.max_keep:
+        raise ValueError("min_keep is above max_keep")
+    if limits.min_tokens and limits.max_tokens and limits.min_tokens > limits.max_tokens:
+        raise ValueError("min_tokens is above max_tokens")
 
 
 class KvLimits(Section):
     """What requests may ask for in `pruning.kv`; `on_limit` is that of `limits`.
 
     Attributes:
-        min_keep, max_keep: bounds of `keep`.
-        min_tokens, max_tokens: bounds of `max_tokens`.
-        strategies: allowed strategies, all when absent.
+        min_keep: lowest `keep`.
+        max_keep: highest `keep`.
+        min_tokens: lowest `max_tokens`.
+        max_tokens: highest `max_tokens`.
+        strategies: allowed strategies, all when absent. A request that names none gets the server's default where it
+            is allowed, else the first of these.
+        max_window: highest `window`. The workers keep the queries of so many rows per request, in every layer.
+        min_buffer: lowest `buffer`. After that many decoded tokens the request's whole cache is scored again.
     """
 
     min_keep: Keep | None = None
     max_keep: Keep | None = None
     min_tokens: MaxTokens | None = None
     max_tokens: MaxTokens | None = None
-    strategies: tuple[str, ...] | None = None
+    strategies: Names | None = None
+    max_window: Window = MAX_WINDOW
+    min_buffer: Buffer = 16
 
     @model_validator(mode="after")
     def _known(self) -> KvLimits:
-        _check_names(self.strategies, KV.names())
-        if self.min_keep and self.max_keep and self.min_keep > self.max_keep:
-            raise ValueError("min_keep is above max_keep")
+        _check(self, KV.names())
         return self
+
+    def default_strategy(self) -> str:
+        """Strategy of a request that names none."""
+        if self.strategies is None or DEFAULT_KV_STRATEGY in self.strategies:
+            return DEFAULT_KV_STRATEGY
+        return self.strategies[0]
 
 
 class Limits(Section):
     """What requests may ask for.
 
     Attributes:
-        min_keep, max_keep: bounds of `keep`; `max_keep` below 1 also bounds requests without a budget.
-        min_tokens: lower bound of `max_tokens`.
+        min_keep: lowest `keep`.
+        max_keep: highest `keep`; below 1 it also bounds requests without a budget.
+        min_tokens: lowest `max_tokens`.
         max_tokens: most visual tokens that one request may hand to the language model.
-        strategies: allowed strategies, all when absent.
+        strategies: allowed strategies, all when absent. A request that names none gets the server's default where it
+            is allowed, else the first of these that prunes the modality.
         kv: bounds of `pruning.kv`.
         on_limit: "clamp" changes the budget and says so in the answer, "reject" refuses with 400.
     """
@@ -54,18 +77,33 @@ class Limits(Section):
     max_keep: Keep | None = None
     min_tokens: MaxTokens | None = None
     max_tokens: MaxTokens | None = None
-    strategies: tuple[str, ...] | None = None
+    strategies: Names | None = None
     kv: KvLimits = KvLimits()
     on_limit: OnLimit = "clamp"
 
     @model_validator(mode="after")
     def _known(self) -> Limits:
-        _check_names(self.strategies, VISUAL.names())
-        if self.min_keep and self.max_keep and self.min_keep > self.max_keep:
-            raise ValueError("min_keep is above max_keep")
+        _check(self, VISUAL.names())
+        bounds = self.max_tokens is not None or (self.max_keep is not None and self.max_keep < 1)
+        if bounds and self.strategies is not None and set(self.strategies) == {"none"}:
+            raise ValueError("max_keep below 1 and max_tokens need a strategy that prunes; strategies has none")
         return self
+
+    def default_strategies(self) -> dict[Modality, str]:
+        """Strategy per modality of a request that names none.
+
+        Where no allowed strategy prunes a modality it is the first allowed one, and items of it are refused.
+        """
+        return {modality: self._default_strategy(modality) for modality in MODALITIES}
+
+    def _default_strategy(self, modality: Modality) -> str:
+        if self.strategies is None or DEFAULT_STRATEGY[modality] in self.strategies:
+            return DEFAULT_STRATEGY[modality]
+        pruning = [name for name in self.strategies if name != "none"]
+        fitting = (name for name in pruning if modality in VISUAL.strategy_class(name).modalities)
+        return next(fitting, pruning[0] if pruning else "none")
 
     def overlaid(self, other: Limits) -> Limits:
         """These limits with the fields that `other` sets in their place."""
-        own, given = self.model_dump(), other.model_dump(exclude_unset=True)
-        return Limits.model_validate({**own, **given, "kv": {**own["kv"], **given.get("kv", {})}})
+        server, overrides = self.model_dump(), other.model_dump(exclude_unset=True)
+        return Limits.model_validate({**server, **overrides, "kv": {**server["kv"], **overrides.get("kv", {})}})

@@ -31,10 +31,33 @@ class ConfigError(ValueError):
 
 
 class Defaults(Section):
-    """Budgets of requests that name none."""
+    """Budgets of requests that name none; a part that is absent is off.
+
+    Attributes:
+        visual: a `pruning.visual` object.
+        kv: a `pruning.kv` object.
+    """
 
     visual: VisualField | None = None
     kv: KvField | None = None
+
+
+def _check_budget(
+    where: str, field: Defaults | PruningField, limits: Limits
+) -> list[tuple[str, str, tuple[str, ...] | None]]:
+    """The strategies that a budget comes to, each with its part and the names that the limits allow there.
+
+    Raises:
+        ValueError: a budget that could not be honoured; `where` says which.
+    """
+    try:
+        visual = None if field.visual is None else canonical(field.visual, limits.default_strategies())
+        kv = None if field.kv is None else canonical_kv(field.kv, limits.kv.default_strategy())
+    except BudgetError as error:
+        raise ValueError(f"{where}: {error}") from None
+    parts = [] if visual is None else [part for part in (visual.image, visual.video) if part is not None]
+    strategies = [("visual", part.strategy, limits.strategies) for part in parts]
+    return strategies if kv is None else [*strategies, ("kv", kv.strategy, limits.kv.strategies)]
 
 
 PresetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -56,19 +79,24 @@ class PruneConfig(Section):
 
     @model_validator(mode="after")
     def _usable(self) -> PruneConfig:
-        fields: dict[str, Defaults | PruningField] = {"defaults": self.defaults}
-        fields |= {f"presets.{name}": preset for name, preset in self.presets.items()}
-        for where, field in fields.items():
-            try:
-                if field.visual is not None:
-                    canonical(field.visual)
-                if field.kv is not None:
-                    canonical_kv(field.kv)
-            except BudgetError as error:
-                raise ValueError(f"{where}: {error}") from None
+        self._check_defaults("defaults")
+        for name, preset in self.presets.items():
+            _check_budget(f"presets.{name}", preset, self.limits)
         for tenant in named(self.tenants).values():
-            self.for_tenant(tenant)
+            self.for_tenant(tenant)._check_defaults(f"tenant {tenant.name}: defaults")
         return self
+
+    def _check_defaults(self, where: str) -> None:
+        """Refuse defaults that the limits forbid: every request that names no budget would be refused."""
+        for label, name, allowed in _check_budget(where, self.defaults, self.limits):
+            if allowed is not None and name not in allowed:
+                raise ValueError(f"{where}.{label}: strategy {name!r} is not among limits: {', '.join(allowed)}")
+
+    @property
+    def largest_window(self) -> int:
+        """Largest `window` of KV eviction that any tenant may ask for."""
+        limits = [self.limits, *(self.limits.overlaid(tenant.limits) for tenant in self.tenants.values())]
+        return max(one.kv.max_window for one in limits)
 
     def for_tenant(self, tenant: Tenant) -> PruneConfig:
         """The configuration as it applies to one tenant.
@@ -81,8 +109,7 @@ class PruneConfig(Section):
             known = ", ".join(sorted(self.presets)) or "none are configured"
             raise ValueError(f"tenant {tenant.name}: unknown default_preset {name!r}; known: {known}")
         preset = self.presets[name] if name is not None else PruningField()
-        given = {part: getattr(preset, part) for part in preset.model_fields_set}
-        defaults = self.defaults.model_copy(update=given)
+        defaults = self.defaults.model_copy(update={part: getattr(preset, part) for part in preset.model_fields_set})
         return self.model_copy(update={"defaults": defaults, "limits": self.limits.overlaid(tenant.limits)})
 
 
@@ -113,17 +140,17 @@ def load(path: str | os.PathLike[str] | None = None) -> PruneConfig:
 
 
 def _with_environment(raw: Any) -> Any:
-    """The file's content with the tenants of the environment beside its own."""
+    """The file's content with the tenants of the environment added to its section `tenants`."""
     try:
         more = from_environment()
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if not more or not isinstance(raw, dict):
         return raw
-    own = raw.get("tenants") or {}
-    if twice := set(own) & set(more):
+    tenants = raw.get("tenants") or {}
+    if twice := set(tenants) & set(more):
         raise ConfigError(f"{TENANTS_ENV} repeats keys of the configuration file: {', '.join(sorted(twice))}")
-    return {**raw, "tenants": {**own, **more}}
+    return {**raw, "tenants": {**tenants, **more}}
 
 
 def _plain(raw: Any) -> Any:

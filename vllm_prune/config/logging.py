@@ -28,12 +28,12 @@ class Logging(Section):
         Raises:
             ValueError: `VLLM_PRUNE_LOG_FORMAT` is neither text nor json.
         """
-        given = os.environ.get(ENV)
-        if not given:
+        variable = os.environ.get(ENV)
+        if not variable:
             return self.format
-        if given not in get_args(Format):
-            raise ValueError(f"{ENV}={given!r} is unknown; set it to text or json")
-        return cast(Format, given)
+        if variable not in get_args(Format):
+            raise ValueError(f"{ENV}={variable!r} is unknown; set it to text or json")
+        return cast(Format, variable)
 
     def lines(self) -> bool:
         """Whether each request gets a line."""

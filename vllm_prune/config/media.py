@@ -7,7 +7,7 @@ import os
 import re
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from .section import Section
 
@@ -23,15 +23,23 @@ _HOST = re.compile(r"(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 class Media(Section):
     """Limits of media intake. Sizes are in bytes, times in seconds; each limit holds per item, `max_items` per request.
 
+    A video of which only some of the sampled frames can be decoded, such as one that is cut off, is taken with these,
+    as by vLLM itself; the server's log says how many of how many. One without any is refused.
+
     Attributes:
         hosts: hosts that media may be fetched from, `*.example.com` for all below one; empty: any public host.
         private: networks (CIDR), or names of hosts, whose addresses need not be public. All else must be.
         max_redirects: redirects that are followed, each checked like the first URL.
-        allow_port_change: redirects may lead to another port than 80 to 443.
-        connect_seconds, fetch_seconds: time to connect, and in all.
-        max_bytes, max_data_url_bytes: size of a fetched file, and of one inside the request, once base64 is undone.
+        allow_port_change: whether redirects may lead to another port; from 80 to 443 they always may.
+        connect_seconds: time to connect.
+        fetch_seconds: time of a download, redirects included.
+        max_bytes: size of a fetched file.
+        max_data_url_bytes: size of a file inside the request, once base64 is undone.
         max_items: media in one request.
-        min_side, max_aspect_ratio, max_pixels: shape of an image, or of one frame.
+        max_waiting: media of one tenant that may wait for a decoding process; more are refused with `Retry-After`.
+        min_side: shorter side of an image or a frame, in pixels.
+        max_aspect_ratio: longer side over the shorter one.
+        max_pixels: pixels of an image or a frame.
         max_frames: frames of a video that reach the model, or of an animated image.
         max_source_frames: frames in a video file; those between the sampled ones have to be decoded too.
         max_video_pixels: pixels of a frame times frames that reach the model.
@@ -50,6 +58,7 @@ class Media(Section):
     max_bytes: Count = 128 * MiB
     max_data_url_bytes: Count = 64 * MiB
     max_items: Count = 128
+    max_waiting: Count = 1024
     min_side: Count = 4
     max_aspect_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 200.0
     max_pixels: Count = 64 * MiB
@@ -76,6 +85,15 @@ class Media(Section):
             if not _is_network(entry) and not (_HOST.fullmatch(entry) and any(c.isalpha() for c in entry)):
                 raise ValueError(f"{entry!r} is neither a network such as 10.0.3.0/24 nor a host name")
         return tuple(entry.lower() for entry in private)
+
+    @model_validator(mode="after")
+    def _one_request_fits_the_queue(self) -> Media:
+        if self.max_waiting < self.max_items:
+            raise ValueError(
+                f"max_waiting ({self.max_waiting}) is below max_items ({self.max_items}), so that a full request is "
+                "never taken; raise it or lower max_items"
+            )
+        return self
 
     @property
     def private_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from .section import Section
+
+FileName = Annotated[str, Field(min_length=1)]
 
 
 class Stts(Section):
@@ -13,7 +19,7 @@ class Stts(Section):
             served checkpoint.
     """
 
-    scorer: str | None = None
+    scorer: FileName | None = None
 
 
 class VisionSelectorWeights(Section):
@@ -24,4 +30,4 @@ class VisionSelectorWeights(Section):
             checkpoint that contains it. Without it, the strategy is refused.
     """
 
-    weights: str | None = None
+    weights: FileName | None = None

@@ -22,10 +22,10 @@ TenantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
 class Rate(Section):
-    """A token bucket.
+    """A token bucket of requests.
 
     Attributes:
-        requests_per_second: refill.
+        requests_per_second: requests per second in the long run.
         burst: requests that may come at once after a pause.
     """
 
@@ -34,13 +34,13 @@ class Rate(Section):
 
 
 class Tenant(Section):
-    """One tenant. Several keys belong to one tenant when their entries are equal and carry its name.
+    """One tenant, by the hash of its API key. Keys whose entries are equal and have the same name belong to one.
 
     Attributes:
         name: for logs and for keys that share a tenant; from the key's hash when absent.
         limits: fields that replace those of the server's `limits`.
         default_preset: preset for what a request leaves open, before the server's defaults.
-        rate: requests per second.
+        rate: how many requests it may send in a time, as below.
         max_inflight_requests: requests being received or answered at once.
         cache_salt: separates this tenant's prefix cache from others'; from the name when absent.
     """
@@ -89,9 +89,9 @@ def from_environment() -> dict[str, Any]:
     """
     text = os.environ.get(ENV, "")
     try:
-        found = yaml.safe_load(text) or {}
+        entries = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{ENV} is neither YAML nor JSON: {error}") from None
-    if not isinstance(found, dict):
+    if not isinstance(entries, dict):
         raise ValueError(f"{ENV} is not a mapping from key hashes to tenants")
-    return found
+    return entries

@@ -13,7 +13,7 @@ from .commands import Compaction
 
 
 class CompactingManager(FullAttentionManager):
-    """vLLM's manager, which counts logical tokens, taught that some of them are no longer cached.
+    """vLLM's manager, which counts logical tokens, for requests of which some are no longer cached.
 
     Attributes:
         evicted: rows evicted so far, per compacted request.
@@ -22,7 +22,7 @@ class CompactingManager(FullAttentionManager):
     evicted: dict[str, int]
 
     @classmethod
-    def adopt(cls, manager: FullAttentionManager) -> CompactingManager:
+    def upgrade(cls, manager: FullAttentionManager) -> CompactingManager:
         """Turn vLLM's manager into ours, before it has seen a request."""
         assert type(manager) is FullAttentionManager
         manager.__class__ = cls
@@ -42,22 +42,22 @@ class CompactingManager(FullAttentionManager):
         **kwargs: Any,
     ) -> int:
         """As vLLM's, for cached instead of logical lengths."""
-        gone = self.evicted.get(request_id, 0)
+        evicted = self.evicted.get(request_id, 0)
         return super().get_num_blocks_to_allocate(
             request_id,
-            num_tokens - gone,
+            num_tokens - evicted,
             new_computed_blocks,
-            total_computed_tokens - gone,
-            num_local_computed_tokens - gone,
-            num_tokens_main_model - gone,
+            total_computed_tokens - evicted,
+            num_local_computed_tokens - evicted,
+            num_tokens_main_model - evicted,
             *args,
             **kwargs,
         )
 
     def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> list[KVCacheBlock]:
         """As vLLM's, for cached instead of logical lengths."""
-        gone = self.evicted.get(request_id, 0)
-        return super().allocate_new_blocks(request_id, num_tokens - gone, num_tokens_main_model - gone)
+        evicted = self.evicted.get(request_id, 0)
+        return super().allocate_new_blocks(request_id, num_tokens - evicted, num_tokens_main_model - evicted)
 
     def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
         """Never offer compacted rows to other requests: they are nobody's prefix."""

@@ -55,8 +55,17 @@ class CacheRows(ABC):
     def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """Write [H, n, D] keys and values to the given slots, int64 [n]."""
 
-    def logits(self, queries: Tensor, slots: Tensor, scale: float) -> Callable[[], Tensor] | None:
-        """The window's attention logits straight from the cache, where a kernel does that; None elsewhere."""
+    def logits(self, queries: Tensor, slots: Tensor, scale: float) -> Callable[[slice, slice], Tensor] | None:
+        """A window's attention logits straight from the cache, where a kernel does that; None elsewhere.
+
+        Args:
+            queries: [W, H * G, D] float32 of the last W rows.
+            slots: int64 [L], where the request's rows lie.
+            scale: factor of the logits.
+
+        Returns:
+            What `LayerView.logits` takes.
+        """
         return None
 
     def move(self, kept: Tensor, keys: Tensor, values: Tensor, source: Blocks, target: Blocks) -> None:
@@ -106,20 +115,27 @@ class StridedRows(CacheRows):
         width = self.cache.shape[3]
         return self.cache.is_cuda and self.cache.stride(3) == 1 and width & (width - 1) == 0
 
-    def logits(self, queries: Tensor, slots: Tensor, scale: float) -> Callable[[], Tensor] | None:
+    def logits(self, queries: Tensor, slots: Tensor, scale: float) -> Callable[[slice, slice], Tensor] | None:
         """See `CacheRows`."""
         if not self._suits_kernels():
             return None
         from . import kernels
 
-        return lambda: kernels.window_logits(queries, self.cache, slots, scale)
+        by_head = queries.unflatten(1, (len(self.heads), -1))
+        first = len(slots) - len(queries)
+
+        def logits(heads: slice, window: slice) -> Tensor:
+            part = by_head[window, heads].flatten(1, 2)
+            return kernels.window_logits(part, self.cache[:, heads], slots, scale, first + (window.start or 0))
+
+        return logits
 
     def move(self, kept: Tensor, keys: Tensor, values: Tensor, source: Blocks, target: Blocks) -> None:
         """In place by one kernel, where the blocks allow it and rows have a size that it takes."""
         if self._suits_kernels():
             from . import kernels
 
-            if kernels.walks_in_place(source.ids, target.ids):
+            if kernels.safe_in_place(source.ids, target.ids):
                 kernels.compact(self.cache, kept, source.slots, target.slots)
                 return
         super().move(kept, keys, values, source, target)
@@ -130,14 +146,14 @@ class PackedRows(CacheRows):
 
     Args:
         layer: vLLM's attention layer.
-        order: the layout as `learn_order` found it; layers of one model share it.
+        order: what `learn_order` returned; layers of one model share it.
     """
 
     def __init__(self, layer: Any, order: Tensor) -> None:
         self.layer = layer
         self.cache: Tensor = layer.kv_cache
         self.order = order
-        self.walks = [Walk.along(half) for half in order]
+        self.layouts = [StridedLayout.of(half) for half in order]
 
     def read(self, source: Blocks) -> tuple[Tensor, Tensor]:
         """See `CacheRows`."""
@@ -146,8 +162,8 @@ class PackedRows(CacheRows):
         blocks = source.slots[::size] // size
         raw = self.cache[blocks].flatten(2)
         halves = (
-            _scatter_back(raw, half) if walk is None else walk.unpack(raw, *half.shape)
-            for half, walk in zip(self.order, self.walks, strict=True)
+            _scatter_back(raw, half) if layout is None else layout.unpack(raw, *half.shape)
+            for half, layout in zip(self.order, self.layouts, strict=True)
         )
         keys, values = (half[:, :rows] for half in halves)
         return keys, values
@@ -164,51 +180,51 @@ class PackedRows(CacheRows):
 
 
 @dataclass(frozen=True)
-class Walk:
-    """A block's order as a walk of fixed steps, several times faster to read than element by element.
+class StridedLayout:
+    """A block's order as nested loops of fixed strides, several times faster to read than element by element.
 
     Attributes:
         start: place of the first row's first element.
-        sizes: how often each step is taken, outermost first, rows before elements.
-        steps: its length.
+        sizes: repetitions of each loop, outermost first, loops over rows before loops over elements.
+        strides: distance in elements between two repetitions of each loop.
     """
 
     start: int
     sizes: tuple[int, ...]
-    steps: tuple[int, ...]
+    strides: tuple[int, ...]
 
     @classmethod
-    def along(cls, half: Tensor) -> Walk | None:
-        """The walk of one half of `learn_order`'s answer; None for an order that is none."""
-        down, across = _digits(half[:, 0].tolist()), _digits(half[0].tolist())
-        if not torch.equal(half, half[:, :1] + half[:1] - half[0, 0]) or down is None or across is None:
+    def of(cls, half: Tensor) -> StridedLayout | None:
+        """The layout of one half of `learn_order`'s answer; None for an order that is not of this form."""
+        rows, elements = _nested_strides(half[:, 0].tolist()), _nested_strides(half[0].tolist())
+        if not torch.equal(half, half[:, :1] + half[:1] - half[0, 0]) or rows is None or elements is None:
             return None
-        sizes, steps = zip(*down, *across, strict=True)
-        return cls(int(half[0, 0]), sizes, steps)
+        sizes, strides = zip(*rows, *elements, strict=True)
+        return cls(int(half[0, 0]), sizes, strides)
 
     def unpack(self, raw: Tensor, size: int, dim: int) -> Tensor:
         """Read [blocks, H, block_size * 2 * D] blocks as [H, blocks * block_size, D]."""
         count, heads, width = raw.shape
-        places = raw.as_strided((heads, count, *self.sizes), (width, heads * width, *self.steps), self.start)
+        places = raw.as_strided((heads, count, *self.sizes), (width, heads * width, *self.strides), self.start)
         return places.reshape(heads, count * size, dim)
 
 
-def _digits(places: list[int]) -> list[tuple[int, int]] | None:
-    """Write a sequence as nested loops (repetitions, step), outermost first; None if it is not of that form."""
-    found, period = [], 1
+def _nested_strides(places: list[int]) -> list[tuple[int, int]] | None:
+    """Write a sequence as nested loops (repetitions, stride), outermost first; None if it is not of that form."""
+    loops, period = [], 1
     while period < len(places):
-        step, count = places[period] - places[0], 1
+        stride, count = places[period] - places[0], 1
         while (count + 1) * period <= len(places) and all(
-            places[count * period + i] == places[i] + count * step for i in range(period)
+            places[count * period + i] == places[i] + count * stride for i in range(period)
         ):
             count += 1
         while len(places) % (count * period):
             count -= 1
         if count == 1:
             return None
-        found.append((count, step))
+        loops.append((count, stride))
         period *= count
-    return found[::-1] or [(1, 0)]
+    return loops[::-1] or [(1, 0)]
 
 
 def _scatter_back(raw: Tensor, half: Tensor) -> Tensor:
@@ -236,18 +252,18 @@ def learn_order(layer: Any) -> Tensor:
     _, heads, size, width = layer.kv_cache.shape
     dim = width // 2
     codes = torch.arange(2 * size * dim).view(2, size, dim)
-    found = torch.zeros(heads, size * width, dtype=torch.int64)
+    written = torch.zeros(heads, size * width, dtype=torch.int64)
     slots = torch.arange(size)
     for place in range(3):
         block = torch.zeros(1, heads, size, width, dtype=layer.kv_cache.dtype)
         digit = (codes // 128**place % 128).to(block.dtype)
         keys, values = (half[:, None].expand(size, heads, dim).contiguous() for half in digit)
         layer.impl.do_kv_cache_update(layer, keys, values, block, slots)
-        found += block.view(heads, -1).to(torch.int64) * 128**place
-    if not torch.equal(found.sort(dim=1).values, codes.flatten().expand_as(found)) or (found != found[0]).any():
+        written += block.view(heads, -1).to(torch.int64) * 128**place
+    if not torch.equal(written.sort(dim=1).values, codes.flatten().expand_as(written)) or (written != written[0]).any():
         raise UnknownLayout("the attention backend packs cached rows in a way that could not be learned")
     order = torch.empty(codes.numel(), dtype=torch.int64)
-    order[found[0]] = torch.arange(codes.numel())
+    order[written[0]] = torch.arange(codes.numel())
     return order.view_as(codes)
 
 

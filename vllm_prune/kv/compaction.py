@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,20 +18,22 @@ from .cache import Blocks, CacheRows
 from .commands import Compaction
 from .query_window import QueryStore
 from .saliency import SaliencyStore
-from .strategies.base import TEXT, KvStrategy, LayerView
+from .signals import LayerSource, fields_of
+from .strategies.base import PART, TEXT, KvStrategy, LayerView
+from .window_slots import WindowLimits
 
 
 @dataclass
 class CachedRequest:
-    """What a worker remembers of a request with a KV budget.
+    """State that a worker keeps of a request with a KV budget.
 
     Attributes:
-        spec: its budget.
+        spec: its budget, within the engine's bounds.
         strategy: the strategy, with its options.
         prompt: prompt tokens.
         media: int64 [prompt], media item of each prompt token, `TEXT` for text.
         seed: depends on the prompt only.
-        lent: rows of the query store, W of them.
+        window_slots: slots of the query store, W of them; none where the strategy looks at no queries.
         evicted: logical length minus cached length.
         positions: per layer int64 [H, C], what the rows kept by the last compaction hold; empty before the first.
         carried: per layer, what the strategy keeps with those rows.
@@ -41,15 +44,15 @@ class CachedRequest:
     prompt: int
     media: Tensor
     seed: int
-    lent: list[int]
+    window_slots: list[int]
     evicted: int = 0
     positions: list[Tensor] = field(default_factory=list)
     carried: list[dict[str, Tensor]] = field(default_factory=list)
 
     @property
     def window(self) -> int:
-        """W."""
-        return len(self.lent)
+        """Number of rows at the end that are always kept, W."""
+        return self.spec.window
 
     def observed_from(self) -> int:
         """First position whose query may belong to the next window."""
@@ -58,19 +61,22 @@ class CachedRequest:
             return self.prompt - self.window
         return self.evicted + count + self.spec.buffer + 1 - self.window
 
-    def lent_for(self, positions: range) -> list[int]:
-        """Rows of the query store for consecutive positions."""
-        return [self.lent[position % self.window] for position in positions]
+    def slots_of(self, positions: range) -> list[int]:
+        """Slots of the query store for consecutive positions; none where nothing is observed."""
+        return [self.window_slots[position % self.window] for position in positions if self.window_slots]
 
 
-def remember(spec: KvSpec, prompt: Sequence[int], features: Sequence[Any], store: QueryStore) -> CachedRequest:
-    """Start to follow a request.
+def track(
+    spec: KvSpec, prompt: Sequence[int], features: Sequence[Any], store: QueryStore, limits: WindowLimits
+) -> CachedRequest:
+    """State of a request that is about to be prefilled; acquires the slots of its window.
 
     Args:
         spec: its budget.
         prompt: prompt token ids, placeholders included.
         features: vLLM's multimodal features of the request.
-        store: lends the window's rows.
+        store: where its queries will be.
+        limits: size of the store.
     """
     media = torch.full((len(prompt),), TEXT, dtype=torch.int64)
     for index, feature in enumerate(sorted(features, key=lambda one: one.mm_position.offset)):
@@ -78,9 +84,10 @@ def remember(spec: KvSpec, prompt: Sequence[int], features: Sequence[Any], store
         inside = media[place.offset : place.offset + place.length]
         inside[slice(None) if place.is_embed is None else torch.as_tensor(place.is_embed, device="cpu")] = index
     digest = hashlib.blake2b(torch.tensor(list(prompt)).numpy().tobytes(), digest_size=8).digest()
-    lent = store.lend(spec.window_of(spec.count(len(prompt))))
     strategy = KV.create(spec.strategy, json.loads(spec.options))
-    return CachedRequest(spec, strategy, len(prompt), media, int.from_bytes(digest) >> 1, lent)
+    slots = store.acquire(limits.slots_of(spec, len(prompt)))
+    spec = limits.bounded(spec, len(prompt))
+    return CachedRequest(spec, strategy, len(prompt), media, int.from_bytes(digest) >> 1, slots)
 
 
 class Compactor:
@@ -90,11 +97,14 @@ class Compactor:
         layers: vLLM's attention layers in order, their caches bound.
         rows: access to their caches.
         store: the windows' queries.
-        saliency: residual norms, None where the model has no input norms to listen to.
+        saliency: residual norms, None where the model has no input norms to observe.
         rotation: [P, D] cosines and sines of the rotary embedding, None where it has another form.
         block_size: slots of a block of the scheduler.
         head_offset: number of this rank's first KV head.
     """
+
+    saliency: SaliencyStore | None
+    rotation: Tensor | None
 
     def __init__(
         self,
@@ -110,28 +120,30 @@ class Compactor:
         self.rotation, self.block_size, self.head_offset = rotation, block_size, head_offset
         self.device = layers[0].kv_cache.device
 
-    def offers(self) -> frozenset[str]:
-        """Signals that strategies can ask for here."""
-        optional = {"saliency": self.saliency, "rotation": self.rotation}
-        return frozenset({"queries", "values", *(name for name, found in optional.items() if found is not None)})
-
     @torch.inference_mode()
-    def run(self, command: Compaction, request: CachedRequest) -> None:
-        """Carry out a command and remember what was kept."""
+    def run(self, command: Compaction, request: CachedRequest) -> float:
+        """Carry out a command, and keep in `request` which rows are left.
+
+        Returns:
+            Seconds in which the strategy chose rows, over all layers; on a GPU those of launching its work.
+        """
         source = Blocks.of(command.source, command.rows, self.block_size, self.device)
         target = Blocks.of(command.target, command.keep, self.block_size, self.device)
         end = command.rows + command.evicted
-        lent = request.lent_for(range(end - request.window, end))
-        positions, carried = [], []
+        slots = request.slots_of(range(end - request.window, end))
+        positions, carried, scoring = [], [], 0.0
         for index, rows in enumerate(self.rows):
             keys, values = rows.read(source)
-            view = self._view(index, command, request, keys, values, source.slots, lent)
+            view = self._view(index, command, request, keys, values, source.slots, slots)
+            started = time.perf_counter()
             kept, scores = request.strategy.select(view, command.keep)
+            scoring += time.perf_counter() - started
             rows.move(kept, keys, values, source, target)
             positions.append(view.positions.gather(1, kept))
-            carried.append({name: found.gather(1, kept) for name, found in scores.carry.items()})
+            carried.append({name: signal.gather(1, kept) for name, signal in scores.carry.items()})
         request.positions, request.carried = positions, carried
         request.evicted = command.evicted_after
+        return scoring
 
     def _view(
         self,
@@ -141,17 +153,11 @@ class Compactor:
         keys: Tensor,
         values: Tensor,
         source: Tensor,
-        lent: list[int],
+        window_slots: list[int],
     ) -> LayerView:
-        heads, first = len(keys), not request.positions
-        positions = self._positions(index, command, request, heads)
-        wanted = request.strategy.wanted()
-        saliency = None
-        if "saliency" in wanted and first:
-            assert self.saliency is not None
-            saliency = self.saliency.at(index, source).expand(heads, -1)
-        scale = float(self.layers[index].impl.scale)
-        queries = self.store.queries(index, lent) if "queries" in wanted else None
+        positions = self._positions(index, command, request, len(keys))
+        source_of = LayerSource(self, index, request, source, window_slots, len(keys))
+        signals = fields_of(request.strategy.wanted(), source_of)
         return LayerView(
             keys=keys.float(),
             values=values.float,
@@ -160,15 +166,12 @@ class Compactor:
             layer=index,
             gamma=request.spec.gamma(request.prompt),
             window=request.window,
-            scale=scale,
-            queries=queries,
-            logits=self.rows[index].logits(queries, source, scale) if queries is not None else None,
-            saliency=saliency,
-            rotation=self.rotation if "rotation" in wanted else None,
+            scale=float(self.layers[index].impl.scale),
             carried=self._carried(index, command, request),
-            first=first,
+            first=not request.positions,
             head_offset=self.head_offset,
             seed=request.seed,
+            **signals,
         )
 
     def _positions(self, index: int, command: Compaction, request: CachedRequest, heads: int) -> Tensor:
@@ -181,9 +184,23 @@ class Compactor:
     def _carried(self, index: int, command: Compaction, request: CachedRequest) -> dict[str, Tensor]:
         if not request.carried:
             return {}
-        found = request.carried[index].items()
-        return {name: torch.nn.functional.pad(kept, (0, command.rows - kept.shape[1])) for name, kept in found}
+        carried = request.carried[index].items()
+        return {name: torch.nn.functional.pad(kept, (0, command.rows - kept.shape[1])) for name, kept in carried}
 
     def _media(self, request: CachedRequest, positions: Tensor) -> Tensor:
         media = request.media.to(positions.device)
         return torch.where(positions < request.prompt, media[positions.clamp(max=request.prompt - 1)], TEXT)
+
+
+def transient_bytes(layer: Any, rows: int) -> int:
+    """Upper bound of what `Compactor.run` allocates at once, for a request of that many rows.
+
+    A layer's keys and values as they lie in the cache, what strategies make of them in float32 (ten times the keys
+    at most, which is GUI-KV's double precision), and scores per query head.
+
+    Args:
+        layer: vLLM's attention layer.
+        rows: L.
+    """
+    heads, dim, group = layer.num_kv_heads, layer.head_size, layer.num_heads // layer.num_kv_heads
+    return heads * rows * (2 * dim * layer.dtype.itemsize + 4 * (10 * dim + 2 * group)) + 3 * 4 * PART

@@ -18,10 +18,11 @@ TILE = 32
 
 @triton.jit
 def _window_logits(  # type: ignore[no-untyped-def]
-    queries, cache, slots, out, rows, block_size, scale,
+    queries, cache, slots, out, rows, first, window, group_rows, block_size, scale,
     query_row, cache_block, cache_head, cache_slot, out_head, out_row,
-    WINDOW: tl.constexpr, GROUP_ROWS: tl.constexpr, DIM: tl.constexpr, TILE: tl.constexpr,
+    DIM: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
+    # What requests choose is no constant here, or every new window would be compiled in the middle of a step.
     head, tile = tl.program_id(0), tl.program_id(1)
     row = tile * TILE + tl.arange(0, TILE)
     inside = row < rows
@@ -29,48 +30,49 @@ def _window_logits(  # type: ignore[no-untyped-def]
     place = (slot // block_size) * cache_block + head * cache_head + (slot % block_size) * cache_slot
     element = tl.arange(0, DIM)
     keys = tl.load(cache + place[:, None] + element[None, :], mask=inside[:, None], other=0.0).to(tl.float32)
-    for observed in range(GROUP_ROWS):
-        query = tl.load(queries + (head * GROUP_ROWS + observed) * query_row + element).to(tl.float32)
+    for observed in range(group_rows):
+        query = tl.load(queries + (head * group_rows + observed) * query_row + element).to(tl.float32)
         logits = tl.sum(keys * query[None, :], axis=1) * scale
-        last = rows - WINDOW + observed % WINDOW
+        last = first + observed % window
         logits = tl.where(row <= last, logits, float("-inf"))
         tl.store(out + head * out_head + observed * out_row + row, logits, mask=inside)
 
 
-def window_logits(queries: Tensor, cache: Tensor, slots: Tensor, scale: float) -> Tensor:
-    """Causal attention logits of the last W queries over a request's cached rows.
+def window_logits(queries: Tensor, cache: Tensor, slots: Tensor, scale: float, first: int) -> Tensor:
+    """Causal attention logits of consecutive queries over a request's cached rows.
 
     Args:
-        queries: [W, H * G, D], after rotary embedding, of the last W rows.
+        queries: [n, H * G, D], after rotary embedding.
         cache: [blocks, H, block_size, 2 * D], any strides, keys in the first half of the last axis.
         slots: int64 [L], where the request's rows lie.
         scale: factor of the logits.
+        first: row of the first query; the others follow.
 
     Returns:
-        float32 [H, G, W, L], minus infinity where a query comes before a row.
+        float32 [H, G, n, L], minus infinity where a query comes before a row.
     """
     window, heads, dim = len(queries), cache.shape[1], cache.shape[3] // 2
     rows = len(slots)
-    grouped = queries.view(window, heads, -1, dim).permute(1, 2, 0, 3).reshape(-1, dim).contiguous()
+    grouped = queries.reshape(window, heads, -1, dim).permute(1, 2, 0, 3).reshape(-1, dim).contiguous()
     group_rows = len(grouped) // heads
     out = torch.empty(heads, group_rows, rows, dtype=torch.float32, device=cache.device)
     _window_logits[(heads, triton.cdiv(rows, TILE))](
-        grouped, cache, slots, out, rows, cache.shape[2], scale,
+        grouped, cache, slots, out, rows, first, window, group_rows, cache.shape[2], scale,
         grouped.stride(0), cache.stride(0), cache.stride(1), cache.stride(2), out.stride(0), out.stride(1),
-        WINDOW=window, GROUP_ROWS=group_rows, DIM=dim, TILE=TILE,
+        DIM=dim, TILE=TILE,
     )  # fmt: skip
     return out.view(heads, -1, window, rows)
 
 
-def window_logits_torch(queries: Tensor, cache: Tensor, slots: Tensor, scale: float) -> Tensor:
+def window_logits_torch(queries: Tensor, cache: Tensor, slots: Tensor, scale: float, first: int) -> Tensor:
     """Twin of `window_logits`."""
     window, heads, dim = len(queries), cache.shape[1], cache.shape[3] // 2
     size = cache.shape[2]
     keys = cache[slots // size, :, slots % size, :dim].transpose(0, 1).float()
-    grouped = queries.view(window, heads, -1, dim).permute(1, 2, 0, 3).float()
+    grouped = queries.reshape(window, heads, -1, dim).permute(1, 2, 0, 3).float()
     logits = grouped @ keys[:, None].transpose(-1, -2) * scale
     row = torch.arange(len(slots), device=cache.device)
-    return logits.masked_fill(row > row[len(slots) - window :][:, None], float("-inf"))
+    return logits.masked_fill(row > row[first : first + window, None], float("-inf"))
 
 
 @triton.jit
@@ -104,7 +106,7 @@ def compact(cache: Tensor, kept: Tensor, source: Tensor, target: Tensor) -> None
         cache: [blocks, H, block_size, 2 * D], last axis contiguous, other strides any.
         kept: int64 [H, C], ascending rows of the request.
         source: int64 [L], slots of the request's rows.
-        target: int64 [C], slots that take the kept rows; see `walks_in_place`.
+        target: int64 [C], slots that take the kept rows; see `safe_in_place`.
     """
     width = cache.shape[3]
     if cache.stride(3) != 1 or width & (width - 1):
@@ -125,11 +127,11 @@ def compact_torch(cache: Tensor, kept: Tensor, source: Tensor, target: Tensor) -
     cache[(target // size)[None], heads, (target % size)[None]] = moved
 
 
-def walks_in_place(source: Sequence[int], target: Sequence[int]) -> bool:
+def safe_in_place(source: Sequence[int], target: Sequence[int]) -> bool:
     """Whether rows can be moved in ascending order without a copy.
 
     Kept rows ascend, so row i of the target comes from row i or later. A target block that is the m-th
-    source block may therefore be overwritten as soon as it is not before its turn: m <= its own place.
+    source block may therefore be overwritten once the rows in it have moved: m <= its own index.
     """
     place = {block: m for m, block in enumerate(source)}
     return all(place.get(block, 0) <= k for k, block in enumerate(target))

@@ -16,9 +16,9 @@ _STORES: dict[int, SaliencyStore] = {}
 
 
 def _record_norm(hidden: Tensor, anchor: Tensor, store: int, layer: int) -> None:
-    found = _STORES.get(store)
-    if found is not None and found.armed:
-        found.record(hidden, layer)
+    saliency = _STORES.get(store)
+    if saliency is not None and saliency.armed:
+        saliency.record(hidden, layer)
 
 
 def _record_norm_fake(hidden: Tensor, anchor: Tensor, store: int, layer: int) -> None:
@@ -43,7 +43,7 @@ class SaliencyStore:
         device: where the norms live.
 
     Attributes:
-        hooked: whether every attention layer has an input norm to listen to.
+        hooked: whether every attention layer has an input norm.
         norms: [layers, slots + 1] float32 once the cache is there; the last column takes padding.
         armed: whether the coming step is recorded. Graphs are captured armed, so that they record at every replay.
     """
@@ -79,7 +79,7 @@ class SaliencyStore:
         _STORES[self.key] = self
 
     def close(self) -> None:
-        """Stop recording and let go of the memory."""
+        """Stop recording and free the memory."""
         _STORES.pop(self.key, None)
         self.norms = None
 
@@ -104,5 +104,5 @@ class SaliencyStore:
 
 def _input_norm(attention: str) -> str:
     """Name of the norm before an attention layer: `...layers.3.self_attn.attn` -> `...layers.3.input_layernorm`."""
-    head, found, rest = attention.rpartition(".layers.")
-    return f"{head}{found}{rest.split('.')[0]}.input_layernorm"
+    stack, separator, inside = attention.rpartition(".layers.")
+    return f"{stack}{separator}{inside.split('.')[0]}.input_layernorm"

@@ -1,12 +1,17 @@
 """The scheduler that decides when a request is compacted; named by `--scheduler-cls`.
 
-Whether, when and to how many rows depends only on what the scheduler owns, so no answer from a worker is
+Whether, when and to how many rows depends only on what the scheduler knows, so no answer from a worker is
 needed: async scheduling stays on, and all ranks get the same command.
+
+Every output of a request whose tally has changed since its last one carries the tally, so the front end can build
+`usage` at any time, as it does when it finds a stop string itself or aborts. The tally of an output holds all
+compactions that were ordered before the output was processed; with async scheduling that includes one at the start
+of the step that is already running.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from vllm.logger import init_logger
@@ -15,28 +20,17 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from ..budget.errors import BudgetError
-from ..budget.kv import REPORT, KvSpec
+from ..budget.kv import KvSpec
 from ..telemetry import engine_spans, metrics
 from ..vllm_compat.signatures import KV_SIGNATURES, signature_problems
 from . import ctrl_c
 from .blocks import CompactingManager
 from .commands import CompactingOutput, Compaction
 from .suitability import group_refusals
+from .tally import Tally, attach
+from .window_slots import WindowLimits, WindowSlots
 
 logger = init_logger("vllm.vllm_prune")
-
-
-@dataclass
-class Tally:
-    """What eviction did to one request, over its whole life."""
-
-    ticket: str
-    strategy: str
-    prompt_tokens: int
-    kept_tokens: int
-    evicted_tokens: int = 0
-    freed_blocks: int = 0
-    compactions: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,16 @@ class Planned:
 
 
 class CompactingMixin:
-    """Plans compactions before each step; sits in front of vLLM's scheduler or async scheduler."""
+    """Plans compactions before each step; sits in front of vLLM's scheduler or async scheduler.
+
+    Attributes:
+        kv_specs: budgets of the requests that have one, by request id.
+        tallies: what was done to those requests.
+        unsent: the tallies that have changed since the request's last output.
+        planned: compactions of the coming step.
+        windows: who holds slots of the workers' query store.
+        compacting: the block manager; None where the engine's cannot evict.
+    """
 
     running: list[Any]
     requests: dict[str, Any]
@@ -60,9 +63,11 @@ class CompactingMixin:
         super().__init__(*args, **kwargs)
         self.kv_specs: dict[str, KvSpec] = {}
         self.tallies: dict[str, Tally] = {}
+        self.unsent: dict[str, Tally] = {}
         self.planned: list[Planned] = []
+        self.windows = WindowSlots(WindowLimits.of(self.vllm_config))
         managers = self.kv_cache_manager.coordinator.single_type_managers
-        self.compacting = None if group_refusals(managers) else CompactingManager.adopt(managers[0])
+        self.compacting = None if group_refusals(managers) else CompactingManager.upgrade(managers[0])
         metrics.set_model_name(metrics.served_name(self.vllm_config.model_config))
 
     def add_request(self, request: Any) -> None:
@@ -72,8 +77,13 @@ class CompactingMixin:
         if reason is not None:
             metrics.count_kv_skipped(reason)
         elif spec is not None:
-            self.kv_specs[request.request_id] = spec
-            metrics.observe_kv_ratio(min(1.0, spec.count(request.num_prompt_tokens) / request.num_prompt_tokens))
+            prompt = request.num_prompt_tokens
+            limits = self.windows.limits
+            tally = Tally.of(spec, prompt, limits.clamped(spec, prompt))
+            self.kv_specs[request.request_id] = limits.bounded(spec, prompt)
+            self.windows.register(request.request_id, spec, prompt)
+            self.tallies[request.request_id] = self.unsent[request.request_id] = tally
+            metrics.observe_kv_ratio(tally.kept_tokens / prompt)
         super().add_request(request)  # type: ignore[misc]
 
     def _budget_of(self, request: Any) -> KvSpec | None:
@@ -95,6 +105,7 @@ class CompactingMixin:
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, then schedule: the blocks that a plan frees can be given away in this very step."""
+        self.windows.begin_step()
         if self.kv_specs:
             self.planned = self._plan()
             self._spare_compacted()
@@ -116,37 +127,33 @@ class CompactingMixin:
             spec = self.kv_specs.get(request.request_id)
             if spec is None or request.is_prefill_chunk or request.num_computed_tokens == 0:
                 continue
-            gone = self.compacting.evicted.get(request.request_id)
-            rows = request.num_computed_tokens - (gone or 0)
-            if not spec.due(request.num_prompt_tokens, rows, gone is not None):
+            evicted = self.compacting.evicted.get(request.request_id)
+            rows = request.num_computed_tokens - (evicted or 0)
+            if not spec.due(request.num_prompt_tokens, rows, evicted is not None):
                 continue
-            done = self.compacting.compact(request.request_id, rows, spec.count(request.num_prompt_tokens))
-            if done is None:
+            compaction = self.compacting.compact(request.request_id, rows, spec.count(request.num_prompt_tokens))
+            if compaction is None:
                 metrics.count_kv_skipped("pool_full")
             else:
-                planned.append(Planned(*done))
+                planned.append(Planned(*compaction))
         return planned
 
     def _spare_compacted(self) -> None:
         """Let preemption take the newest uncompacted request: a compacted one needs its full length to come back."""
         assert self.compacting is not None
-        gone = self.compacting.evicted
-        if gone and self.policy == SchedulingPolicy.FCFS:
-            self.running.sort(key=lambda request: request.request_id not in gone)
+        compacted = self.compacting.evicted
+        if compacted and self.policy == SchedulingPolicy.FCFS:
+            self.running.sort(key=lambda request: request.request_id not in compacted)
 
     def _count(self, planned: Planned) -> None:
-        request = self.requests[planned.command.request_id]
-        spec = self.kv_specs[request.request_id]
-        tally = self._tally(request, spec)
-        tally.compactions += 1
-        tally.evicted_tokens += planned.command.rows - planned.command.keep
-        tally.freed_blocks += planned.freed
-        metrics.count_compaction(spec.strategy, planned.command.rows - planned.command.keep, planned.freed)
+        request_id = planned.command.request_id
+        tally = self.unsent[request_id] = self.tallies[request_id]
+        tally.add(planned.command.rows - planned.command.keep, planned.freed)
 
-    def _tally(self, request: Any, spec: KvSpec) -> Tally:
-        prompt = request.num_prompt_tokens
-        fresh = Tally(spec.ticket, spec.strategy, prompt, min(prompt, spec.count(prompt)))
-        return self.tallies.setdefault(request.request_id, fresh)
+    def _handle_blocked_waiting_request(self, request: Any) -> bool:
+        """Keep a request waiting, too, as long as the workers cannot hold its window."""
+        ready = super()._handle_blocked_waiting_request(request)  # type: ignore[misc]
+        return bool(ready) and self.windows.acquire(request.request_id)
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """A request planned in this step and then chosen as a victim is not compacted after all."""
@@ -154,29 +161,36 @@ class CompactingMixin:
         return super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
 
     def _get_local_prefix_cache_hit(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Shorten a hit that would leave fewer than W tokens to compute: their queries are the window."""
-        found = super()._get_local_prefix_cache_hit(request, *args, **kwargs)  # type: ignore[misc]
+        """Shorten a hit that would leave less than a window of tokens to compute: their queries are observed."""
+        result = super()._get_local_prefix_cache_hit(request, *args, **kwargs)  # type: ignore[misc]
         spec = self.kv_specs.get(request.request_id)
         if spec is None:
-            return found
+            return result
         assert self.compacting is not None
-        blocks, hit, *rest = found
-        window = spec.window_of(spec.count(request.num_prompt_tokens))
+        blocks, hit, *rest = result
         size = self.compacting.block_size
-        most = max(0, request.num_tokens - window) // size * size
-        if hit <= most:
-            return found
-        return (self.kv_cache_manager.truncate_computed_blocks(blocks, most), most, *rest)
+        longest = max(0, request.num_tokens - spec.window) // size * size
+        if hit <= longest:
+            return result
+        return (self.kv_cache_manager.truncate_computed_blocks(blocks, longest), longest, *rest)
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """However a request ends: hand its tally to its last output, and forget it."""
-        transfer, *rest = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
-        spec = self.kv_specs.pop(request.request_id, None)
-        if spec is None:
-            return (transfer, *rest)
-        tally = self._tally(request, spec)
-        del self.tallies[request.request_id]
-        return ({**(transfer or {}), REPORT: asdict(tally)}, *rest)
+        """Forget a request, however it ends; its tally goes with the output of this step, where it has one."""
+        result = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+        self.windows.release(request.request_id)
+        if self.kv_specs.pop(request.request_id, None) is not None:
+            self.unsent[request.request_id] = self.tallies.pop(request.request_id)
+        return result
+
+    def update_from_output(self, *args: Any, **kwargs: Any) -> Any:
+        """Let outputs carry the tallies that have changed."""
+        # Requests that were aborted between two steps get no output.
+        self.unsent = {name: tally for name, tally in self.unsent.items() if name in self.tallies}
+        by_client = super().update_from_output(*args, **kwargs)  # type: ignore[misc]
+        if self.unsent:
+            for of_client in by_client.values():
+                attach(of_client.outputs, self.unsent)
+        return by_client
 
 
 class CompactingScheduler:

@@ -1,9 +1,13 @@
-"""A worker extension that lets the front end ask which classes really run, and what was kept of media items."""
+"""Proof that our classes run: a worker extension that can be asked, and the findings that follow from its answers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ..budget.errors import Finding, visual_finding
+from . import kv, visual
+from .workers import KvWorkers, remember_workers
 
 EXTENSION = "vllm_prune.support.self_check.WorkerInspection"
 """Value of `--worker-extension-cls`."""
@@ -36,3 +40,30 @@ class WorkerInspection:
         from ..visual.tower.kept_store import KEPT
 
         return [KEPT.bitmap(key) for key in keys]
+
+
+async def inspect_workers(engine_client: Any) -> list[dict[str, Any]]:
+    """What every worker says of itself; empty where they cannot be asked."""
+    if engine_client.vllm_config.parallel_config.worker_extension_cls != EXTENSION:
+        return []
+    return list(await engine_client.collective_rpc("vllm_prune_inspect", timeout=60))
+
+
+def visual_findings(engine_client: Any, workers: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Why no visual budget is honoured; empty when they are."""
+    findings = visual.config_refusals(engine_client.vllm_config)
+    if not visual.has_adapted_processor(engine_client.renderer):
+        return [*findings, visual.unsupported_model(engine_client.model_config)]
+    if not workers:
+        findings.append(visual_finding("extension", f"{EXTENSION} is not installed; start with vllm-prune serve"))
+    for rank, report in enumerate(workers):
+        if not report["adapter"]:
+            detail = f"worker {rank} runs {report['model']}, not our adapter; see its log for an import error"
+            findings.append(visual_finding("adapter", detail))
+    return findings
+
+
+def kv_findings(engine_client: Any, workers: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Why no KV budget is honoured; empty when they are. From here on every request is checked against them."""
+    remember_workers(engine_client.vllm_config, KvWorkers.of(workers))
+    return kv.findings(engine_client.vllm_config)

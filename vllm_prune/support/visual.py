@@ -1,72 +1,44 @@
-"""What a strategy asks of the vision tower, and where a server's configuration does not give it."""
+"""Where visual pruning, or a strategy of it, is refused, and why."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from ..budget.canonical import Part, VisualSpec
+from ..budget.errors import Finding, visual_finding
 from ..catalogue import VISUAL
-from ..visual.scorers import vision_selector
-from ..visual.scorers.stts.serving import refusal
 from ..visual.scorers.tower_shape import tower_shape
+from . import signals
 
 
-def tower_refusal(vllm_config: Any, spec: VisualSpec) -> tuple[str, str] | None:
-    """Why a budget's strategy cannot run here, and the request's field to change; None when it can."""
-    for part in (spec.image, spec.video):
-        for problem in () if part is None else _problems(vllm_config, part):
-            return problem
-    return None
+def tower_refusal(vllm_config: Any, spec: VisualSpec) -> Finding | None:
+    """Why a budget's strategy cannot run here; None when it can."""
+    parts = (part for part in (spec.image, spec.video) if part is not None)
+    return next((finding for part in parts for finding in _problems(vllm_config, part)), None)
 
 
-def _problems(vllm_config: Any, part: Part) -> Iterator[tuple[str, str]]:
+def _problems(vllm_config: Any, part: Part) -> Iterator[Finding]:
+    for name in sorted(VISUAL.strategy_class(part.strategy).needs):
+        if (finding := signals.VISUAL[name](vllm_config)) is not None:
+            yield replace(finding, text=f"strategy {part.strategy!r} cannot run here: {finding.text}")
     options: dict[str, Any] = json.loads(part.options)
-    if "scorer" in VISUAL.strategy_class(part.strategy).needs:
-        yield from _scorer_problems(vllm_config, part)
-    if "selector" in VISUAL.strategy_class(part.strategy).needs and (
-        text := vision_selector.refusal(vllm_config.model_config)
-    ):
-        yield text, "pruning.visual.strategy"
-    cuts = options.get("where") == "tower"
-    obstacles = list(_obstacles(vllm_config))
-    if obstacles and "tower_attention" in VISUAL.strategy_class(part.strategy).needs:
-        text = f"strategy {part.strategy!r} reads the tower's attention, which {obstacles[0]} hides; name another one"
-        yield text, "pruning.visual.strategy"
-    if cuts and obstacles:
-        yield f"{obstacles[0]} runs the tower as a whole; use where: embed", "pruning.visual.options.where"
-    model = vllm_config.model_config
-    if cuts and "FLASHINFER" in str(model.multimodal_config.mm_encoder_attn_backend):
-        yield "the tower's FlashInfer backend takes no cut; use where: embed", "pruning.visual.options.where"
-    tower = tower_shape(model.hf_config)
-    depth = None if tower is None else tower.depth
-    if cuts and depth is not None and options["after"] >= depth:
-        text = f"the tower has {depth} blocks, of which `after` must leave one; give at most {depth - 1}"
-        yield text, "pruning.visual.options.after"
+    if options.get("where") == "tower":
+        yield from _cut_problems(vllm_config, options["after"])
 
 
-def _scorer_problems(vllm_config: Any, part: Part) -> Iterator[tuple[str, str]]:
-    model, param = vllm_config.model_config, "pruning.visual.strategy"
-    if text := refusal(model):
-        yield text, param
-    for obstacle in _obstacles(vllm_config):
-        yield f"strategy {part.strategy!r} cuts inside the tower, which {obstacle} hides; name another one", param
-    if "FLASHINFER" in str(model.multimodal_config.mm_encoder_attn_backend):
-        yield f"the tower's FlashInfer backend takes no cut, as {part.strategy!r} needs; name another one", param
-    if getattr(model.multimodal_config, "mm_encoder_attn_dtype", None) == "fp8":
-        yield f"the tower's fp8 attention has no room for the bias of {part.strategy!r}; name another one", param
-
-
-def _obstacles(vllm_config: Any) -> Iterator[str]:
-    """What keeps us from looking into the tower while it runs."""
-    compilation, mm = vllm_config.compilation_config, vllm_config.model_config.multimodal_config
-    if getattr(compilation, "cudagraph_mm_encoder", False):
-        yield "the encoder's graphs"
-    if getattr(compilation, "compile_mm_encoder", False):
-        yield "a compiled encoder"
-    if mm.mm_encoder_tp_mode == "data":
-        yield "data-parallel encoding"
+def _cut_problems(vllm_config: Any, after: int | None) -> Iterator[Finding]:
+    where = "pruning.visual.options.where"
+    for obstacle in signals.obstacles(vllm_config):
+        yield Finding("hidden_tower", where, f"{obstacle} runs the tower as a whole; use where: embed")
+    if signals.takes_no_cut(vllm_config):
+        yield Finding("tower_backend", where, "the tower's FlashInfer backend takes no cut; use where: embed")
+    tower = tower_shape(vllm_config.model_config.hf_config)
+    if tower is not None and tower.depth is not None and after is not None and after >= tower.depth:
+        text = f"the tower has {tower.depth} blocks, of which `after` must leave one; give at most {tower.depth - 1}"
+        yield Finding("tower_depth", "pruning.visual.options.after", text)
 
 
 def has_adapted_processor(renderer: Any) -> bool:
@@ -74,34 +46,35 @@ def has_adapted_processor(renderer: Any) -> bool:
     return bool(getattr(getattr(renderer, "mm_processor", None), "vllm_prune_adapter", False))
 
 
-def unsupported_model(model_config: Any) -> str:
-    """What to tell a client that asks for pruning on a model without an adapter."""
+def unsupported_model(model_config: Any) -> Finding:
+    """Why pruning is refused on a model without an adapter."""
     from ..visual.models.table import ADAPTERS
 
     architectures = ", ".join(model_config.architectures or ()) or "this model"
-    return f"{architectures} has no visual pruning; supported: {', '.join(sorted(ADAPTERS))}"
+    return visual_finding("adapter", f"{architectures} has none; supported: {', '.join(sorted(ADAPTERS))}")
 
 
-def config_refusals(vllm_config: Any) -> list[str]:
+def config_refusals(vllm_config: Any) -> list[Finding]:
     """Why a server with this configuration refuses visual budgets; empty when it honours them."""
     model, parallel = vllm_config.model_config, vllm_config.parallel_config
     mm, speculative = model.multimodal_config, vllm_config.speculative_config
-    compilation = vllm_config.compilation_config
-    reasons = []
     if mm is None:
-        return ["the model takes no images or videos"]
+        return [visual_finding("no_media", "this one takes text only")]
+    refused = []
     if mm.is_multimodal_pruning_enabled():
-        reasons.append("vLLM's own --video-pruning-rate is set; drop it and use budgets per request")
+        refused.append(visual_finding("vllm_pruning", "it is set; drop it and use budgets per request"))
     if parallel.pipeline_parallel_size > 1:
-        reasons.append("pipeline parallelism: positions of kept tokens are known on the first rank only")
+        refused.append(visual_finding("pipeline_parallel", "positions of kept tokens are known on the first rank only"))
     if getattr(parallel, "use_ubatching", False):
-        reasons.append("micro-batch overlap (DBO): a step's positions would be split")
+        refused.append(visual_finding("micro_batches", "a step's positions would be split"))
     if speculative is not None and speculative.method != "ngram":
-        reasons.append(f"speculative decoding by {speculative.method}: the drafter would see unpruned media")
+        refused.append(visual_finding("speculative", f"the drafter of {speculative.method} would see unpruned media"))
     if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):
-        reasons.append("LoRA on the vision tower: vLLM counts its tokens from the placeholders, which are pruned")
+        detail = "vLLM counts its tokens from the placeholders, which are pruned"
+        refused.append(visual_finding("tower_lora", detail))
     if vllm_config.ec_transfer_config is not None:
-        reasons.append("encoder disaggregation: encoder outputs of pruned items are wider")
-    if getattr(compilation, "cudagraph_mm_encoder", False) and mm.mm_encoder_tp_mode == "data":
-        reasons.append("encoder graphs with data-parallel encoding: outputs are gathered at unpruned size")
-    return reasons
+        refused.append(visual_finding("encoder_transfer", "encoder outputs of pruned items are wider"))
+    graphs = getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False)
+    if graphs and mm.mm_encoder_tp_mode == "data":
+        refused.append(visual_finding("encoder_graphs", "outputs are gathered at unpruned size"))
+    return refused

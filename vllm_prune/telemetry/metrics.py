@@ -65,7 +65,7 @@ def observe_score(part: str, strategy: str, seconds: float) -> None:
 
 
 def count_compaction(strategy: str, evicted: int, freed: int, times: int = 1) -> None:
-    """One compaction that the scheduler has ordered."""
+    """Compactions that the outputs of a request report."""
     for name, text, amount in (
         ("kv_compactions", "Compactions of requests' KV cache.", times),
         ("kv_tokens_evicted", "Rows evicted from the KV cache, per layer and head.", evicted),

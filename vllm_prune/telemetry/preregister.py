@@ -9,7 +9,17 @@ from . import metrics
 
 BUDGET_REJECTIONS = ("invalid_budget", "not_active")
 GUARD_REJECTIONS = ("features", "internal_key", "media_uuid")
-CLAMPED = ("min_keep", "max_keep", "min_tokens", "max_tokens")
+CLAMPED = (
+    "min_keep",
+    "max_keep",
+    "min_tokens",
+    "max_tokens",
+    "max_window",
+    "min_buffer",
+    "min_rows",
+    "window_over_budget",
+    "quadratic",
+)
 
 
 def preregister_labels(

@@ -1,4 +1,4 @@
-"""The row that travels with every media item from the front end to the model.
+"""The plan of one media item, which travels with it from the front end to the model.
 
 vLLM carries named tensors per item; ours is `image_prune` or `video_prune`: UTF-8 JSON as uint8, empty
 for an item that is not pruned. It stays on the CPU, so reading it never syncs a device.
@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..budget.canonical import Part, VisualSpec
+
+CUT_AFTER = 4
+"""Blocks of the tower that see every cell where a request leaves `after` open and the tower is deep enough."""
 
 
 def field_name(modality: str) -> str:
@@ -51,7 +56,10 @@ class ItemPlan:
     def cut(self) -> int | None:
         """Blocks of the vision tower that see every cell, where the cut is inside the tower; else None."""
         options = self.option_values
-        return int(options["after"]) if options.get("where") == "tower" else None
+        if options.get("where") != "tower":
+            return None
+        after = options["after"]
+        return CUT_AFTER if after is None else int(after)
 
     @property
     def option_values(self) -> dict[str, Any]:
@@ -59,8 +67,26 @@ class ItemPlan:
         return json.loads(self.options)
 
 
+def with_cut(spec: VisualSpec, depth: int | None) -> VisualSpec:
+    """A budget whose cuts inside the tower all say after which block, so that equal cuts have equal cache keys.
+
+    Args:
+        spec: canonical budget of a request, in which `after` may be open.
+        depth: blocks of the model's tower; None where that is not known.
+    """
+    after = CUT_AFTER if depth is None else min(CUT_AFTER, depth - 1)
+    return replace(spec, image=_with_cut(spec.image, after), video=_with_cut(spec.video, after))
+
+
+def _with_cut(part: Part | None, after: int) -> Part | None:
+    options = {} if part is None else json.loads(part.options)
+    if part is None or options.get("where") != "tower" or options["after"] is not None:
+        return part
+    return replace(part, options=json.dumps({**options, "after": after}, sort_keys=True, separators=(",", ":")))
+
+
 def unpruned() -> Tensor:
-    """Row of an item that keeps everything."""
+    """Plan of an item that keeps everything."""
     return torch.empty(0, dtype=torch.uint8)
 
 

@@ -88,7 +88,7 @@ def _with_budget(renderer: Any, prompt: Any, context: RequestContext | None) -> 
     from ..support.visual import has_adapted_processor, unsupported_model
 
     if not has_adapted_processor(renderer):
-        raise _refusal("invalid_budget", unsupported_model(renderer.model_config), "pruning.visual")
+        raise _refusal("invalid_budget", unsupported_model(renderer.model_config).text, "pruning.visual")
     return {**prompt, OPTIONS: {**options, KEY: wire}}
 
 
@@ -193,11 +193,11 @@ def _with_all_items(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _require_items(processor: Any, inputs: Any) -> None:
     """Raise `MissingMediaError` for an item that was sent by its uuid only and is not in the processor cache."""
-    items = {modality: found.get_all_items_for_hash() for modality, found in inputs.mm_data_items.items()}
+    items = {modality: media.get_all_items_for_hash() for modality, media in inputs.mm_data_items.items()}
     missing = [(modality, i) for modality, each in items.items() for i, item in enumerate(each) if item is None]
     if not missing:
         return
-    if inputs.cache is None or any(found.get_passthrough_data() for found in inputs.mm_data_items.values()):
+    if inputs.cache is None or any(media.get_passthrough_data() for media in inputs.mm_data_items.values()):
         raise MissingMediaError(*missing[0], "this server keeps no such media")
     hashes = processor._get_mm_hashes(inputs)
     for modality, i in missing:

@@ -12,8 +12,8 @@ def largest_items(engine_client: Any) -> Mapping[str, int]:
     if processor is None:
         return {}
     counts = dict.fromkeys(processor.info.allowed_mm_limits, 1)
-    found = processor.info.get_mm_max_tokens_per_item(engine_client.model_config.max_model_len, counts)
-    return {modality: tokens for modality, tokens in (found or {}).items() if tokens}
+    largest = processor.info.get_mm_max_tokens_per_item(engine_client.model_config.max_model_len, counts)
+    return {modality: tokens for modality, tokens in (largest or {}).items() if tokens}
 
 
 def image_sizer(engine_client: Any) -> Callable[[int, int], int] | None:

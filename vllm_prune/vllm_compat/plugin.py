@@ -28,13 +28,23 @@ def register_models() -> None:
     for architecture, target in ADAPTERS.items():
         ModelRegistry.register_model(architecture, target)
     if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
-        mark_serving_renderers()
-        patch_base_renderer()
-        patch_input_processor()
-        patch_serving_tokens()
-        patch_renderer()
-        patch_output_processor()
-        register_media_connector()
+        _patch_server()
     elif "vllm.v1.engine.input_processor" in sys.modules:
-        # An engine in its caller's process, which is told when its KV budget is malformed.
+        # An engine in its caller's process: a malformed KV budget is that caller's error.
         patch_input_processor()
+
+
+def _patch_server() -> None:
+    """Patch what requests pass in a process that serves HTTP."""
+    from .chat_content import patch_chat_content
+    from .processing_context import patch_processing_context
+
+    mark_serving_renderers()
+    patch_base_renderer()
+    patch_renderer()
+    patch_chat_content()
+    patch_processing_context()
+    patch_input_processor()
+    patch_serving_tokens()
+    patch_output_processor()
+    register_media_connector()

@@ -128,32 +128,30 @@ def _with_spec(renderer: Any, context: RequestContext, extras: Mapping[str, Any]
 
 def _refuse_unsupported_visual(renderer: Any, spec: Any) -> None:
     """Raise `BudgetError` for a visual budget that cannot be honoured here."""
-    from ..budget.errors import BudgetError
     from ..support.visual import config_refusals, has_adapted_processor, tower_refusal, unsupported_model
 
     if not has_adapted_processor(renderer):
-        raise BudgetError(unsupported_model(renderer.model_config), "pruning.visual")
-    if reasons := config_refusals(renderer.config):
-        raise BudgetError(f"visual pruning is off on this server: {reasons[0]}", "pruning.visual")
-    if problem := tower_refusal(renderer.config, spec):
-        raise BudgetError(*problem)
+        raise unsupported_model(renderer.model_config).error()
+    if findings := config_refusals(renderer.config):
+        raise findings[0].error()
+    if finding := tower_refusal(renderer.config, spec):
+        raise finding.error()
 
 
 def _refuse_unsupported_kv(vllm_config: Any, context: RequestContext) -> None:
     """Raise `BudgetError` for a KV budget that cannot be honoured here."""
-    from ..budget.errors import BudgetError
     from ..support import kv as support
     from ..telemetry import metrics
 
     assert context.decision is not None
     assert context.decision.kv is not None
-    reason = support.refusal(vllm_config)
-    if reason is None and getattr(context.prepared, "use_beam_search", False):
-        reason = support.because("beam_search", "it copies caches, which eviction makes private; drop one of the two")
-    problem = support.missing(context.decision.kv) if reason is None else None
-    if (cause := reason or problem) is not None:
-        metrics.count_kv_skipped(support.cause_of(cause))
-        raise BudgetError(f"KV eviction is refused: {cause}", "pruning.kv" if reason else "pruning.kv.strategy")
+    finding = support.refusal(vllm_config)
+    if finding is None and getattr(context.prepared, "use_beam_search", False):
+        finding = support.beam_search()
+    finding = finding or support.missing(context.decision.kv, vllm_config)
+    if finding is not None:
+        metrics.count_kv_skipped(finding.cause)
+        raise finding.error()
 
 
 def _prompts_of(result: Any) -> list[dict[str, Any]]:

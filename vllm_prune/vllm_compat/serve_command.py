@@ -27,8 +27,8 @@ def allowed_plugins(environ_value: str | None) -> str:
         listed = [name for name in environ_value.split(",") if name]
         return ",".join(dict.fromkeys([*listed, "vllm_prune"]))
     groups = ("general", "platform", "io_processor", "stat_logger")
-    found = {entry.name for group in groups for entry in entry_points(group=f"vllm.{group}_plugins")}
-    return ",".join(sorted(found | {"vllm_prune"}))
+    installed = {entry.name for group in groups for entry in entry_points(group=f"vllm.{group}_plugins")}
+    return ",".join(sorted(installed | {"vllm_prune"}))
 
 
 def run_vllm_serve(arguments: Sequence[str]) -> None:

@@ -85,7 +85,7 @@ def _key(modality: str, index: int, name: OwnedUuid, content: str | None) -> str
 
 def _check_items(features: Any) -> None:
     """Decode every item once, so that what cannot be read is refused here and not in the engine."""
-    from ..visual.item_plan import decode, field_name
+    from ..visual.item_plan import field_name
 
     mm_features = importlib.import_module(f"{_MODULE}.mm_features")
     try:
@@ -96,14 +96,24 @@ def _check_items(features: Any) -> None:
     for modality, each in items.items():
         for item, placed in zip(each, features.mm_placeholders[modality], strict=True):
             element = None if item is None else item.get(field_name(modality))
-            if element is None:
-                continue
-            try:
-                plan = decode(element.data)
-            except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-                raise _refusal("the pruning plan of an item is malformed; send it as /render gave it") from None
-            if plan is not None and plan.count > placed.length:
-                raise _refusal("the pruning plan of an item does not fit its placeholder")
+            if element is not None:
+                _check_plan(element.data, placed.length)
+
+
+def _check_plan(data: Any, tokens: int) -> None:
+    from ..catalogue import VISUAL
+    from ..visual.item_plan import decode
+
+    try:
+        plan = decode(data)
+        if plan is None:
+            return
+        VISUAL.create(plan.strategy, plan.option_values)
+        fits = 1 <= int(plan.count) <= tokens
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        raise _refusal("the pruning plan of an item is malformed; send it as /render gave it") from None
+    if not fits:
+        raise _refusal("the pruning plan of an item does not fit its placeholder")
 
 
 def _refusal(message: str) -> Exception:

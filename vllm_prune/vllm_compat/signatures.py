@@ -22,12 +22,12 @@ class VllmSignature:
     def problem(self) -> str | None:
         """What is wrong with it on this vLLM, None when it is as expected."""
         try:
-            found: Any = importlib.import_module(self.module)
+            target: Any = importlib.import_module(self.module)
             for part in self.name.split("."):
-                found = getattr(found, part)
+                target = getattr(target, part)
         except (ImportError, AttributeError) as error:
             return f"{self.module}.{self.name}: {error}"
-        missing = set(self.parameters) - set(inspect.signature(found).parameters)
+        missing = set(self.parameters) - set(inspect.signature(target).parameters)
         return f"{self.module}.{self.name} has no parameter {sorted(missing)}" if missing else None
 
 
@@ -40,6 +40,8 @@ KV_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_SCHEDULER, "Scheduler.add_request", ("request",)),
     VllmSignature(_SCHEDULER, "Scheduler._preempt_request", ("request",)),
     VllmSignature(_SCHEDULER, "Scheduler._free_request", ("request",)),
+    VllmSignature(_SCHEDULER, "Scheduler._handle_blocked_waiting_request", ("request",)),
+    VllmSignature(_SCHEDULER, "Scheduler.update_from_output", ("scheduler_output", "model_runner_output")),
     VllmSignature(_SCHEDULER, "Scheduler._get_local_prefix_cache_hit", ("request",)),
     VllmSignature("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", ()),
     VllmSignature(
@@ -65,6 +67,7 @@ KV_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_RUNNER, "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")),
     VllmSignature(_RUNNER, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config", "is_profiling")),
     VllmSignature(_RUNNER, "GPUModelRunner.load_model", ()),
+    VllmSignature(_RUNNER, "GPUModelRunner.profile_run", ()),
     VllmSignature(_RUNNER, "GPUModelRunner.execute_model", ("scheduler_output",)),
     VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.compute_slot_mapping", ("num_reqs", "positions")),
     VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.add_row", ("block_ids", "row_idx")),
@@ -85,10 +88,29 @@ MEDIA_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_MEDIA, "MediaConnector._put_cached_bytes", ("url", "data")),
     VllmSignature(_MEDIA, "MediaWithBytes", ("media", "original_bytes", "io_config")),
     VllmSignature(_MEDIA, "ImageMediaIO.load_bytes", ("data",)),
+    VllmSignature(_MEDIA, "ImageMediaIO._convert_image_mode", ("image",)),
     VllmSignature(_MEDIA, "VideoMediaIO.load_base64", ("media_type", "data")),
     VllmSignature("vllm.multimodal.image", "open_image", ("fp",)),
     VllmSignature("vllm.multimodal.video", "VideoBackend.compute_frames_index_to_sample", ("source", "target")),
     VllmSignature("vllm.multimodal.video_decoders.opencv", "OpenCVVideoBackendMixin.open_video_capture", ("data",)),
+)
+
+_CHAT = "vllm.renderers.chat_utils"
+_PROCESSING = "vllm.multimodal.processing"
+CONTENT_SIGNATURES: tuple[VllmSignature, ...] = (
+    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_image", ("image_url", "uuid")),
+    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_video", ("video_url", "uuid")),
+    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_audio", ("audio_url", "uuid")),
+    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_input_audio", ("input_audio", "uuid")),
+    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_prompt_embeds", ("data",)),
+    VllmSignature(_CHAT, "MultiModalContentParser", ("tracker",)),
+    VllmSignature(_CHAT, "AsyncMultiModalContentParser", ("tracker",)),
+    VllmSignature(_CHAT, "_parse_chat_message_content_part", ("part", "mm_parser")),
+    VllmSignature(_CHAT, "MultiModalItemTracker.add", ("modality", "item")),
+    VllmSignature(_CHAT, "MultiModalItemTracker.resolve_items", ()),
+    VllmSignature(_CHAT, "AsyncMultiModalItemTracker.resolve_items", ()),
+    VllmSignature(_PROCESSING, "BaseProcessingInfo.validate_num_items", ("modality", "num_items")),
+    VllmSignature(_PROCESSING, "InputProcessingContext.call_hf_processor", ("hf_processor", "data", "kwargs")),
 )
 
 _ENGINE = "vllm.v1.engine"
@@ -151,8 +173,10 @@ SIGNATURES: tuple[VllmSignature, ...] = (
         ("mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"),
     ),
     VllmSignature("vllm.v1.engine.output_processor", "OutputProcessor.process_outputs", ("engine_core_outputs",)),
+    VllmSignature("vllm.v1.engine", "EngineCoreOutput", ("request_id", "kv_transfer_params")),
     *KV_SIGNATURES,
     *MEDIA_SIGNATURES,
+    *CONTENT_SIGNATURES,
     *SERVING_SIGNATURES,
     VllmSignature("vllm.multimodal.utils", "copy_mm_embedding_modality", ("src", "dst")),
     VllmSignature(

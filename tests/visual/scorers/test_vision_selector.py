@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
-from vllm_prune.visual.scorers import vision_selector
-from vllm_prune.visual.scorers.vision_selector import PREFIX, WEIGHTS, Selector, SelectorError, load_selector
+from vllm_prune.visual.scorers.base import ScorerError
+from vllm_prune.visual.scorers.vision_selector import PREFIX, SELECTOR, WEIGHTS, Selector, load_selector
 from vllm_prune.visual.strategies.base import Context
 
 
@@ -34,7 +33,15 @@ def test_scores_are_the_mean_logits(cells: int, width: int, hidden: int) -> None
     q = tokens.double() @ wide["q_proj.weight"].T + wide["q_proj.bias"]
     k = tokens.double() @ wide["k_proj.weight"].T + wide["k_proj.bias"]
     expected = (q @ k.T / hidden**0.5).mean(1)
-    assert torch.allclose(Selector(own).score(tokens).double(), expected, atol=1e-4, rtol=1e-4)
+    assert torch.allclose(Selector(own).score(tokens, [Grid(1, 1, cells)]).double(), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_items_are_scored_apart() -> None:
+    selector, tokens = Selector(weights(8, 4)), torch.randn(9, 8)
+    grids = [Grid(1, 2, 2), Grid(1, 1, 5)]
+    apart = [selector.score(part, [grid]) for part, grid in zip(tokens.split([4, 5]), grids, strict=True)]
+    assert torch.equal(selector.score(tokens, grids), torch.cat(apart))
+    assert not torch.allclose(selector.score(tokens, [Grid(1, 1, 9)]), torch.cat(apart))
 
 
 def test_weights_alone_or_inside_a_checkpoint(tmp_path: Path) -> None:
@@ -46,33 +53,31 @@ def test_weights_alone_or_inside_a_checkpoint(tmp_path: Path) -> None:
     save_file({**half[0], "other": torch.zeros(1)}, folder / "model-1.safetensors")
     save_file(half[1], folder / "model-2.safetensors")
     alone, inside = load_selector(tmp_path / "alone.safetensors"), load_selector(folder)
-    assert torch.equal(alone.score(tokens), Selector(own).score(tokens))
-    assert torch.equal(inside.score(tokens), Selector({n: w.bfloat16().float() for n, w in own.items()}).score(tokens))
+    grids = [Grid(1, 1, 5)]
+    assert torch.equal(alone.score(tokens, grids), Selector(own).score(tokens, grids))
+    rounded = Selector({name: weight.bfloat16().float() for name, weight in own.items()})
+    assert torch.equal(inside.score(tokens, grids), rounded.score(tokens, grids))
     (folder / "model-2.safetensors").unlink()
-    with pytest.raises(SelectorError, match=r"no k_proj\.bias, k_proj\.weight"):
+    with pytest.raises(ScorerError, match=r"no k_proj\.bias, k_proj\.weight"):
         load_selector(folder)
-    with pytest.raises(SelectorError, match="does not exist"):
+    with pytest.raises(ScorerError, match="does not exist"):
         load_selector(tmp_path / "none")
 
 
-def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refusal(text: str, width: int = 8) -> str | None:
-        config = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
-        config.write_text(text)
-        monkeypatch.setenv("VLLM_PRUNE_CONFIG", str(config))
-        served: Any = SimpleNamespace(
-            hf_config=SimpleNamespace(
-                vision_config=SimpleNamespace(hidden_size=8, spatial_merge_size=2, out_hidden_size=width)
-            )
-        )
-        return vision_selector.refusal(served)
+def test_refusals(tmp_path: Path) -> None:
+    def refusal(width: int = 8, **facts: str) -> str | None:
+        tower = SimpleNamespace(hidden_size=8, spatial_merge_size=2, out_hidden_size=width)
+        model = SimpleNamespace(hf_config=SimpleNamespace(vision_config=tower))
+        return SELECTOR.refusal(SimpleNamespace(model_config=model, additional_config={"vllm_prune": facts}))
 
     file = tmp_path / "own.safetensors"
     save_file(weights(8, 4), file)
-    assert "vision_selector: {weights: PATH}" in (refusal("{}") or "")
-    assert "does not exist" in (refusal(f"vision_selector: {{weights: {tmp_path}/none}}") or "")
-    assert refusal(f"vision_selector: {{weights: {file}}}") is None
-    assert "hidden size 8" in (refusal(f"vision_selector: {{weights: {file}}}", 16) or "")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    assert "vision_selector: {weights: PATH}" in (refusal() or "")
+    assert "does not exist" in (refusal(selector=f"{tmp_path}/none") or "")
+    assert "cannot be read" in (refusal(selector=f"{tmp_path}/text.safetensors") or "")
+    assert refusal(selector=str(file)) is None
+    assert "hidden size 8" in (refusal(16, selector=str(file)) or "")
 
 
 def test_the_highest_scores_are_kept() -> None:

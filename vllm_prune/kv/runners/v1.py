@@ -1,4 +1,4 @@
-"""vLLM's V1 model runner, taught that a request's cache may be shorter than its text.
+"""vLLM's V1 model runner, for requests whose cache may be shorter than their text.
 
 Everything that vLLM keeps stays logical: positions, stop conditions, sampling. Only what attention reads
 becomes physical: block tables, sequence lengths and slots.
@@ -12,30 +12,33 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...budget.errors import BudgetError
+from ...budget.errors import BudgetError, Finding, kv_finding
 from ...budget.kv import KvSpec
 from ...telemetry import engine_spans, metrics
 from ..cache import UnknownLayout, open_rows
 from ..commands import Compaction
-from ..compaction import CachedRequest, Compactor, remember
+from ..compaction import CachedRequest, Compactor, track, transient_bytes
 from ..query_window import QueryStore, StepPlan
 from ..saliency import SaliencyStore
-from ..suitability import because, layer_refusals
+from ..suitability import layer_refusals
+from ..window_slots import WindowLimits
 
 
 class CompactingRunnerMixin:
-    """In front of vLLM's runner class; `adopt` puts it there.
+    """In front of vLLM's runner class; `make_compacting` puts it there.
 
     Attributes:
         kv_requests: requests with a KV budget.
-        kv_reasons: why this worker cannot compact; empty when it can.
+        kv_findings: why this worker cannot compact; empty when it can.
+        kv_store: the windows' queries, allocated before vLLM sizes the cache.
     """
 
     kv_requests: dict[str, CachedRequest]
-    kv_reasons: list[str]
+    kv_findings: list[Finding]
     kv_compactor: Compactor | None
     kv_saliency: SaliencyStore | None
     kv_plan: StepPlan
+    kv_store: QueryStore | None
     # vLLM's runner.
     vllm_config: Any
     compilation_config: Any
@@ -56,30 +59,50 @@ class CompactingRunnerMixin:
         from vllm.model_executor.layers.attention import Attention
         from vllm.v1.attention.backend import AttentionType
 
-        found = self.compilation_config.static_forward_context.values()
-        return [layer for layer in found if isinstance(layer, Attention) and layer.attn_type == AttentionType.DECODER]
+        layers = self.compilation_config.static_forward_context.values()
+        return [layer for layer in layers if isinstance(layer, Attention) and layer.attn_type == AttentionType.DECODER]
+
+    def reserve_windows(self) -> QueryStore | None:
+        """Allocate the windows' queries; None where nothing can be compacted anyway."""
+        layers = self._decoder_layers()
+        if self.kv_store is None and not layer_refusals(layers):
+            self.kv_store = QueryStore(layers, WindowLimits.of(self.vllm_config).slots, self.device)
+        return self.kv_store
+
+    def profile_run(self, *args: Any, **kwargs: Any) -> None:
+        """Let the peak that vLLM measures include that of a compaction, which never runs beside a forward pass."""
+        layers = self._decoder_layers()
+        if not layer_refusals(layers):
+            size = transient_bytes(layers[0], self.vllm_config.model_config.max_model_len)
+            peak = torch.empty(size, dtype=torch.uint8, device=self.device)
+            del peak
+        super().profile_run(*args, **kwargs)  # type: ignore[misc]
 
     def initialize_kv_cache(self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any) -> None:
-        """Listen to attention once the caches are there, and learn their layout."""
+        """Learn the layout of the caches once they are there."""
         super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)  # type: ignore[misc]
         if is_profiling:
             return
         layers = self._decoder_layers()
-        self.kv_reasons = layer_refusals(layers)
+        self.kv_findings = layer_refusals(layers)
         if len(kv_cache_config.kv_cache_groups) != 1:
-            self.kv_reasons.append(because("cache_groups", f"{len(kv_cache_config.kv_cache_groups)}; one is supported"))
-        if self.kv_reasons:
+            self.kv_findings.append(
+                kv_finding("cache_groups", f"{len(kv_cache_config.kv_cache_groups)}; one is supported")
+            )
+        if self.kv_findings:
             return
         try:
             rows = open_rows(layers)
         except UnknownLayout as error:
-            self.kv_reasons = [because("layout", str(error))]
+            self.kv_findings = [kv_finding("layout", str(error))]
             return
+        store = self.reserve_windows()
+        assert store is not None
         size = self.cache_config.block_size
         if self.kv_saliency is not None:
             self.kv_saliency.allocate(kv_cache_config.num_blocks * size)
         self.kv_compactor = Compactor(
-            layers, rows, QueryStore(layers), self.kv_saliency, self._rotation(layers[0]), size, _head_offset(layers[0])
+            layers, rows, store, self.kv_saliency, self._rotation(layers[0]), size, _head_offset(layers[0])
         )
         self._observe_decode()
 
@@ -109,59 +132,60 @@ class CompactingRunnerMixin:
     def _update_states(self, scheduler_output: Any) -> Any:
         """Compact before anything else: the freed blocks may belong to another request of this very step."""
         for request_id in scheduler_output.finished_req_ids:
-            self._forget(request_id)
+            self._untrack(request_id)
         for command in getattr(scheduler_output, "compactions", ()):
             self._compact(command, scheduler_output.traces.get(command.request_id))
         for request_id in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
-            self._follow(request_id, self.requests[request_id])
+            self._track(request_id, self.requests[request_id])
         result = super()._update_states(scheduler_output)  # type: ignore[misc]
         for new in scheduler_output.scheduled_new_reqs:
-            self._follow(new.req_id, self.requests[new.req_id])
+            self._track(new.req_id, self.requests[new.req_id])
         return result
 
-    def _follow(self, request_id: str, state: Any) -> None:
-        self._forget(request_id)
+    def _track(self, request_id: str, state: Any) -> None:
+        self._untrack(request_id)
         try:
             spec = KvSpec.of(state.sampling_params.extra_args) if state.sampling_params is not None else None
         except BudgetError:
-            # The scheduler has said so, and orders nothing.
+            # The scheduler has logged it, and orders nothing.
             return
         if spec is not None and self.kv_compactor is not None and state.prompt_token_ids is not None:
-            store = self.kv_compactor.store
-            self.kv_requests[request_id] = remember(spec, state.prompt_token_ids, state.mm_features, store)
+            store, limits = self.kv_compactor.store, WindowLimits.of(self.vllm_config)
+            self.kv_requests[request_id] = track(spec, state.prompt_token_ids, state.mm_features, store, limits)
 
-    def _forget(self, request_id: str) -> None:
+    def _untrack(self, request_id: str) -> None:
         request = self.kv_requests.pop(request_id, None)
         if request is not None:
             assert self.kv_compactor is not None
-            self.kv_compactor.store.give_back(request.lent)
+            self.kv_compactor.store.release(request.window_slots)
 
     def _execute_mm_encoder(self, scheduler_output: Any) -> Any:
-        """The step's pass of the vision tower, with spans where somebody traces."""
-        traces = getattr(scheduler_output, "traces", {}) if self._counts() else {}
+        """The step's pass of the vision tower, with spans where requests are traced."""
+        traces = getattr(scheduler_output, "traces", {}) if self._is_first_rank() else {}
         with engine_spans.encoding(traces, scheduler_output.scheduled_encoder_inputs):
             return super()._execute_mm_encoder(scheduler_output)  # type: ignore[misc]
 
     def _compact(self, command: Compaction, headers: Any) -> None:
         request = self.kv_requests.get(command.request_id)
         if self.kv_compactor is None or request is None:
-            raise RuntimeError(f"the scheduler ordered a compaction that this worker cannot do: {self.kv_reasons}")
+            why = "; ".join(finding.text for finding in self.kv_findings)
+            raise RuntimeError(f"the scheduler ordered a compaction that this worker cannot do: {why}")
         started = time.perf_counter()
-        self.kv_compactor.run(command, request)
+        scoring = self.kv_compactor.run(command, request)
         state, blocks = self.requests[command.request_id], (list(command.target),)
         state.block_ids = blocks
         row = self.input_batch.req_id_to_index.get(command.request_id)
         if row is not None:
             self.input_batch.block_table.clear_row(row)
             self.input_batch.block_table.add_row((list(command.target),), row)
-        if self._counts():
+        if self._is_first_rank():
             seconds = time.perf_counter() - started
             metrics.observe_compaction(seconds)
-            metrics.observe_score("kv", request.spec.strategy, seconds)
+            metrics.observe_score("kv", request.spec.strategy, scoring)
             engine_spans.compacted(headers, seconds, request.spec.strategy, command.rows, command.keep)
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
-        """One step; nothing stays armed after it, for steps without us and warm-up runs listen too."""
+        """One step; nothing stays armed after it, as attention also runs in dummy steps and warm-up."""
         try:
             return super().execute_model(*args, **kwargs)  # type: ignore[misc]
         finally:
@@ -171,7 +195,7 @@ class CompactingRunnerMixin:
                 self.kv_plan = StepPlan()
                 self.kv_compactor.store.arm(self.kv_plan, self.device)
 
-    def _counts(self) -> bool:
+    def _is_first_rank(self) -> bool:
         return bool(self.vllm_config.parallel_config.rank == 0)
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
@@ -186,21 +210,20 @@ class CompactingRunnerMixin:
         return result
 
     def _prefills(self) -> bool:
-        """Whether the step computes tokens of a prompt; the norms of decoded tokens are never asked for."""
+        """Whether the step computes tokens of a prompt; no strategy reads the norms of decoded tokens."""
         states = (self.requests[request_id] for request_id in self.input_batch.req_ids)
         return any(state.num_computed_tokens < state.num_prompt_tokens for state in states)
 
     def _shorten(self, scheduled: Any) -> None:
         ids = self.input_batch.req_ids
-        gone = np.array([self.kv_requests[i].evicted if i in self.kv_requests else 0 for i in ids], dtype=np.int32)
-        if not gone.any():
+        evicted = np.array([self.kv_requests[i].evicted if i in self.kv_requests else 0 for i in ids], dtype=np.int32)
+        if not evicted.any():
             return
         count, total = len(ids), int(scheduled.sum())
-        here = torch.from_numpy(gone)
-        there = here.to(self.device)
-        self.seq_lens[:count] -= there  # type: ignore[attr-defined]
-        self.optimistic_seq_lens_cpu[:count] -= here  # type: ignore[attr-defined]
-        per_token = torch.from_numpy(np.repeat(gone, scheduled)).to(self.device, torch.int64)
+        on_host = torch.from_numpy(evicted)
+        self.seq_lens[:count] -= on_host.to(self.device)  # type: ignore[attr-defined]
+        self.optimistic_seq_lens_cpu[:count] -= on_host  # type: ignore[attr-defined]
+        per_token = torch.from_numpy(np.repeat(evicted, scheduled)).to(self.device, torch.int64)
         self.input_batch.block_table.compute_slot_mapping(
             count,
             self.query_start_loc.gpu[: count + 1],  # type: ignore[attr-defined]
@@ -213,13 +236,12 @@ class CompactingRunnerMixin:
         start = 0
         for request_id, count in zip(self.input_batch.req_ids, scheduled.tolist(), strict=True):
             request = self.kv_requests.get(request_id)
-            if request is not None:
+            if request is not None and request.window_slots:
                 computed = self.requests[request_id].num_computed_tokens
-                seen = range(
-                    max(computed, computed + count - request.window, request.observed_from()), computed + count
-                )
-                self.kv_plan.source += [start + position - computed for position in seen]
-                self.kv_plan.target += request.lent_for(seen)
+                first = max(computed, computed + count - request.window, request.observed_from())
+                observed = range(first, computed + count)
+                self.kv_plan.source += [start + position - computed for position in observed]
+                self.kv_plan.target += request.slots_of(observed)
             start += count
         self.kv_compactor.store.arm(self.kv_plan, self.device)
 
@@ -230,12 +252,13 @@ def _head_offset(layer: Any) -> int:
     return int(get_tensor_model_parallel_rank() * layer.num_kv_heads)
 
 
-def adopt(runner: Any) -> None:
-    """Put the mixin in front of a freshly made runner; nothing has run on it yet."""
+def make_compacting(runner: Any) -> None:
+    """Put the mixin in front of a runner's class, before the runner has loaded its model."""
     cls = type(runner)
     runner.__class__ = type(f"Compacting{cls.__name__}", (CompactingRunnerMixin, cls), {})
     runner.kv_requests = {}
-    runner.kv_reasons = ["the cache is not initialised"]
+    runner.kv_findings = [kv_finding("worker", "its cache is not initialised")]
     runner.kv_compactor = None
     runner.kv_saliency = None
     runner.kv_plan = StepPlan()
+    runner.kv_store = None

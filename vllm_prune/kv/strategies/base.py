@@ -9,15 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from ...signals import KvSignal
 from ...visual.strategies.base import NoOptions
 
-KvNeed = Literal["queries", "saliency", "values", "rotation"]
 TEXT = -1
 """Value of `LayerView.media` for rows that belong to no image or video."""
 
@@ -48,8 +48,8 @@ class LayerView:
             given at the first compaction only.
         rotation: [P, D] float32, cosines then sines of the rotary angles of P positions (first half | second
             half of each row: D/2 cosines, D/2 sines); None unless needed.
-        logits: gives [H, G, W, L] float32, causal attention logits of the window, where a kernel computes them from
-            the cache; None elsewhere.
+        logits: given a range of KV heads and one of window queries, gives [heads, G, queries, L] float32, causal
+            attention logits, where a kernel computes them from the cache; None elsewhere.
         carried: [H, L] float32 each, what the strategy returned at the request's last compaction, for the rows
             that survived; zero for rows decoded since. Empty at the first compaction.
         first: whether this is the request's first compaction: all rows are there, and all heads hold the same tokens.
@@ -68,7 +68,7 @@ class LayerView:
     queries: Tensor | None = None
     saliency: Tensor | None = None
     rotation: Tensor | None = None
-    logits: Callable[[], Tensor] | None = None
+    logits: Callable[[slice, slice], Tensor] | None = None
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     first: bool = True
     head_offset: int = 0
@@ -76,7 +76,7 @@ class LayerView:
 
     @property
     def rows(self) -> int:
-        """L."""
+        """Number of cached rows, L."""
         return int(self.keys.shape[1])
 
 
@@ -102,6 +102,8 @@ class KvStrategy(ABC):
         summary: one line for the catalogue table.
         modalities: always the cache; what the catalogue's tables call it.
         needs: signals that are captured only for strategies that declare them.
+        quadratic: whether scoring takes time that grows with the square of the rows; decoding then waits longer
+            between compactions, see `KvSpec.buffer_of`.
         Options: pydantic model of the strategy's options.
     """
 
@@ -109,7 +111,8 @@ class KvStrategy(ABC):
     paper: ClassVar[str]
     summary: ClassVar[str]
     modalities: ClassVar[frozenset[str]] = frozenset({"cache"})
-    needs: ClassVar[frozenset[KvNeed]] = frozenset()
+    needs: ClassVar[frozenset[KvSignal]] = frozenset()
+    quadratic: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = NoKvOptions
 
     def __init__(self, options: BaseModel | None = None) -> None:
@@ -119,7 +122,7 @@ class KvStrategy(ABC):
     def score(self, view: LayerView) -> Scores:
         """Score every cached row of one layer."""
 
-    def wanted(self) -> frozenset[KvNeed]:
+    def wanted(self) -> frozenset[KvSignal]:
         """What these options need; a subset of `needs`."""
         return self.needs
 
@@ -155,23 +158,58 @@ def keep_best(scores: Tensor, count: int, window: int) -> Tensor:
     return torch.cat([best.sort(dim=1).values, last], dim=1)
 
 
-def window_attention(view: LayerView) -> Tensor:
+PART = 1 << 23
+"""Most attention weights that are held at once, 32 MiB of them; longer windows and prompts are scored in parts."""
+
+EVERY = slice(None)
+
+
+def window_attention(view: LayerView, heads: slice = EVERY, window: slice = EVERY) -> Tensor:
     """Attention that the last W queries give to every row, per query head (GUI-KV section 3, SnapKV equation 1).
 
-    Softmax over all rows that a query may see: the query of window row w sees rows up to L - W + w.
+    Softmax over all rows that a query may see: the query of window row w sees rows up to L - W + w. Memory grows
+    with what is computed at once; `summed_attention` bounds it.
+
+    Args:
+        view: a layer.
+        heads: KV heads to compute, as a range without a step.
+        window: window queries to compute, as a range without a step.
 
     Returns:
-        float32 [H, G, W, L].
+        float32 [heads, G, window, L].
     """
-    if view.logits is not None:
-        return view.logits().softmax(dim=-1)
-    queries = view.queries
-    assert queries is not None
-    window, heads = len(queries), len(view.keys)
-    # One product per head: broadcasting over the group would copy the keys for each of its queries.
-    grouped = queries.view(window, heads, -1, queries.shape[-1]).permute(1, 2, 0, 3)
-    logits = (grouped.flatten(1, 2) @ view.keys.transpose(1, 2)) * view.scale
-    logits = logits.view(heads, -1, window, view.rows)
-    later = torch.ones(window, window, dtype=torch.bool, device=logits.device).triu(1)
-    logits[..., view.rows - window :].masked_fill_(later, float("-inf"))
+    logits = _window_logits(view, heads, window) if view.logits is None else view.logits(heads, window)
     return logits.softmax(dim=-1)
+
+
+def _window_logits(view: LayerView, heads: slice, window: slice) -> Tensor:
+    queries, keys = view.queries, view.keys[heads]
+    assert queries is not None
+    size, dim = queries.shape[0], queries.shape[-1]
+    grouped = queries.view(size, len(view.keys), -1, dim)[window, heads].permute(1, 2, 0, 3)
+    # One product per head: broadcasting over the group would copy the keys for each of its queries.
+    logits = (grouped.flatten(1, 2) @ keys.transpose(1, 2)).mul_(view.scale)
+    logits = logits.view(*grouped.shape[:3], view.rows)
+    last = torch.arange(size, device=logits.device)
+    logits[..., view.rows - size :].masked_fill_(last > last[window, None], float("-inf"))
+    return logits
+
+
+def summed_attention(view: LayerView) -> Tensor:
+    """`window_attention`, summed over the window, in parts of at most `PART` weights (or one query's, if more).
+
+    Returns:
+        float32 [H, G, L]; each row of a head sums to W.
+    """
+    queries, heads = view.queries, len(view.keys)
+    assert queries is not None
+    window, group = len(queries), queries.shape[1] // heads
+    if heads * group * window * view.rows <= PART:
+        return window_attention(view).sum(dim=2)
+    total = torch.zeros(heads, group, view.rows, device=view.keys.device)
+    step = max(1, PART // (group * view.rows))
+    for head in range(heads):
+        for start in range(0, window, step):
+            part = window_attention(view, slice(head, head + 1), slice(start, start + step))
+            total[head] += part[0].sum(dim=1)
+    return total

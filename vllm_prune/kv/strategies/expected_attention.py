@@ -8,11 +8,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import KvStrategy, LayerView, NoKvOptions, Scores
+from .base import PART, KvStrategy, LayerView, NoKvOptions, Scores
 
 
 class ExpectedAttentionOptions(NoKvOptions):
-    """How far ahead to look, which first tokens to keep, and whether value norms weigh in."""
+    """Options of `expected_attention`.
+
+    Attributes:
+        horizon: positions ahead over which queries are expected.
+        sinks: first tokens of the prompt that are always kept.
+        use_values: whether a row's expected attention is weighed by the norm of its value.
+    """
 
     horizon: Annotated[int, Field(ge=1, le=8192)] = 512
     sinks: Annotated[int, Field(ge=0, le=1024)] = 4
@@ -32,10 +38,10 @@ class ExpectedAttention(KvStrategy):
     def score(self, view: LayerView) -> Scores:
         """Softmax over rows of the expected exponentiated logit, times the value's norm, mean over the group."""
         mean, covariance = self._future(view)
-        keys = view.keys[:, None]
-        linear = (keys @ mean[..., None]).squeeze(-1) * view.scale
-        quadratic = ((keys @ covariance) * keys).sum(dim=-1) * view.scale**2 / 2
-        expected = (linear + quadratic).softmax(dim=-1)
+        # [H, G, step, D] is held at once.
+        step = max(1, PART // mean.numel())
+        parts = (_log_expected(keys[:, None], mean, covariance, view.scale) for keys in view.keys.split(step, dim=1))
+        expected = torch.cat(list(parts), dim=-1).softmax(dim=-1)
         if self.options.use_values:
             expected = expected * view.values().norm(dim=-1)[:, None]
         rows = expected.mean(dim=1)
@@ -56,6 +62,12 @@ class ExpectedAttention(KvStrategy):
         ahead = table[1 : min(self.options.horizon, len(table) - 1) + 1].mean(dim=0)
         turn = _turn(torch.eye(dim, device=table.device), ahead).T
         return mean @ turn.T, turn @ covariance @ turn.T
+
+
+def _log_expected(keys: Tensor, mean: Tensor, covariance: Tensor, scale: float) -> Tensor:
+    """Logarithm of the mean of exp(q k scale) over Gaussian queries q: [H, G, n] for [H, 1, n, D] keys."""
+    linear = (keys @ mean[..., None]).squeeze(-1) * scale
+    return linear + ((keys @ covariance) * keys).sum(dim=-1) * scale**2 / 2
 
 
 def _turn(rows: Tensor, angles: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from ...signals import KvSignal
 from ._pooling import Kernel, average_pool
-from .base import TEXT, KvNeed, KvStrategy, LayerView, NoKvOptions, Scores, window_attention
+from .base import TEXT, KvStrategy, LayerView, NoKvOptions, Scores, summed_attention
 
 REDUNDANT = -1.0
 """Score of rows that earlier screenshots repeat: below every other, as a sum of probabilities is never negative."""
@@ -45,19 +46,21 @@ class GuiKv(KvStrategy):
 
     name = "gui_kv"
     paper = "GUI-KV, arXiv 2510.00536, section 3"
-    summary = "what the last tokens attend to, salient cells of the current screenshot, no repeats of earlier ones"
+    summary = (
+        "what the last tokens attend to, salient visual tokens of the current screenshot, no repeats of earlier ones"
+    )
     needs = frozenset({"queries", "saliency", "values"})
     Options = GuiKvOptions
     options: GuiKvOptions
 
-    def wanted(self) -> frozenset[KvNeed]:
+    def wanted(self) -> frozenset[KvSignal]:
         """Only the norms that the options name."""
         return frozenset({"queries", "saliency" if self.options.norm_source == "residual" else "values"})
 
     def score(self, view: LayerView) -> Scores:
         """Attention is scored anew at every compaction; saliency and redundancy are the prompt's."""
         free = view.rows - view.window
-        attention = window_attention(view).sum(dim=2).mean(dim=1)
+        attention = summed_attention(view).mean(dim=1)
         attention[:, :free] = average_pool(attention[:, :free], self.options.pooling)
         if view.first:
             boost, redundant = self._boost(view), self._redundant(view)

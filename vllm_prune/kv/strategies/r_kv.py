@@ -10,14 +10,20 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ._pooling import Kernel, max_pool
-from .base import KvStrategy, LayerView, NoKvOptions, Scores, window_attention
+from .base import KvStrategy, LayerView, NoKvOptions, Scores, summed_attention
 
 CHUNK = 1 << 22
-"""Similarities held at once."""
+"""Most similarities that are held at once."""
 
 
 class RKvOptions(NoKvOptions):
-    """Weight of attention against redundancy, kernel of the pooling, and what counts as a repeat."""
+    """Options of `r_kv`.
+
+    Attributes:
+        balance: weight of attention; redundancy has the rest.
+        pooling: kernel of the maximum pooling of attention, odd.
+        similar: cosine above which one key counts as a repeat of another.
+    """
 
     balance: Annotated[float, Field(ge=0, le=1)] = 0.1
     pooling: Kernel = 7
@@ -31,13 +37,14 @@ class RKv(KvStrategy):
     paper = "R-KV, arXiv 2505.24133, section 3"
     summary = "attended rows that are not repeats; for long answers"
     needs = frozenset({"queries"})
+    quadratic = True
     Options = RKvOptions
     options: RKvOptions
 
     def score(self, view: LayerView) -> Scores:
         """Weigh attention against redundancy; both sum to one over the rows outside the window."""
         free = view.rows - view.window
-        attention = window_attention(view).mean(dim=2).amax(dim=1)[:, :free]
+        attention = summed_attention(view).amax(dim=1)[:, :free] / view.window
         attention = max_pool(attention, self.options.pooling)
         attention = attention / attention.sum(dim=1, keepdim=True).clamp(min=1e-12)
         redundancy = self._similarity(view.keys[:, :free]).softmax(dim=1)
@@ -53,8 +60,8 @@ class RKv(KvStrategy):
         for start in range(0, count, step):
             end = min(count, start + step)
             cosine = unit[:, start:end] @ unit.transpose(1, 2)
-            own = torch.arange(start, end, device=keys.device)
-            cosine[:, own - start, own] = 0
+            chunk = torch.arange(start, end, device=keys.device)
+            cosine[:, chunk - start, chunk] = 0
             close = cosine > self.options.similar
             order = torch.arange(1, count + 1, device=keys.device)
             latest = (close * order).argmax(dim=2, keepdim=True)

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 from ._pooling import Kernel, average_pool, max_pool
-from .base import KvStrategy, LayerView, NoKvOptions, Scores, window_attention
+from .base import KvStrategy, LayerView, NoKvOptions, Scores, summed_attention
 
 
 class SnapKvOptions(NoKvOptions):
-    """Kernel and kind of the pooling."""
+    """Options of `snapkv`.
+
+    Attributes:
+        pooling: kernel of the pooling of attention over neighbouring rows, odd.
+        mode: average or maximum.
+    """
 
     pooling: Kernel = 5
     mode: Literal["avg", "max"] = "avg"
@@ -27,7 +32,7 @@ class SnapKv(KvStrategy):
 
     def score(self, view: LayerView) -> Scores:
         """Pooled window attention; the window itself takes no part in the pooling."""
-        attention = window_attention(view).mean(dim=(1, 2))
+        attention = summed_attention(view).mean(dim=1) / view.window
         free = view.rows - view.window
         pool = average_pool if self.options.mode == "avg" else max_pool
         attention[:, :free] = pool(attention[:, :free], self.options.pooling)

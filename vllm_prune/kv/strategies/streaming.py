@@ -11,7 +11,11 @@ from .base import KvStrategy, LayerView, NoKvOptions, Scores
 
 
 class StreamingOptions(NoKvOptions):
-    """How many first tokens are kept as attention sinks."""
+    """Options of `streaming`.
+
+    Attributes:
+        sinks: first tokens of the prompt that are always kept.
+    """
 
     sinks: Annotated[int, Field(ge=0, le=1024)] = 4
 

@@ -21,7 +21,8 @@ from ...budget.canonical import KEY, VisualSpec
 from ...budget.errors import BudgetError
 from ...catalogue import VISUAL
 from ...grid import MODALITIES, Grid, Modality, bitmap
-from ..item_plan import ItemPlan, decode, field_name, unpruned
+from ..item_plan import ItemPlan, decode, field_name, unpruned, with_cut
+from ..scorers.tower_shape import tower_shape
 from ..strategies.base import Cells, PixelStrategy
 from .family_items import GridItems
 from .frame_split import frame_counts
@@ -50,6 +51,8 @@ class PrunedProcessor(GridItems):
         super().__init__(*args, **kwargs)
         self._item_cache = ItemCache()
         self._merge = self.cell_side()
+        tower = tower_shape(self.info.get_hf_config())  # type: ignore[attr-defined]
+        self._depth = None if tower is None else tower.depth
         deviations = self.info.get_hf_processor().image_processor.image_std  # type: ignore[attr-defined]
         self._spread = sum(deviations) / len(deviations)
 
@@ -59,7 +62,7 @@ class PrunedProcessor(GridItems):
         grants: Grants = {}
         if wire is not None:
             inputs = replace(inputs, hf_processor_mm_kwargs=_without(inputs.hf_processor_mm_kwargs))
-            grants = self._grants(inputs, VisualSpec.from_wire(wire))
+            grants = self._grants(inputs, with_cut(VisualSpec.from_wire(wire), self._depth))
             inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: grants})
         result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
         if not grants:

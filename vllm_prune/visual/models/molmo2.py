@@ -29,8 +29,9 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from ...budget.canonical import VisualSpec
 from ...budget.errors import BudgetError
-from ...catalogue import VISUAL
+from ...config.worker_facts import WorkerFacts
 from ...grid import Grid, Modality
+from ...signals import VisualSignal
 from ...telemetry import metrics
 from ..frontend.granted_item import Grants
 from ..frontend.item_cache import CHANNELS
@@ -41,6 +42,7 @@ from ..strategies.base import Cells
 from ..tower.molmo2 import FrameAttention, FrameTower, joined_pooling
 from ..tower.scored_cut import TowerScorer
 from ..tower.select import PrunePoint, build_cut, choose_cells, prune_point
+from ..tower.signals import Captures, ItemSource, needed
 
 FLAT = {"pixel_values_videos": "video_num_crops", "video_token_pooling": "video_num_pooled_patches",
         "video_tokens": "num_video_tokens"}  # fmt: skip
@@ -172,7 +174,8 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         self._most_cells = int(vllm_config.scheduler_config.max_num_encoder_input_tokens)
         vit = getattr(self.vision_backbone, "image_vit", None)
         blocks = () if vit is None else vit.transformer.resblocks
-        self._scorer = TowerScorer.of(vllm_config.model_config, [block.attention for block in blocks])
+        self._scorer = TowerScorer.of(vllm_config, [block.attention for block in blocks])
+        self._facts = WorkerFacts.of(vllm_config)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encoder outputs, one per item: the marks of each frame with its cells between them."""
@@ -218,17 +221,24 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         return [Grid(frames, height, width) for frames in videos["video_num_crops"].tolist()]
 
     def _encode_whole(self, videos: dict[str, Any], plans: Sequence[ItemPlan | None]) -> list[Tensor]:
-        wanted = any(plan and "tower_attention" in VISUAL.strategy_class(plan.strategy).needs for plan in plans)
-        with FrameAttention(self.vision_backbone, enabled=wanted) as attention:
+        received = FrameAttention(self.vision_backbone, enabled="tower_attention" in needed(plans))
+        with Captures({"tower_attention": received}) as captures:
             embedded = super().embed_multimodal(**videos)
         cells, patches = (videos[name].tolist() for name in ("video_num_pooled_patches", "video_num_patches"))
         pooling = joined_pooling(videos["video_token_pooling"], patches, cells)
-        received = attention.of_cells(pooling, cells)
+        captured = captures.per_item(len(plans), pooling, cells)
         grids = self._grids(videos)
         return [
-            rows if plan is None else _pruned(rows, plan, grid, attention)
-            for rows, plan, grid, attention in zip(embedded, plans, grids, received, strict=True)
+            rows if plan is None else self._pruned(rows, plan, grid, signals)
+            for rows, plan, grid, signals in zip(embedded, plans, grids, captured, strict=True)
         ]
+
+    def _pruned(
+        self, rows: Tensor, plan: ItemPlan, grid: Grid, captured: Mapping[VisualSignal, Tensor | None]
+    ) -> Tensor:
+        cells = rows.view(grid.frames, grid.per_frame + MARKS, -1)[:, 1:-1].flatten(0, 1)
+        origins, _ = layout(choose_cells(plan, ItemSource(grid, cells, captured, self._facts)), plan, grid)
+        return rows[origins]
 
     def _encode_cut(self, videos: dict[str, Any], place: PrunePoint, plans: Sequence[ItemPlan]) -> list[Tensor]:
         grids, pixels = self._grids(videos), videos["pixel_values_videos"]
@@ -246,12 +256,6 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         embeddings = self.get_language_model().embed_input_ids(tokens[origins])
         embeddings[places] = rows.to(embeddings.dtype)
         return embeddings
-
-
-def _pruned(rows: Tensor, plan: ItemPlan, grid: Grid, received: Tensor | None) -> Tensor:
-    cells = rows.view(grid.frames, grid.per_frame + MARKS, -1)[:, 1:-1].flatten(0, 1)
-    origins, _ = layout(choose_cells(cells, plan, grid, tower_attention=received), plan, grid)
-    return rows[origins]
 
 
 def layout(kept: Tensor, plan: ItemPlan, grid: Grid) -> tuple[Tensor, Tensor]:

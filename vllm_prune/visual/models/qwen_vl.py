@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 from vllm.multimodal.utils import copy_mm_embedding_modality
 
-from ...catalogue import VISUAL
+from ...config.worker_facts import WorkerFacts
 from ...grid import Grid
+from ...signals import VisualSignal
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
 from ..tower.cut import TowerCut
 from ..tower.key_bias import biased_attention
-from ..tower.received_attention import TowerAttention
+from ..tower.received_attention import Listener, TowerAttention
 from ..tower.scored_cut import TowerScorer
 from ..tower.select import PrunePoint, build_cut, choose_cells, prune_point
+from ..tower.signals import Captures, ItemSource, needed
 from .positions import COLUMNS, Run, StepOffsets, attach, detach, grid_positions, lay_out
 
 MODALITIES = ("image", "video")
@@ -53,7 +55,8 @@ class PrunedModel(TowerCut):
         padded = scheduler.max_num_batched_tokens + 1024
         self._offsets = StepOffsets(padded)
         blocks = getattr(self.visual, "blocks", ())
-        self._scorer = TowerScorer.of(vllm_config.model_config, [block.attn for block in blocks])
+        self._scorer = TowerScorer.of(vllm_config, [block.attn for block in blocks])
+        self._facts = WorkerFacts.of(vllm_config)
 
     @property
     def output_width(self) -> int:
@@ -76,6 +79,10 @@ class PrunedModel(TowerCut):
     def tower_attention_blocks(self) -> Sequence[Any]:
         """Attention modules of the tower whose received attention may be captured, last first."""
         raise NotImplementedError
+
+    def listeners(self, needs: frozenset[VisualSignal]) -> dict[VisualSignal, Listener]:
+        """What captures signals while the tower runs; a listener that is not needed is idle."""
+        return {"tower_attention": TowerAttention(self, enabled="tower_attention" in needs)}
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encoder outputs, one per item; pruned items come as [K, output_width + 6]."""
@@ -125,20 +132,19 @@ class PrunedModel(TowerCut):
         return biased_attention(self.visual.blocks[number].attn, self._scorer.wide, bias)
 
     def _encode_whole(self, kwargs: dict[str, Any], modality: str, plans: Sequence[ItemPlan | None]) -> list[Tensor]:
-        wanted = any(plan and "tower_attention" in VISUAL.strategy_class(plan.strategy).needs for plan in plans)
-        with TowerAttention(self, enabled=wanted) as attention:
+        with Captures(self.listeners(needed(plans))) as captures:
             embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        received = attention.per_item(kwargs[f"{modality}_grid_thw"])
+        captured = captures.per_item(len(plans), kwargs[f"{modality}_grid_thw"])
         return [
-            embedding if plan is None else self._prune(embedding, plan, kwargs, modality, i, received[i])
+            embedding if plan is None else self._prune(embedding, plan, kwargs, modality, i, captured[i])
             for i, (embedding, plan) in enumerate(zip(embeddings, plans, strict=True))
         ]
 
     def _prune(
-        self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, received: Any
+        self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, captured: Any
     ) -> Tensor:
         grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
-        kept = choose_cells(embedding[:, : self.feature_width], plan, grid, tower_attention=received)
+        kept = choose_cells(plan, ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts))
         return self._place(embedding[kept], kept, grid, kwargs, modality, index)
 
     def _grid(self, thw: Any) -> Grid:
@@ -233,7 +239,7 @@ class PrunedModel(TowerCut):
             for place, row in enumerate((batch_mm_kwargs or {}).get(field_name(modality)) or ()):
                 if plan := decode(row):
                     index = indices[place]
-                    dest[index] = self._prune(dest[index], plan, batch_mm_kwargs, modality, place, None)  # type: ignore[arg-type]
+                    dest[index] = self._prune(dest[index], plan, batch_mm_kwargs, modality, place, {})  # type: ignore[arg-type]
 
 
 def _pieces(rows: Tensor, ends: Sequence[int], members: Sequence[int]) -> Tensor:

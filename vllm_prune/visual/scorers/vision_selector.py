@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ...config.load import ENV, load
-from .tower_shape import tower_shape
+from ...config.worker_facts import WorkerFacts
+from ...grid import Grid
+from .base import ScorerError, TrainedWeights
+from .tower_shape import TowerShape
 
 WEIGHTS = tuple(f"{name}_proj.{kind}" for name in ("q", "k") for kind in ("weight", "bias"))
 PREFIX = "visual.importance_scorer."
-"""In front of these names in a checkpoint that holds the scorer among its own weights."""
-
-
-class SelectorError(ValueError):
-    """Weights that cannot be used; the message says why and what to do."""
+"""In front of these names in a checkpoint that holds the scorer among the model's weights."""
 
 
 class Selector:
@@ -39,67 +38,71 @@ class Selector:
         """D, hidden size of the language model."""
         return int(self._weights["q_proj.weight"].shape[1])
 
-    def score(self, tokens: Tensor) -> Tensor:
-        """float32 [M] from the cells of one item behind the merger, [M, D] in any float dtype."""
-        own = {name: weight.to(tokens.device) for name, weight in self._weights.items()}
-        self._weights = own
-        tokens = tokens.float()
-        asked = linear(tokens, own["q_proj.weight"], own["q_proj.bias"])
-        mean = linear(tokens.mean(0), own["k_proj.weight"], own["k_proj.bias"])
-        return asked @ mean / len(mean) ** 0.5
+    def score(self, cells: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """float32 [sum of M] from cells behind the merger, [sum of M, D]; see `CellScorer.score`."""
+        self._weights = weights = {name: weight.to(cells.device) for name, weight in self._weights.items()}
+        items = cells.float().split([grid.tokens for grid in grids])
+        return torch.cat([_score(item, weights) for item in items])
+
+
+def _score(item: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    queries = linear(item, weights["q_proj.weight"], weights["q_proj.bias"])
+    mean_key = linear(item.mean(0), weights["k_proj.weight"], weights["k_proj.bias"])
+    return queries @ mean_key / len(mean_key) ** 0.5
 
 
 def load_selector(path: Path) -> Selector:
     """Read a safetensors file, or those of a folder: of the scorer alone, or a checkpoint that contains it.
 
     Raises:
-        SelectorError: no such file, or weights missing.
+        ScorerError: no such file, or weights missing.
     """
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for file in _files(path):
         try:
             with safe_open(file, "pt") as tensors:
                 names = set(tensors.keys())
                 for name in WEIGHTS:
-                    for own in {name, PREFIX + name} & names:
-                        found[name] = tensors.get_tensor(own).float()
+                    for key in {name, PREFIX + name} & names:
+                        weights[name] = tensors.get_tensor(key).float()
         except (OSError, SafetensorError) as error:
-            raise SelectorError(f"{file} cannot be read: {error}") from None
-    if missing := sorted(set(WEIGHTS) - set(found)):
-        raise SelectorError(f"{path} has no {', '.join(missing)}, also not behind {PREFIX}")
-    return Selector(found)
+            raise ScorerError(f"{file} cannot be read: {error}") from None
+    if missing := sorted(set(WEIGHTS) - set(weights)):
+        raise ScorerError(f"{path} has no {', '.join(missing)}, also not behind {PREFIX}")
+    return Selector(weights)
 
 
 def _files(path: Path) -> list[Path]:
     if not path.exists():
-        raise SelectorError(f"{path} does not exist")
+        raise ScorerError(f"vision_selector.weights names {path}, which does not exist; correct the path or remove it")
     return sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
 
 
-def configured() -> Selector | None:
-    """The selector that the configuration names, None without one. Raises `SelectorError`."""
-    return _configured(os.environ.get(ENV))
+class SelectorWeights(TrainedWeights):
+    """The weights that the configuration names."""
+
+    strategy = "vision_selector"
+    how_to_get = (
+        "it needs trained weights: name a file or folder in the configuration (vision_selector: {weights: PATH}) and "
+        "restart; or name another strategy"
+    )
+
+    def locate(self, vllm_config: Any) -> Path | None:
+        """See `TrainedWeights.locate`."""
+        configured = WorkerFacts.of(vllm_config).selector
+        return None if configured is None else Path(configured)
+
+    def unfit(self, path: Path, tower: TowerShape) -> str | None:
+        """See `TrainedWeights.unfit`."""
+        width = self.load(path).width
+        if width == tower.out:
+            return None
+        return f"the weights are for a language model of hidden size {width}, and this one has {tower.out}"
+
+    def load(self, path: Path) -> Selector:
+        """See `TrainedWeights.load`; read once per process."""
+        return _loaded(path)
 
 
-@lru_cache(maxsize=2)
-def _configured(_: str | None) -> Selector | None:
-    given = load().vision_selector.weights
-    return None if given is None else load_selector(Path(given))
-
-
-def refusal(model_config: Any) -> str | None:
-    """Why strategy `vision_selector` cannot run on a served model; None when it can."""
-    try:
-        selector = configured()
-    except SelectorError as error:
-        return f"strategy 'vision_selector' has no weights: {error}"
-    if selector is None:
-        return (
-            "strategy 'vision_selector' needs trained weights: name a file or folder in the configuration "
-            "(vision_selector: {weights: PATH}) and restart; or name another strategy"
-        )
-    tower = tower_shape(model_config.hf_config)
-    width = None if tower is None else tower.out
-    if selector.width != width:
-        return f"the weights of 'vision_selector' are for hidden size {selector.width}, and this model has {width}"
-    return None
+_loaded = lru_cache(maxsize=2)(load_selector)
+SELECTOR = SelectorWeights()

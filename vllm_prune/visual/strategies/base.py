@@ -17,8 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from ...grid import Grid, Modality
-
-Need = Literal["tower_attention", "pixels", "scorer", "selector"]
+from ...signals import VisualSignal
 
 
 class NoOptions(BaseModel):
@@ -32,12 +31,13 @@ class TowerOptions(NoOptions):
 
     Attributes:
         where: "embed" chooses among the tower's outputs. "tower" chooses earlier, by the mean hidden state of each
-            cell's patches, and runs the rest of the tower on the kept cells alone, which saves its time.
-        after: blocks of the tower that see every cell, with "tower"; with 0 the choice is made on patch embeddings.
+            visual token's patches, and runs the rest of the tower on the kept ones alone, which saves its time.
+        after: blocks of the tower that see every visual token, with "tower"; with 0 the choice is made on patch
+            embeddings. By default 4, or all but one of a tower of fewer than five blocks.
     """
 
     where: Literal["embed", "tower"] = "embed"
-    after: Annotated[int, Field(ge=0, le=128)] = 4
+    after: Annotated[int, Field(ge=0, le=128)] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Strategy(ABC):
     paper: ClassVar[str]
     summary: ClassVar[str]
     modalities: ClassVar[frozenset[Modality]] = frozenset({"image", "video"})
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    needs: ClassVar[frozenset[VisualSignal]] = frozenset()
     frame_split: ClassVar[Literal["even", "energy"]] = "even"
     floor: ClassVar[bool] = True
     Options: ClassVar[type[BaseModel]] = NoOptions

@@ -29,7 +29,7 @@ class DivPrune(Strategy):
 
     name = "divprune"
     paper = "DivPrune, arXiv 2503.02175"
-    summary = "cells that are far from each other (max-min diversity), solved per frame or band"
+    summary = "visual tokens that are far from each other (max-min diversity), solved per frame or band"
     Options = TowerOptions
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:

@@ -29,7 +29,7 @@ class Evs(Strategy):
 
     name = "evs"
     paper = "EVS, arXiv 2510.14624"
-    summary = "the first frame, then cells that changed since the previous frame; same decisions as vLLM's"
+    summary = "the first frame, then visual tokens that changed since the previous frame; same decisions as vLLM's"
     modalities = frozenset({"video"})
     frame_split = "energy"
     floor = False

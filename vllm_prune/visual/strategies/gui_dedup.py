@@ -18,7 +18,7 @@ class GuiDedupOptions(TowerOptions):
 
     Attributes:
         across: whether what earlier images and videos of the request showed counts as seen.
-        flat: texture up to which a cell is a plain colour, as a share of the full range of a pixel (0.005 is
+        flat: texture up to which a visual token is a plain colour, as a share of the full range of a pixel (0.005 is
             about one of 255 levels); raise it for lossy screenshots.
     """
 
@@ -37,7 +37,7 @@ class GuiDedup(PixelStrategy):
 
     name = "gui_dedup"
     paper = "ours"
-    summary = "screen content that was not shown before; plain and repeated cells go last"
+    summary = "screen content that was not shown before; plain and repeated visual tokens go last"
     across_items = True
     Options = GuiDedupOptions
     options: GuiDedupOptions

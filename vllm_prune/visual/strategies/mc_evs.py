@@ -21,8 +21,8 @@ class McEvsOptions(TowerOptions):
     """Options of `mc_evs`, beside those of where it runs.
 
     Attributes:
-        radius: cells that content may move between two frames and still count as seen.
-        refresh: novelty above which a cell's reference is replaced by what is there now.
+        radius: how far content may move between two frames, in visual tokens, and still count as seen.
+        refresh: novelty above which a visual token's reference is replaced by what is there now.
         cut: mean novelty of a frame above which it is a scene cut and becomes the reference as a whole.
     """
 
@@ -46,7 +46,7 @@ class McEvs(Strategy):
 
     name = "mc_evs"
     paper = "ours"
-    summary = "the first frame, then cells that show something new even while the camera moves"
+    summary = "the first frame, then visual tokens that show something new even while the camera moves"
     modalities = frozenset({"video"})
     frame_split = "energy"
     Options = McEvsOptions

@@ -13,7 +13,7 @@ class Keep(Strategy):
 
     name = "none"
     paper = "baseline"
-    summary = "every cell; turns pruning off for the request"
+    summary = "every visual token; turns pruning off for the request"
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
         """Refuse, as `select` answers the one count that is allowed.

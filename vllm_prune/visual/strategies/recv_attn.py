@@ -17,7 +17,7 @@ class RecvAttn(Strategy):
 
     name = "recv_attn"
     paper = "dominant tokens of VisionZip, arXiv 2412.04467"
-    summary = "cells that receive most attention inside the vision tower"
+    summary = "visual tokens that receive most attention inside the vision tower"
     needs = frozenset({"tower_attention"})
 
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:

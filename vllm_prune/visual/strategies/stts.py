@@ -24,7 +24,7 @@ class SttsOptions(NoOptions):
         spread: how K is spread over a video. "even" gives each frame its share of it; "free" takes the highest scores
             of the whole video, as the paper does, and may leave a frame with nothing.
         whole: with "free", the largest share of K that the first frame of a video may take to be kept whole; where it
-            would take more, its cells compete by their scores. 1 is the paper's rule, whose videos have 64 frames: of
+            would take more, its tokens compete by their scores. 1 is the paper's rule, whose videos have 64 frames: of
             a short one it would leave little but the first. 0 never keeps it whole.
     """
 
@@ -43,7 +43,7 @@ class Stts(Strategy):
 
     name = "stts"
     paper = "STTS, arXiv 2603.18004, section 3"
-    summary = "cells that a scorer trained for the model rates highest, cut inside the vision tower"
+    summary = "visual tokens that a scorer trained for the model rates highest, cut inside the vision tower"
     needs = frozenset({"scorer"})
     floor = False
     Options = SttsOptions

@@ -14,7 +14,7 @@ class Uniform(Strategy):
 
     name = "uniform"
     paper = "baseline"
-    summary = "evenly spaced cells in raster order; ignores content"
+    summary = "evenly spaced visual tokens in raster order; ignores content"
     Options = TowerOptions
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:

@@ -29,7 +29,7 @@ class VidCom2(Strategy):
 
     name = "vidcom2"
     paper = "VidCom2, arXiv 2505.14454"
-    summary = "cells far from their frame's and the item's mean; same decisions as vLLM's"
+    summary = "visual tokens far from their frame's and the item's mean; same decisions as vLLM's"
     floor = False
 
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:

@@ -17,7 +17,7 @@ class VisionSelector(Strategy):
 
     name = "vision_selector"
     paper = "VisionSelector, arXiv 2510.16598"
-    summary = "cells that a plug-in scorer trained for the model rates highest, behind the vision tower"
+    summary = "visual tokens that a plug-in scorer trained for the model rates highest, behind the vision tower"
     needs = frozenset({"selector"})
     floor = False
 

@@ -113,7 +113,7 @@ class FrameAttention(Listener):
     def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._received.append(received(module, args[0]))
 
-    def of_cells(self, pooling: Tensor, cells: list[int]) -> list[Tensor | None]:
+    def per_item(self, pooling: Tensor, cells: list[int]) -> list[Tensor | None]:
         """Attention that the cells of each item received, float32 [M], or None where not captured.
 
         Args:

@@ -42,6 +42,10 @@ class Listener:
     def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise NotImplementedError
 
+    def per_item(self, *batch: Any) -> list[Tensor | None]:
+        """What was captured for each item's cells, float32 [M] in raster order, or None where nothing was."""
+        raise NotImplementedError
+
 
 class TowerAttention(Listener):
     """Listens to one attention module while the tower runs."""

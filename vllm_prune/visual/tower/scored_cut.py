@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ...grid import Grid
-from ..scorers.stts.files import ScorerError, load, unfit
+from ..scorers.base import ScorerError
+from ..scorers.stts.files import unfit
 from ..scorers.stts.model import Scorer, key_bias, lone_frames
-from ..scorers.stts.serving import scorer_of
+from ..scorers.stts.weights import STTS
 from ..scorers.tower_shape import tower_shape
 from .cut import Choose, Cut
 from .key_bias import KeyBiasAttention
@@ -23,7 +24,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class TowerScorer:
-    """A scorer and the attention that takes its bias. No module of the model, whose weights are all its own.
+    """A scorer and the attention that takes its bias; no module of the model, which loads its checkpoint alone.
 
     Attributes:
         scorer: float32, moved to the tower's device when it is first used.
@@ -38,23 +39,23 @@ class TowerScorer:
         self.wide = MMEncoderAttention(plain.num_heads, plain.head_size + KeyBiasAttention.EXTRA, plain.scale)
 
     @classmethod
-    def of(cls, model_config: Any, attentions: Sequence[Any]) -> TowerScorer | None:
+    def of(cls, vllm_config: Any, attentions: Sequence[Any]) -> TowerScorer | None:
         """The scorer of a served model, None without one or with one that does not fit; the front end refuses then.
 
         Args:
-            model_config: vLLM's.
+            vllm_config: vLLM's.
             attentions: attention modules of the tower's blocks; none for a language model alone.
         """
         try:
-            path = scorer_of(model_config) if attentions else None
-            return None if path is None else cls._fitting(path, model_config, attentions)
+            path = STTS.locate(vllm_config) if attentions else None
+            return None if path is None else cls._fitting(path, vllm_config.model_config, attentions)
         except ScorerError as error:
             _LOG.warning("strategy 'stts' is off: %s", error)
             return None
 
     @classmethod
     def _fitting(cls, path: Path, model_config: Any, attentions: Sequence[Any]) -> TowerScorer | None:
-        scorer, tower = load(path), tower_shape(model_config.hf_config)
+        scorer, tower = STTS.load(path), tower_shape(model_config.hf_config)
         assert tower is not None
         if problem := unfit(scorer.shape, tower.width, tower.merge, len(attentions)):
             _LOG.warning("strategy 'stts' is off: the scorer %s does not fit: %s", path, problem)

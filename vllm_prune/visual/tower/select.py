@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +13,10 @@ from ...catalogue import VISUAL
 from ...grid import Grid
 from ...telemetry import engine_spans, metrics
 from ..item_plan import ItemPlan
-from ..scorers.vision_selector import configured
-from ..strategies.base import Context
 from .cut import Cut
 from .kept_store import KEPT
 from .scored_cut import ScoredCut, TowerScorer
+from .signals import ItemSource, context_of
 
 PrunePoint = tuple[int, bool]
 """Blocks in front of the choice inside the tower, and whether the scorer makes it."""
@@ -33,17 +31,16 @@ def prune_point(plan: ItemPlan, scorer: TowerScorer | None) -> PrunePoint | None
     return scorer.scorer.shape.after, True
 
 
-def choose_cells(features: Tensor, plan: ItemPlan, grid: Grid, **signals: Any) -> Tensor:
-    """Kept cells of one item, int64 [K], from what its strategy looks at, [M, *]; `signals` as in `Context`."""
+def choose_cells(plan: ItemPlan, source: ItemSource) -> Tensor:
+    """Kept cells of one item, int64 [K]."""
     started = time.perf_counter()
     if plan.indices is not None:
-        kept = torch.tensor(plan.indices, device=features.device)
+        kept = torch.tensor(plan.indices, device=source.features.device)
     else:
         strategy = VISUAL.create(plan.strategy, plan.option_values)
-        if "selector" in strategy.needs and (selector := configured()) is not None:
-            signals["scores"] = selector.score(features)
-        kept = strategy.select(features, grid, plan.count, Context(plan.seed, **signals), plan.per_frame)
-    KEPT.remember(plan.key, kept, grid.tokens)
+        context = context_of(plan, strategy.needs, source)
+        kept = strategy.select(source.features, source.grid, plan.count, context, plan.per_frame)
+    KEPT.remember(plan.key, kept, source.grid.tokens)
     seconds = time.perf_counter() - started
     metrics.observe_score("visual", plan.strategy, seconds)
     engine_spans.scored(plan.strategy, seconds)
@@ -73,8 +70,8 @@ def build_cut(
     def choose(rows: Tensor) -> Tensor:
         parts = rows.split([grid.tokens for grid in grids])
         for part, plan, grid in zip(parts, plans, grids, strict=True):
-            features, scores = (part[:, None], part) if scored else (part, None)
-            kept.append(choose_cells(features, plan, grid, scores=scores))
+            source = ItemSource(grid, part[:, None], {"scorer": part}) if scored else ItemSource(grid, part)
+            kept.append(choose_cells(plan, source))
         starts = [0, *accumulate(grid.tokens for grid in grids)]
         return torch.cat([item_kept + start for item_kept, start in zip(kept, starts, strict=False)])
 

@@ -10,18 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vllm_prune.visual.scorers.stts.files import PLACE, ScorerError, load, locate, read_shape, save
+from vllm_prune.visual.scorers.base import ScorerError
+from vllm_prune.visual.scorers.stts.files import PLACE, load, locate, read_shape, save
 from vllm_prune.visual.scorers.stts.model import Scorer, Shape
-from vllm_prune.visual.scorers.stts.serving import refusal
+from vllm_prune.visual.scorers.stts.weights import STTS
 
 SHAPE = Shape(8, 2, 4, 2, 1, "frame", "ffd")
 
 
 def served(model: Path, **vision: int) -> Any:
-    found = {"hidden_size": 8, "spatial_merge_size": 2, "depth": 2, **vision}
-    return SimpleNamespace(
-        model=str(model), revision=None, hf_config=SimpleNamespace(vision_config=SimpleNamespace(**found))
-    )
+    tower = SimpleNamespace(**{"hidden_size": 8, "spatial_merge_size": 2, "depth": 2, **vision})
+    hf_config = SimpleNamespace(vision_config=tower)
+    return SimpleNamespace(model_config=SimpleNamespace(model=str(model), revision=None, hf_config=hf_config))
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -87,8 +87,21 @@ def test_a_hub_name_means_the_local_snapshot(tmp_path: Path, monkeypatch: pytest
 
 
 def test_refusals_say_what_to_do(tmp_path: Path) -> None:
-    assert str(PLACE) in (refusal(served(tmp_path)) or "")
+    assert str(PLACE) in (STTS.refusal(served(tmp_path)) or "")
     save(Scorer(SHAPE), tmp_path / PLACE)
-    assert refusal(served(tmp_path)) is None
-    for change in ({"hidden_size": 16}, {"spatial_merge_size": 3}, {"depth": 1}):
-        assert "does not fit this model" in (refusal(served(tmp_path, **change)) or "")
+    assert STTS.refusal(served(tmp_path)) is None
+    for change in ({"hidden_size": 16}, {"spatial_merge_size": 3}, {"depth": 1}, {"depth": None}):
+        assert "does not fit this model" in (STTS.refusal(served(tmp_path, **change)) or "")
+    unknown = served(tmp_path)
+    unknown.model_config.hf_config = SimpleNamespace()
+    assert "does not say what its vision tower is like" in (STTS.refusal(unknown) or "")
+
+
+def test_the_facts_name_the_file_and_no_configuration_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PRUNE_CONFIG", str(tmp_path / "only-on-the-first-node.yaml"))
+    named = served(tmp_path)
+    named.additional_config = {"vllm_prune": {"scorer": str(tmp_path / "named.safetensors")}}
+    assert "named.safetensors, which does not exist" in (STTS.refusal(named) or "")
+    save(Scorer(SHAPE), tmp_path / "named.safetensors")
+    assert STTS.refusal(named) is None
+    assert STTS.locate(named) == tmp_path / "named.safetensors"

@@ -10,17 +10,13 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from ..base import ScorerError
 from .model import Scorer, Shape
 
 PLACE = Path("stts") / "scorer.safetensors"
-"""Where a scorer lies beside a checkpoint's own files."""
-
+"""Where a scorer lies beside the files of a checkpoint."""
 
 _WORDS = ("rescale", "refill")
-
-
-class ScorerError(ValueError):
-    """A scorer that cannot be used; the message says why and what to do."""
 
 
 def save(scorer: Scorer, path: Path) -> None:
@@ -38,11 +34,11 @@ def read_shape(path: Path) -> Shape:
     """
     try:
         with safe_open(path, "pt") as file:
-            found = file.metadata() or {}
+            metadata = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ScorerError(f"{path} cannot be read as a scorer: {error}") from None
     try:
-        values = {f.name: found[f.name] if f.name in _WORDS else int(found[f.name]) for f in fields(Shape)}
+        values = {f.name: metadata[f.name] if f.name in _WORDS else int(metadata[f.name]) for f in fields(Shape)}
         return Shape(**values)  # type: ignore[arg-type]
     except KeyError as error:
         raise ScorerError(
@@ -67,21 +63,21 @@ def load(path: Path) -> Scorer:
     return scorer.eval().requires_grad_(False)
 
 
-def locate(model: str, given: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path | None:
+def locate(model: str, configured: str | os.PathLike[str] | None = None, revision: str | None = None) -> Path | None:
     """The file of a served model's scorer, None where there is none.
 
     Args:
         model: folder or hub name of the checkpoint.
-        given: file that the operator names; it comes first and has to exist.
+        configured: file that the operator names; it comes first and has to exist.
         revision: of the hub name.
 
     Raises:
-        ScorerError: `given` does not exist.
+        ScorerError: `configured` does not exist.
     """
-    if given is not None:
-        if not Path(given).is_file():
-            raise ScorerError(f"stts.scorer names {given}, which does not exist; correct the path or remove it")
-        return Path(given)
+    if configured is not None:
+        if not Path(configured).is_file():
+            raise ScorerError(f"stts.scorer names {configured}, which does not exist; correct the path or remove it")
+        return Path(configured)
     if Path(model).is_dir():
         beside = Path(model) / PLACE
         return beside if beside.is_file() else None
@@ -94,10 +90,10 @@ def _in_hub_cache(model: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(model, PLACE.as_posix(), revision=revision)
+        cached = try_to_load_from_cache(model, PLACE.as_posix(), revision=revision)
     except HFValidationError:
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def unfit(shape: Shape, width: int, merge: int, depth: int) -> str | None:

@@ -57,7 +57,7 @@ class Shape:
 
 
 class Pooler(nn.Module):
-    """Attention inside a cell: the mean of its patches asks, its patches answer."""
+    """Attention inside a cell: the mean of its patches is the query, its patches are keys and values."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -77,13 +77,13 @@ class Pooler(nn.Module):
         """
         if mask is not None:
             cells = cells.masked_fill(~mask[..., None], 0)
-        asked = self._heads(self.wq(cells.mean(1, keepdim=True)))
+        query = self._heads(self.wq(cells.mean(1, keepdim=True)))
         # By hand: attention kernels are made for long rows, and take ten times as long over a handful of keys.
-        logits = (asked * self._heads(self.wk(cells))).sum(-1) * (cells.shape[2] // self.heads) ** -0.5
+        logits = (query * self._heads(self.wk(cells))).sum(-1) * (cells.shape[2] // self.heads) ** -0.5
         if mask is not None:
             logits = logits.masked_fill(~mask[..., None], -torch.inf)
-        found = (logits.softmax(1)[..., None] * self._heads(self.wv(cells))).sum(1)
-        return self.wo(found.flatten(1))
+        pooled = (logits.softmax(1)[..., None] * self._heads(self.wv(cells))).sum(1)
+        return self.wo(pooled.flatten(1))
 
     def _heads(self, rows: Tensor) -> Tensor:
         return rows.unflatten(-1, (self.heads, -1))
@@ -121,22 +121,22 @@ class Scorer(nn.Module):
         """Pooled cells, float32 [C, D], from any float dtype; see `Pooler.forward`."""
         parts = cells.split(_ROWS)
         masks = [None] * len(parts) if mask is None else mask.split(_ROWS)
-        return torch.cat([self.pooler(part.float(), own) for part, own in zip(parts, masks, strict=True)])
+        return torch.cat([self.pooler(part.float(), part_mask) for part, part_mask in zip(parts, masks, strict=True)])
 
-    def score(self, pooled: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Scores of pooled cells.
+    def score(self, cells: Tensor, grids: Sequence[Grid]) -> Tensor:
+        """Scores of pooled cells, see `pool`.
 
         Args:
-            pooled: float32 [sum of M, D] in raster order, one item after the other.
+            cells: float32 [sum of M, D] in raster order, one item after the other.
             grids: the items. Every one starts anew: its first frame has zeros before it.
 
         Returns:
             float32 [sum of M] in (0, 1).
         """
-        items = pooled.split([grid.tokens for grid in grids])
+        items = cells.split([grid.tokens for grid in grids])
         # A frame earlier is P rows up; rows of the first frame see zeros.
         before = [pad(item, (0, 0, grid.per_frame, 0))[: len(item)] for item, grid in zip(items, grids, strict=True)]
-        rows = zip(torch.cat(before).split(_ROWS), pooled.split(_ROWS), strict=True)
+        rows = zip(torch.cat(before).split(_ROWS), cells.split(_ROWS), strict=True)
         return torch.cat([self.mlp(torch.cat(pair, -1)) for pair in rows]).sigmoid()
 
 
@@ -155,15 +155,15 @@ def key_bias(scores: Tensor, grids: Sequence[Grid], rescale: Rescale = "row") ->
     Returns:
         [sum of M] in [-2, 0].
     """
-    found = []
+    biases = []
     for item, grid in zip(scores.split([grid.tokens for grid in grids]), grids, strict=True):
         cells = item.view(grid.frames, grid.rows, grid.cols)
         low, high = cells.amin(_AXES[rescale], keepdim=True), cells.amax(_AXES[rescale], keepdim=True)
         bias = (FLOOR + (cells - low) * (1 - FLOOR) / (high - low + 1e-6)).log()
         if grid.frames > 1:
             bias = torch.cat([torch.zeros_like(bias[:1]), bias[1:]])
-        found.append(bias.flatten())
-    return torch.cat(found)
+        biases.append(bias.flatten())
+    return torch.cat(biases)
 
 
 def lone_frames(counts: Sequence[int], capacity: int) -> list[int]:

@@ -187,8 +187,8 @@ def attend(
         if end > start:
             starts.setdefault(end - start, []).append(start)
     parts, places = [], []
-    for length, own in starts.items():
-        index = torch.tensor(own, device=hidden.device)[:, None] + torch.arange(length, device=hidden.device)
+    for length, positions in starts.items():
+        index = torch.tensor(positions, device=hidden.device)[:, None] + torch.arange(length, device=hidden.device)
         q, k, v = packed[index].permute(2, 0, 3, 1, 4).unbind(0)
         mask = None if bias is None else bias[index][:, None, None].to(q.dtype)
         parts.append(scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).reshape(index.numel(), -1))
@@ -206,18 +206,21 @@ def choose(scores: Tensor, grids: Sequence[Grid], counts: Sequence[int]) -> Tens
     strategy, starts = VISUAL.create("stts"), accumulate((grid.tokens for grid in grids), initial=0)
     items = zip(scores.split([grid.tokens for grid in grids]), grids, counts, starts, strict=False)
     return torch.cat(
-        [strategy.select(own[:, None], grid, count, Context(scores=own)) + start for own, grid, count, start in items]
+        [
+            strategy.select(part[:, None], grid, count, Context(scores=part)) + start
+            for part, grid, count, start in items
+        ]
     )
 
 
 def pruned_logits(
-    model: Any, found: Pruned, tokens: Tensor, positions: Tensor, visual: Tensor, labels: Tensor
+    model: Any, pruned: Pruned, tokens: Tensor, positions: Tensor, visual: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Logits of a batch whose items all keep the same number of cells, at unchanged positions.
 
     Args:
         model: transformers' Qwen2.5-VL.
-        found: what the tower gave, one item per prompt.
+        pruned: what the tower returned, one item per prompt.
         tokens: int64 [B, L], one placeholder per cell before the cut.
         positions: int64 [3, B, L].
         visual: bool [B, L], the placeholders.
@@ -227,11 +230,11 @@ def pruned_logits(
         logits [B, L', V] and labels int64 [B, L'] of the places that stay.
     """
     alive = torch.zeros(int(visual.sum()), dtype=torch.bool, device=visual.device)
-    alive[found.kept] = True
+    alive[pruned.kept] = True
     stay = torch.ones_like(visual).masked_scatter(visual, alive)
     places = stay.nonzero()[:, 1].view(len(tokens), -1)
     embedded = model.get_input_embeddings()(tokens.gather(1, places))
-    embedded = embedded.masked_scatter(visual.gather(1, places)[..., None], found.features.to(embedded.dtype))
+    embedded = embedded.masked_scatter(visual.gather(1, places)[..., None], pruned.features.to(embedded.dtype))
     hidden = model.model.language_model(
         inputs_embeds=embedded,
         position_ids=positions.gather(2, places.expand(3, -1, -1)),
@@ -256,11 +259,12 @@ def temporal_loss(scores: Tensor, cells: Tensor, grids: Sequence[Grid]) -> Tenso
     """
     sizes = [grid.tokens for grid in grids]
     terms = []
-    for own, rows, grid in zip(scores.split(sizes), cells.detach().float().flatten(1).split(sizes), grids, strict=True):
+    features = cells.detach().float().flatten(1)
+    for part, rows, grid in zip(scores.split(sizes), features.split(sizes), grids, strict=True):
         change = 1 - cosine_similarity(rows[: -grid.per_frame], rows[grid.per_frame :], dim=1)
-        terms.append((own[grid.per_frame :] - change).square())
-    found = torch.cat(terms)
-    return found.mean() if found.numel() else scores.sum() * 0
+        terms.append((part[grid.per_frame :] - change).square())
+    errors = torch.cat(terms)
+    return errors.mean() if errors.numel() else scores.sum() * 0
 
 
 def parameter_groups(model: Any, scorer: Scorer, mode: Mode, scale: float = 1.0) -> list[dict[str, Any]]:
@@ -282,4 +286,4 @@ def parameter_groups(model: Any, scorer: Scorer, mode: Mode, scale: float = 1.0)
         parts["tower"] = [p for p in model.model.visual.parameters() if id(p) not in known]
         known |= {id(parameter) for parameter in parts["tower"]}
         parts["language"] = [p for p in model.parameters() if id(p) not in known]
-    return [{"params": own, "lr": RATES[name] * scale, "name": name} for name, own in parts.items()]
+    return [{"params": weights, "lr": RATES[name] * scale, "name": name} for name, weights in parts.items()]

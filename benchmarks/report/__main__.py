@@ -1,0 +1,5 @@
+"""`python -m benchmarks.report`."""
+
+from . import write
+
+write()

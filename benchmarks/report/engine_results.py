@@ -1,0 +1,94 @@
+"""Tables of docs/benchmarks.md about time, throughput and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .files import NOT_MEASURED, read, table
+
+
+def speed(results: Path) -> str:
+    """Table and one paragraph of `speed.json`."""
+    result = read(results / "speed.json")
+    if result is None:
+        return NOT_MEASURED
+    setting, hardware = result["setting"], result["hardware"]
+    head = ["", "prompt tokens", "speed-up to the first token", "requests/s under load"]
+    return table(head, map(_speed_row, result["rows"])) + (
+        f"\n\n{result['parameters'] / 1e6:.0f}M random weights (Qwen2.5-VL architecture), one screenshot of "
+        f"{setting['visual_tokens']} visual tokens per request, `{setting['strategy']}`, {hardware['device']}, vLLM "
+        f"{hardware['vllm']}. Stock vLLM and vllm-prune ran side by side and took turns. The figures are medians of "
+        f"{setting['rounds']} per-round ratios to stock: time to the first token of one request alone, and throughput "
+        f"at {setting['concurrency']} requests in flight. Command: `{result['command']}`."
+    )
+
+
+def _speed_row(row: dict[str, Any]) -> list[str]:
+    if row["arm"] == "stock":
+        return ["stock vLLM", f"{row['prompt_tokens']}", "1.00x", "1.00x"]
+    ratios = (row["ttft_ratio"], row["throughput_ratio"])
+    return [f"vllm-prune, {row['arm']}", f"{row['prompt_tokens']}", *(f"{ratio:.2f}x" for ratio in ratios)]
+
+
+def off_cost(results: Path) -> str:
+    """One paragraph of `off_cost.json`."""
+    result = read(results / "off_cost.json")
+    if result is None:
+        return NOT_MEASURED
+    latency, cpu = result["stock_over_off"]["latency"], result["stock_over_off"]["cpu"]
+    return (
+        f"Requests without a budget, alternating one by one between stock vLLM and vllm-prune "
+        f"({result['setting']['pairs']} pairs, {result['setting']['visual_tokens']} visual tokens, "
+        f"{result['hardware']['device']}): stock's time divided by ours is {latency['ratio']:.3f} (95% interval "
+        f"{latency['low']:.3f} to {latency['high']:.3f}), its processor time divided by ours {cpu['ratio']:.3f} "
+        f"({cpu['low']:.3f} to {cpu['high']:.3f}). 1 is equal; above 1 ours is faster. "
+        f"Command: `{result['command']}`."
+    )
+
+
+def kv_speed(results: Path) -> str:
+    """Table and one paragraph of `kv.json`."""
+    result = read(results / "kv.json")
+    if result is None:
+        return NOT_MEASURED
+    setting, hardware, long = result["setting"], result["hardware"], result["long"]
+    tight, ample = result["tight"], result["ample"]
+    pools = {"tight": f"two full requests ({tight['blocks']} blocks)", "ample": "all requests"}
+    head = [
+        "the cache has room for", "requests/s", "running requests while others wait", "running requests, peak",
+        "time spent compacting",
+    ]  # fmt: skip
+    return table(head, (_kv_row(pools[name], result[name]) for name in pools)) + (
+        f"\n\nOne answer of {long['tokens']} tokens: the time between tokens at its end is "
+        f"{long['prune']['end_over_start']:.2f}x that at its start; on stock vLLM "
+        f"{long['stock']['end_over_start']:.2f}x.\n\n"
+        f"![Time between tokens along a long answer, and both cache sizes](../benchmarks/results/kv.png)\n\n"
+        f"{result['parameters'] / 1e6:.0f}M random weights, {setting['screens']} screenshots of "
+        f"{setting['visual_tokens']} visual tokens per request, {tight['requests']} requests at once with answers of "
+        f"{tight['tokens']} tokens (large cache: {ample['requests']} requests, {ample['tokens']} tokens), "
+        f"`gui_kv` keeping {setting['keep']:.0%}, {hardware['device']}, vLLM {hardware['vllm']}. Ratios to stock vLLM, "
+        f"which ran side by side and took turns; medians of {setting['rounds']} rounds. Command: `{result['command']}`."
+    )
+
+
+def _kv_row(name: str, row: dict[str, Any]) -> list[str]:
+    ratios = (row["throughput_ratio"], row["concurrency_ratio"], row["peak_ratio"])
+    return [name, *(f"{ratio:.2f}x" for ratio in ratios), f"{row['compaction_share']:.1%}"]
+
+
+def soak(results: Path) -> str:
+    """One paragraph of `soak.json`."""
+    result = read(results / "soak.json")
+    if result is None:
+        return NOT_MEASURED
+    outcomes, growth = result["outcomes"], result["memory_mib"]["all"]
+    return (
+        f"{result['requests']:,} requests of mixed budgets at {result['concurrency']} in flight, in "
+        f"{result['seconds']:.0f} s on {result['hardware']['device']}: {outcomes['answered 200']:,} answered, "
+        f"{outcomes['left']} clients left on purpose, {outcomes['refused']} refused on purpose. "
+        f"{result['compared']} answers were compared with those of an idle server: {result['wrong_count']} differ. "
+        f"Afterwards {result['running']:.0f} requests were running and {result['cache_in_use']:.0%} of the cache was "
+        f"in use; the memory of all processes went from {growth['first']:.0f} to {growth['last']:.0f} MiB. "
+        f"Command: `{result['command']}`."
+    )

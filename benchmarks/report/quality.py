@@ -1,0 +1,127 @@
+"""Tables of accuracy against the share kept, from the demo model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vllm_prune.budget.fields import DEFAULT_KV_STRATEGY, DEFAULT_STRATEGY
+
+from .files import NOT_MEASURED, read, table
+
+DEFAULTS = {"visual": DEFAULT_STRATEGY["image"], "video": DEFAULT_STRATEGY["video"], "kv": DEFAULT_KV_STRATEGY}
+TITLES = {"visual": "visual tokens of images", "video": "visual tokens of videos", "kv": "cached rows"}
+
+
+def accuracy(results: Path, part: str, strategy: str, keep: float | None) -> float:
+    """Share of right answers over all tasks, in [0, 1]; `keep` is None for unpruned requests."""
+    rows = read(results / "quality.json")["rows"]
+    wanted = {"group": "all", "part": part, "strategy": strategy, "keep": 1.0 if keep is None else keep}
+    (row,) = (row for row in rows if row["n"] and wanted.items() <= row.items())
+    return float(row["accuracy"])
+
+
+def budgets(results: Path) -> str:
+    """Right answers per ratio: the default strategy of each part beside random."""
+    result = read(results / "quality.json")
+    if result is None:
+        return NOT_MEASURED
+    rows = [row for row in result["rows"] if row["n"] and row["group"] == "all"]
+    by_arm = {(row["part"], row["strategy"], row["keep"]): f"{row['accuracy']:.0%}" for row in rows}
+    keeps = sorted({row["keep"] for row in rows if row["strategy"] != "unpruned"}, reverse=True)
+    arms = [(part, name) for part in TITLES for name in (DEFAULTS[part], "random")]
+    head = ["kept", *(f"{TITLES[part]}, `{name}`" for part, name in arms)]
+    whole = {part: accuracy(results, "none" if part == "visual" else part, "unpruned", None) for part in TITLES}
+    lines = [["all", *(f"{whole[part]:.0%}" for part, _ in arms)]]
+    lines += [[f"{keep:.0%}", *(by_arm.get((part, name, keep), "-") for part, name in arms)] for keep in keeps]
+    return table(head, lines) + (
+        f"\n\nRight answers of the demo model, {result['samples']} held-out samples of each task, "
+        f"{result['hardware']['device']}. Command: `{result['command']}`."
+    )
+
+
+def tables(results: Path) -> str:
+    """All strategies at all ratios, and one ratio per task."""
+    result = read(results / "quality.json")
+    if result is None:
+        return NOT_MEASURED
+    measured = [row for row in result["rows"] if row["n"]]
+    whole = [row for row in measured if row["group"] == "all"]
+    blocks = []
+    for part, title in TITLES.items():
+        rows = [row for row in whole if row["part"] == part and row["strategy"] != "unpruned"]
+        blocks.append(_by_ratio(f"right answers, {title} kept", rows))
+    blocks += [_by_task(measured, part, keep) for part, keep in (("visual", 0.25), ("kv", 0.2))]
+    unpruned = {row["part"]: row["accuracy"] for row in whole if row["strategy"] == "unpruned"}
+    again, tasks = result["repeated"], ", ".join(result["tasks"])
+    text = (
+        f"Demo model, {result['samples']} held-out samples of each task ({tasks}; a third as many of `detail`), "
+        f"greedy, {result['dtype']}. Unpruned it answers {unpruned['none']:.1%} of the image tasks right, "
+        f"{unpruned['video']:.1%} of the videos, and {unpruned['kv']:.1%} in the tables of cached rows, where answers "
+        f"begin with a line break, so that they are decided after the eviction. In brackets the 95% interval of the "
+        f"paired difference to `random` at the same ratio, in points. `{again['arm']}` was asked twice: "
+        f"{again['texts_that_differ']} texts differ. {result['hardware']['device']}, vLLM "
+        f"{result['hardware']['vllm']}. Command: `{result['command']}`."
+    )
+    picture = "![Accuracy against the share kept](../benchmarks/results/quality.png)"
+    return "\n\n".join([*blocks, picture, text])
+
+
+def _by_task(rows: list[dict[str, Any]], part: str, keep: float) -> str:
+    inside = [row for row in rows if row["part"] == part and row["keep"] == keep]
+    tasks = sorted({row["group"] for row in inside} - {"all"})
+    shares = {(row["strategy"], row["group"]): f"{row['accuracy']:.0%}" for row in inside}
+    before = {row["group"]: row["accuracy"] for row in rows if row["strategy"] == "unpruned"}
+    kind = "visual tokens" if part == "visual" else "cached rows"
+    lines = [["unpruned", *(f"{before[task]:.0%}" for task in tasks)]]
+    names = dict.fromkeys(row["strategy"] for row in inside)
+    lines += [[f"`{name}`", *(shares[name, task] for task in tasks)] for name in names]
+    return table([f"{keep:.0%} of the {kind}, by task", *tasks], lines)
+
+
+def _by_ratio(title: str, rows: list[dict[str, Any]]) -> str:
+    keeps = sorted({row["keep"] for row in rows}, reverse=True)
+    shares = {(row["strategy"], row["keep"]): _share(row) for row in rows}
+    names = dict.fromkeys(row["strategy"] for row in rows)
+    lines = [[f"`{name}`", *(shares.get((name, keep), "refused") for keep in keeps)] for name in names]
+    return table([title, *(f"{keep:.0%}" for keep in keeps)], lines)
+
+
+def _share(row: dict[str, Any]) -> str:
+    if row["strategy"] == "random":
+        return f"{row['accuracy']:.1%}"
+    return f"{row['accuracy']:.1%} ({100 * row['over_random_low']:+.0f} to {100 * row['over_random_high']:+.0f})"
+
+
+def demo(path: Path) -> str:
+    """One sentence from the demo model's evaluation."""
+    result = read(path)
+    if result is None:
+        return NOT_MEASURED
+    tasks = {name: row for name, row in result["tasks"].items() if "/" not in name}
+    shares = ", ".join(
+        f"{name} {row['accuracy']:.1%} ({row['interval'][0]:.1%} to {row['interval'][1]:.1%})"
+        for name, row in tasks.items()
+    )
+    fewest = min(row["n"] for row in tasks.values())
+    return (
+        f"Unpruned, the demo model's right answers on {fewest} held-out samples of each task (95% interval): {shares}."
+    )
+
+
+def evaluation(path: Path) -> str:
+    """Accuracy per task and kind."""
+    result = read(path)
+    if result is None:
+        return NOT_MEASURED
+    head = ["held-out samples", "visual tokens", "n", "right", "accuracy", "95% interval"]
+    lines = []
+    for name, row in result["tasks"].items():
+        low, high = row["interval"]
+        tokens = "{} to {}".format(*row["tokens"])
+        title = name if "/" in name else f"**{name}**"
+        shares = [f"{row['accuracy']:.1%}", f"{low:.1%} to {high:.1%}"]
+        lines.append([title, tokens, f"{row['n']}", f"{row['right']}", *shares])
+    return table(head, lines) + (
+        f"\n\nUnpruned, greedy, transformers {result['transformers']}, {result['hardware']}: `{result['command']}`."
+    )

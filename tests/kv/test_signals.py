@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_prune.kv.signals import LayerSource, fields_of, offers
+
+
+def compactor(saliency: bool = True, rotation: bool = True) -> Any:
+    """The parts of a compactor that providers use."""
+    norms = SimpleNamespace(at=lambda layer, slots: slots.float() + 100 * layer)
+    store = SimpleNamespace(queries=lambda layer, window: ("queries", layer, window))
+    rows = SimpleNamespace(logits=lambda queries, slots, scale: ("logits", queries, slots.tolist(), scale))
+    layers = [SimpleNamespace(impl=SimpleNamespace(scale=0.5))] * 2
+    return SimpleNamespace(
+        saliency=norms if saliency else None,
+        rotation=torch.ones(3, 4) if rotation else None,
+        store=store,
+        rows=[rows, rows],
+        layers=layers,
+    )
+
+
+def source(positions: list[Any] | None = None) -> LayerSource:
+    request: Any = SimpleNamespace(positions=positions or [])
+    return LayerSource(compactor(), 1, request, torch.tensor([5, 6]), [2, 3], heads=2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ({}, {"queries", "values", "saliency", "rotation"}),
+        ({"saliency": False}, {"queries", "values", "rotation"}),
+        ({"rotation": False, "saliency": False}, {"queries", "values"}),
+    ],
+)
+def test_a_worker_offers_what_its_model_has(parts: dict[str, bool], expected: set[str]) -> None:
+    assert offers(compactor(**parts)) == expected
+
+
+def test_only_what_is_wanted_is_computed() -> None:
+    assert fields_of((), source()) == {}
+    assert fields_of({"values"}, source()) == {}
+    queries = ("queries", 1, [2, 3])
+    assert fields_of({"queries"}, source()) == {"queries": queries, "logits": ("logits", queries, [5, 6], 0.5)}
+    assert set(fields_of({"queries", "rotation"}, source())) == {"queries", "logits", "rotation"}
+
+
+def test_saliency_is_that_of_the_slots_before_the_first_compaction() -> None:
+    saliency = fields_of({"saliency"}, source())["saliency"]
+    assert saliency.tolist() == [[105, 106], [105, 106]]
+    assert fields_of({"saliency"}, source(positions=[torch.zeros(2, 2)])) == {}

@@ -1,0 +1,86 @@
+"""A signal is one entry in each table, and a name that one of them lacks is an error here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+
+from vllm_prune.catalogue import KV, VISUAL
+from vllm_prune.config import load
+from vllm_prune.config.load import PruneConfig
+from vllm_prune.kv import signals as kv_providers
+from vllm_prune.signals import KvSignal, VisualSignal
+from vllm_prune.support import signals
+from vllm_prune.support.workers import KvWorkers, remember_workers
+from vllm_prune.visual.tower import signals as visual_providers
+
+
+def test_the_tables_have_the_names_of_the_signals() -> None:
+    assert set(signals.VISUAL) == set(visual_providers.PROVIDERS) == set(get_args(VisualSignal))
+    assert set(signals.KV) == set(kv_providers.PROVIDERS) == set(get_args(KvSignal))
+
+
+def test_strategies_need_signals_that_there_are() -> None:
+    for name in VISUAL.names():
+        assert set(signals.VISUAL) >= VISUAL.strategy_class(name).needs
+    for name in KV.names():
+        assert set(signals.KV) >= KV.strategy_class(name).needs
+
+
+def served(**additional: Any) -> Any:
+    """A model whose tower can be looked into."""
+    mm = SimpleNamespace(mm_encoder_tp_mode="weights", mm_encoder_attn_backend=None)
+    vision = SimpleNamespace(depth=2, hidden_size=8, spatial_merge_size=2, out_hidden_size=8)
+    model = SimpleNamespace(
+        multimodal_config=mm, hf_config=SimpleNamespace(vision_config=vision), model="nobody/nothing"
+    )
+    return SimpleNamespace(
+        model_config=model, compilation_config=SimpleNamespace(), additional_config={"vllm_prune": additional}
+    )
+
+
+def test_pixels_are_always_there() -> None:
+    assert signals.VISUAL["pixels"](served()) is None
+
+
+@pytest.mark.parametrize("signal", get_args(KvSignal))
+def test_a_kv_signal_is_there_where_every_worker_offers_it(signal: KvSignal) -> None:
+    one, other = ({"findings": [], "offers": offers} for offers in ([signal], [signal, "x"]))
+    everywhere, nowhere = served(), served()
+    remember_workers(everywhere, KvWorkers.of([{"kv": one}, {"kv": other}]))
+    remember_workers(nowhere, KvWorkers.of([{"kv": one}, {"kv": {"findings": [], "offers": []}}]))
+    assert signals.KV[signal](everywhere) is None
+    finding = signals.KV[signal](nowhere)
+    assert finding is not None
+    assert signal in finding.text
+
+
+@pytest.mark.parametrize(
+    ("signal", "section"), [("scorer", {"stts": {"scorer": "x"}}), ("selector", {"vision_selector": {"weights": "x"}})]
+)
+def test_weights_that_the_workers_were_not_told_of(
+    signal: VisualSignal, section: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "configuration", lambda: PruneConfig.model_validate(section))
+    path = str(Path("x").absolute())
+    finding = signals.VISUAL[signal](served())
+    assert finding is not None
+    assert "the workers do not know of" in finding.text
+    argument = json.dumps({"vllm_prune": {signal: path}})
+    assert f"--additional-config '{argument}'" in finding.text
+    for facts in ({"launched": True, signal: path}, json.loads(argument)["vllm_prune"]):
+        finding = signals.VISUAL[signal](served(**facts))
+        assert finding is not None
+        assert "does not exist" in finding.text
+
+
+def test_nothing_is_said_of_weights_that_nobody_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "configuration", lambda: load.PruneConfig())
+    for signal, words in (("scorer", "needs a scorer"), ("selector", "needs trained weights")):
+        finding = signals.VISUAL[signal](served())  # type: ignore[index]
+        assert finding is not None
+        assert words in finding.text

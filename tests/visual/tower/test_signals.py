@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from vllm_prune.config.worker_facts import WorkerFacts
+from vllm_prune.grid import Grid
+from vllm_prune.visual.item_plan import ItemPlan
+from vllm_prune.visual.scorers.vision_selector import SELECTOR
+from vllm_prune.visual.tower.received_attention import Listener
+from vllm_prune.visual.tower.select import choose_cells
+from vllm_prune.visual.tower.signals import Captures, ItemSource, context_of, needed
+
+GRID, FEATURES = Grid(1, 2, 3), torch.randn(6, 4)
+
+
+def plan(strategy: str, count: int = 2) -> ItemPlan:
+    return ItemPlan(strategy, "{}", count, 7)
+
+
+def test_only_what_is_needed_is_given() -> None:
+    attention, scores = torch.rand(6), torch.rand(6)
+    source = ItemSource(GRID, FEATURES, {"tower_attention": attention, "scorer": scores})
+    assert context_of(plan("recv_attn"), {"tower_attention"}, source).tower_attention is attention
+    assert context_of(plan("stts"), {"scorer"}, source).scores is scores
+    for needs in (frozenset[Any](), frozenset[Any]({"pixels"})):
+        context = context_of(plan("uniform"), needs, source)
+        assert (context.seed, context.tower_attention, context.scores) == (7, None, None)
+
+
+def test_needs_of_a_batch_are_joined() -> None:
+    assert needed([None, plan("uniform")]) == frozenset()
+    assert needed([plan("recv_attn"), None, plan("stts")]) == {"tower_attention", "scorer"}
+    assert needed([]) == frozenset()
+
+
+def test_the_selector_comes_from_the_facts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    names = {"q_proj.weight": (2, 4), "q_proj.bias": (2,), "k_proj.weight": (2, 4), "k_proj.bias": (2,)}
+    save_file({name: torch.randn(*shape) for name, shape in names.items()}, tmp_path / "weights.safetensors")
+    facts = WorkerFacts(selector=str(tmp_path / "weights.safetensors"))
+    scores = SELECTOR.load(tmp_path / "weights.safetensors").score(FEATURES, [GRID])
+    kept = choose_cells(plan("vision_selector"), ItemSource(GRID, FEATURES, {}, facts))
+    assert kept.tolist() == scores.topk(2).indices.sort().values.tolist()
+    with pytest.raises(ValueError, match="selector"):
+        choose_cells(plan("vision_selector"), ItemSource(GRID, FEATURES))
+
+
+class Sums(Listener):
+    """Captures the sums of the rows that go into a module."""
+
+    def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._received.append(args[0].sum(1))
+
+    def per_item(self, sizes: list[int]) -> list[Tensor | None]:
+        return list(torch.cat(self._received).split(sizes))
+
+
+def test_captures_listen_while_they_are_open() -> None:
+    module, rows = nn.Identity(), torch.rand(5, 3)
+    with Captures({"tower_attention": Sums(module)}) as captures:
+        module(rows)
+    module(rows)
+    first, second = captures.per_item(2, [2, 3])
+    assert torch.equal(first["tower_attention"], rows[:2].sum(1))  # type: ignore[arg-type]
+    assert torch.equal(second["tower_attention"], rows[2:].sum(1))  # type: ignore[arg-type]

@@ -1,0 +1,88 @@
+"""What a worker provides to KV strategies: one entry per signal, by its name in `vllm_prune.signals`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..signals import KvSignal
+
+if TYPE_CHECKING:
+    from .compaction import CachedRequest, Compactor
+
+
+@dataclass(frozen=True)
+class LayerSource:
+    """Where the signals of one layer come from, at the compaction of one request.
+
+    Attributes:
+        compactor: of this worker.
+        layer: index of the layer.
+        request: what is compacted.
+        slots: int64 [L], cache slots of its rows.
+        window_slots: slots of the query store that hold its last W queries, in order.
+        heads: KV heads of this rank.
+    """
+
+    compactor: Compactor
+    layer: int
+    request: CachedRequest
+    slots: Tensor
+    window_slots: list[int]
+    heads: int
+
+
+@dataclass(frozen=True)
+class Provider:
+    """How one signal reaches a strategy.
+
+    Attributes:
+        offered: whether this worker's model has it.
+        provide: the fields of `LayerView` that hold it.
+    """
+
+    offered: Callable[[Compactor], bool]
+    provide: Callable[[LayerSource], dict[str, Any]]
+
+
+def _queries(source: LayerSource) -> dict[str, Any]:
+    compactor, layer = source.compactor, source.layer
+    queries = compactor.store.queries(layer, source.window_slots)
+    logits = compactor.rows[layer].logits(queries, source.slots, float(compactor.layers[layer].impl.scale))
+    return {"queries": queries, "logits": logits}
+
+
+def _saliency(source: LayerSource) -> dict[str, Any]:
+    # Norms are kept per slot, and rows that a compaction has moved stand in other slots.
+    if source.request.positions:
+        return {}
+    assert source.compactor.saliency is not None
+    return {"saliency": source.compactor.saliency.at(source.layer, source.slots).expand(source.heads, -1)}
+
+
+PROVIDERS: dict[KvSignal, Provider] = {
+    "queries": Provider(lambda compactor: True, _queries),
+    # Part of every view, and converted when a strategy calls it.
+    "values": Provider(lambda compactor: True, lambda source: {}),
+    "saliency": Provider(lambda compactor: compactor.saliency is not None, _saliency),
+    "rotation": Provider(
+        lambda compactor: compactor.rotation is not None, lambda source: {"rotation": source.compactor.rotation}
+    ),
+}
+"""The KV signals."""
+
+
+def offers(compactor: Compactor) -> frozenset[KvSignal]:
+    """Signals that strategies can have on this worker."""
+    return frozenset(name for name, provider in PROVIDERS.items() if provider.offered(compactor))
+
+
+def fields_of(wanted: Iterable[KvSignal], source: LayerSource) -> dict[str, Any]:
+    """The fields of `LayerView` that hold the wanted signals."""
+    fields: dict[str, Any] = {}
+    for name in sorted(wanted):
+        fields |= PROVIDERS[name].provide(source)
+    return fields

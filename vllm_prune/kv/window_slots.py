@@ -1,0 +1,101 @@
+"""How many observed queries the workers hold at once, and which requests hold them.
+
+The store of a worker is allocated before vLLM sizes the KV cache, and never grows. The scheduler counts its slots
+with the same numbers: a request whose window does not fit waits until others have ended.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..budget.kv import DEFAULT_WINDOW, KvSpec
+from ..catalogue import KV
+from ..config.worker_facts import WorkerFacts
+
+
+@dataclass(frozen=True)
+class WindowLimits:
+    """Size of the store.
+
+    Attributes:
+        max_window: longest window of one request, in rows.
+        slots: rows that the store has in every layer: a default window for each sequence that can run at once, or
+            one longest window, if that is more.
+    """
+
+    max_window: int
+    slots: int
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> WindowLimits:
+        """The limits of an engine; its scheduler and all its workers find the same."""
+        max_window = WorkerFacts.of(vllm_config).max_window
+        return cls(max_window, max(max_window, DEFAULT_WINDOW * vllm_config.scheduler_config.max_num_seqs))
+
+    def bounded(self, spec: KvSpec, prompt: int) -> KvSpec:
+        """The budget as it is carried out: window and buffer within what the engine can bear.
+
+        What the request named and does not get is in `clamped`.
+        """
+        count, quadratic = spec.count(prompt), KV.strategy_class(spec.strategy).quadratic
+        window, buffer = spec.window_of(count, self.max_window), spec.buffer_of(count, quadratic)
+        return replace(spec, window=window, buffer=buffer)
+
+    def clamped(self, spec: KvSpec, prompt: int) -> list[dict[str, Any]]:
+        """Entries of `usage.pruning.clamped` for a request."""
+        return spec.clamped(prompt, self.max_window, KV.strategy_class(spec.strategy).quadratic)
+
+    def slots_of(self, spec: KvSpec, prompt: int) -> int:
+        """Slots that a request holds: its window, or none where its strategy looks at no queries."""
+        observes = "queries" in KV.create(spec.strategy, json.loads(spec.options)).wanted()
+        return self.bounded(spec, prompt).window if observes else 0
+
+
+class WindowSlots:
+    """The scheduler's account of the slots.
+
+    Args:
+        limits: size of the store.
+
+    Attributes:
+        needed: slots that each request with a KV budget holds while it runs, by its id.
+        held: slots of the requests that hold theirs.
+        free: slots that no request holds.
+    """
+
+    def __init__(self, limits: WindowLimits) -> None:
+        self.limits = limits
+        self.needed: dict[str, int] = {}
+        self.held: dict[str, int] = {}
+        self.free = limits.slots
+        self._exhausted = False
+
+    def register(self, request_id: str, spec: KvSpec, prompt: int) -> None:
+        """Note what a request needs."""
+        self.needed[request_id] = self.limits.slots_of(spec, prompt)
+
+    def begin_step(self) -> None:
+        """To be called before `acquire` is, for the waiting requests of a step in their order."""
+        self._exhausted = False
+
+    def acquire(self, request_id: str) -> bool:
+        """Whether a request may run; from then on, and when it is preempted, it holds its slots until `release`.
+
+        Once one request does not fit, those behind it wait, too: short windows would starve a long one otherwise.
+        """
+        count = self.needed.get(request_id, 0)
+        if count == 0 or request_id in self.held:
+            return True
+        if self._exhausted or count > self.free:
+            self._exhausted = True
+            return False
+        self.held[request_id] = count
+        self.free -= count
+        return True
+
+    def release(self, request_id: str) -> None:
+        """Take back what a request holds, and forget it."""
+        self.needed.pop(request_id, None)
+        self.free += self.held.pop(request_id, 0)

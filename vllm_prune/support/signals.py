@@ -1,0 +1,111 @@
+"""Where a strategy's signal is not to be had: one entry per signal, by its name in `vllm_prune.signals`.
+
+How a worker provides it is in `visual/tower/signals.py` and `kv/signals.py` under the same name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+from ..budget.errors import Finding
+from ..config.load import configuration
+from ..config.worker_facts import FLAG, KEY, WorkerFacts
+from ..signals import KvSignal, VisualSignal
+from ..visual.scorers.base import TrainedWeights
+from ..visual.scorers.stts.weights import STTS
+from ..visual.scorers.vision_selector import SELECTOR
+from .workers import workers_of
+
+Unavailable = Callable[[Any], Finding | None]
+"""Why a signal is not to be had under a vLLM configuration, None where it is."""
+
+VISUAL_PARAM, KV_PARAM = "pruning.visual.strategy", "pruning.kv.strategy"
+
+
+def obstacles(vllm_config: Any) -> Iterator[str]:
+    """What keeps us from looking into the tower while it runs."""
+    compilation, mm = vllm_config.compilation_config, vllm_config.model_config.multimodal_config
+    if getattr(compilation, "cudagraph_mm_encoder", False):
+        yield "the encoder's graphs"
+    if getattr(compilation, "compile_mm_encoder", False):
+        yield "a compiled encoder"
+    if mm.mm_encoder_tp_mode == "data":
+        yield "data-parallel encoding"
+
+
+def takes_no_cut(vllm_config: Any) -> bool:
+    """Whether the tower's attention backend cannot run on survivors alone."""
+    return "FLASHINFER" in str(vllm_config.model_config.multimodal_config.mm_encoder_attn_backend)
+
+
+def _tower_attention(vllm_config: Any) -> Finding | None:
+    for obstacle in obstacles(vllm_config):
+        return _hidden(f"it reads the tower's attention, which {obstacle} hides; name another one")
+    return None
+
+
+def _scorer(vllm_config: Any) -> Finding | None:
+    if finding := _weights(STTS, "scorer", vllm_config):
+        return finding
+    for obstacle in obstacles(vllm_config):
+        return _hidden(f"it cuts inside the tower, which {obstacle} hides; name another one")
+    if takes_no_cut(vllm_config):
+        text = "it cuts inside the tower, whose FlashInfer backend takes no cut; name another one"
+        return Finding("tower_backend", VISUAL_PARAM, text)
+    if getattr(vllm_config.model_config.multimodal_config, "mm_encoder_attn_dtype", None) == "fp8":
+        text = "it adds a bias to the tower's attention, which fp8 has no room for; name another one"
+        return Finding("tower_backend", VISUAL_PARAM, text)
+    return None
+
+
+def _selector(vllm_config: Any) -> Finding | None:
+    return _weights(SELECTOR, "selector", vllm_config)
+
+
+def _weights(weights: TrainedWeights, cause: Literal["scorer", "selector"], vllm_config: Any) -> Finding | None:
+    text = _unknown_to_workers(cause, vllm_config) or weights.refusal(vllm_config)
+    return None if text is None else Finding(cause, VISUAL_PARAM, text)
+
+
+def _unknown_to_workers(cause: Literal["scorer", "selector"], vllm_config: Any) -> str | None:
+    """Under plain `vllm serve` nothing carries the paths of the configuration to the workers."""
+    facts, configured = WorkerFacts.of(vllm_config), WorkerFacts.configured(configuration())
+    path = getattr(configured, cause)
+    if facts.launched or path is None or getattr(facts, cause) is not None:
+        return None
+    argument = json.dumps({KEY: {cause: path}})
+    return f"the workers do not know of {path}: start with vllm-prune serve, or give vllm serve {FLAG} '{argument}'"
+
+
+def _hidden(text: str) -> Finding:
+    return Finding("hidden_tower", VISUAL_PARAM, text)
+
+
+def _not_offered(signal: KvSignal) -> Unavailable:
+    def unavailable(vllm_config: Any) -> Finding | None:
+        workers = workers_of(vllm_config)
+        if workers is None or signal in workers.offers:
+            return None
+        return Finding("signal", KV_PARAM, f"it needs {signal}, which this model does not give; name another one")
+
+    return unavailable
+
+
+def _always(vllm_config: Any) -> Finding | None:
+    return None
+
+
+VISUAL: dict[VisualSignal, Unavailable] = {
+    "tower_attention": _tower_attention,
+    "pixels": _always,
+    "scorer": _scorer,
+    "selector": _selector,
+}
+KV: dict[KvSignal, Unavailable] = {
+    "queries": _not_offered("queries"),
+    "values": _not_offered("values"),
+    "saliency": _not_offered("saliency"),
+    "rotation": _not_offered("rotation"),
+}
