@@ -42,7 +42,7 @@ async def preview(request: Any, raw_request: Request) -> Response:
     if prefilled and context.items:
         # Nothing is decoded, so that nothing is evicted.
         context.decision = replace(context.decision, kv=None)
-        await prefill(handler, request, raw_request, prompt, f"preview-{context.request_id or context.id}")
+        await prefill(handler, request, raw_request, prompt, f"preview-{context.engine_id()}")
         await fetch_kept(handler.engine_client, context)
     tokens = len(prompt["prompt_token_ids"])
     unpruned = tokens + sum(item["input_tokens"] - item["kept_tokens"] for item in context.items)
@@ -53,7 +53,7 @@ async def preview(request: Any, raw_request: Request) -> Response:
             "prompt_tokens": tokens,
             "prompt_tokens_unpruned": unpruned,
             "kv": None if kv is None else _kv(kv, tokens, unpruned),
-            "clamped": list(context.decision.clamped),
+            "clamped": context.clamped(),
         }
     )
 
