@@ -14,7 +14,7 @@ from vllm_prune.grid import bitmap
 @given(st.lists(st.booleans(), max_size=200))
 def test_bits_are_numpys(flags: list[bool]) -> None:
     kept = np.flatnonzero(flags).tolist()
-    assert base64.b64decode(bitmap(kept, len(flags))) == np.packbits(flags).tobytes()
+    assert base64.b64decode(bitmap(kept, len(flags))) == np.packbits(np.array(flags, dtype=bool)).tobytes()
 
 
 def test_the_first_token_is_the_highest_bit() -> None:
