@@ -23,7 +23,7 @@ from vllm_prune.visual.strategies.base import Context
 from .media_files import image_part, mp4, png, user, video_part
 
 PARTS = [image_part(png(140, 196, 3)), video_part(mp4(6, 84, 112, 4)), image_part(png(112, 84, 5))]
-GRIDS = [Grid(1, 5, 7), Grid(3, 3, 4), Grid(1, 4, 3)]
+GRIDS = [Grid(1, 5, 7), Grid(2, 3, 4), Grid(1, 4, 3)]
 BUDGETS: dict[str, dict[str, Any]] = {
     "pixels": {"strategy": "gui_dedup", "keep": 0.3},
     "behind": {"strategy": "divprune", "keep": 0.3},

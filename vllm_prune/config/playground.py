@@ -1,4 +1,4 @@
-"""The section `playground`: the page on which budgets are chosen by looking."""
+"""The section `playground`: whether the page on which budgets are chosen by looking is served."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .section import Section
 
 
 class Playground(Section):
-    """Whether the page is there.
+    """The page at `/playground`, on which budgets are chosen by looking.
 
     Attributes:
         enabled: `GET /playground` answers; with False it is 404, and nothing of the page is loaded.
