@@ -109,7 +109,7 @@ def _refused(error: Any) -> Exception:
 
 def _with_spec(renderer: Any, context: RequestContext, extras: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Prompt extras with the visual budget among the processor kwargs. Raises `BudgetError`."""
-    from ..budget.canonical import KEY
+    from ..budget.canonical import KEY, VisualSpec
     from ..budget.errors import BudgetError
 
     decision = context.decision
@@ -120,10 +120,12 @@ def _with_spec(renderer: Any, context: RequestContext, extras: Mapping[str, Any]
         return extras
     if decision.kv is not None:
         _refuse_unsupported_kv(renderer.config, context)
-    if decision.spec is None:
+    # The empty budget changes nothing but that the processor notes the grids of all items.
+    spec = decision.spec or (VisualSpec() if decision.return_kept else None)
+    if spec is None:
         return extras
-    _refuse_unsupported_visual(renderer, decision.spec)
-    return {**(extras or {}), "mm_processor_kwargs": {**processor_kwargs, KEY: decision.spec.wire()}}
+    _refuse_unsupported_visual(renderer, spec)
+    return {**(extras or {}), "mm_processor_kwargs": {**processor_kwargs, KEY: spec.wire()}}
 
 
 def _refuse_unsupported_visual(renderer: Any, spec: Any) -> None:
