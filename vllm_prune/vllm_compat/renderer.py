@@ -120,12 +120,11 @@ def _with_spec(renderer: Any, context: RequestContext, extras: Mapping[str, Any]
         return extras
     if decision.kv is not None:
         _refuse_unsupported_kv(renderer.config, context)
-    # The empty budget changes nothing but that the processor notes the grids of all items.
-    spec = decision.spec or (VisualSpec() if decision.return_kept else None)
-    if spec is None:
+    if decision.spec is not None or decision.return_kept:
+        _refuse_unsupported_visual(renderer, decision.spec or VisualSpec())
+    if decision.spec is None:
         return extras
-    _refuse_unsupported_visual(renderer, spec)
-    return {**(extras or {}), "mm_processor_kwargs": {**processor_kwargs, KEY: spec.wire()}}
+    return {**(extras or {}), "mm_processor_kwargs": {**processor_kwargs, KEY: decision.spec.wire()}}
 
 
 def _refuse_unsupported_visual(renderer: Any, spec: Any) -> None:
