@@ -33,16 +33,21 @@ async def preview(request: Any, raw_request: Request) -> Response:
     context = current()
     assert context is not None, "a middleware sets a context for every request"
     assert context.decision is not None, "a middleware decides before the route runs"
-    kv, prefilled = context.decision.kv, _needs_tower(context.decision.spec)
     context.decision = replace(context.decision, return_kept=True)
+    prefilled = _needs_tower(context.decision.spec)
     handler = raw_request.app.state.openai_serving_chat
     prompt = await prepare_chat(handler, request, prefilled)
     if not isinstance(prompt, dict):
         return JSONResponse(prompt.model_dump(), status_code=prompt.error.code)
+    # With what the operator's cap has changed by now.
+    decision = context.decision
     if prefilled and context.items:
         # Nothing is decoded, so that nothing is evicted.
-        context.decision = replace(context.decision, kv=None)
-        await prefill(handler, request, raw_request, prompt, f"preview-{context.engine_id()}")
+        context.decision = replace(decision, kv=None)
+        try:
+            await prefill(handler, request, raw_request, prompt, f"preview-{context.engine_id()}")
+        finally:
+            context.decision = decision
         await fetch_kept(handler.engine_client, context)
     tokens = len(prompt["prompt_token_ids"])
     unpruned = tokens + sum(item["input_tokens"] - item["kept_tokens"] for item in context.items)
@@ -52,7 +57,7 @@ async def preview(request: Any, raw_request: Request) -> Response:
             "visual": visual_report(context.items, return_kept=True),
             "prompt_tokens": tokens,
             "prompt_tokens_unpruned": unpruned,
-            "kv": None if kv is None else _kv(kv, tokens, unpruned),
+            "kv": None if decision.kv is None else _kv(decision.kv, tokens, unpruned),
             "clamped": context.clamped(),
         }
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from .conftest import configured
 from .messages import IMAGE, message, picture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -128,3 +130,17 @@ async def test_it_is_admitted_like_a_question(client: httpx.AsyncClient) -> None
     assert refused.status_code == 400
     assert "visual tokens" in refused.json()["error"]["message"]
     assert (await ask(client, large, pruning={"visual": {"keep": 0.5}})).status_code == 200
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_what_the_operators_cap_changes_is_said(tmp_path: Path) -> None:
+    from .engine import arguments, front_end
+
+    with configured(tmp_path, "limits: {max_tokens: 20}"):
+        async with front_end(arguments()) as (client, engine):
+            seen = (await ask(client, IMAGE, pruning={"kv": {"keep": 0.5}})).json()
+            assert seen["visual"]["kept_tokens"] == 20 < seen["visual"]["input_tokens"]
+            assert seen["visual"]["items"][0]["kept"]
+            assert [entry["reason"] for entry in seen["clamped"]] == ["max_tokens"]
+            assert seen["kv"]["rows_kept"] == seen["prompt_tokens"] // 2
+            assert len(engine.core.requests) == 1
