@@ -132,9 +132,9 @@ def test_evicted_earlier_item_gives_the_same_plan(
     llm = engines.get(family)
     generate(llm, [media.ask(before, visual=BUDGET)], 1)
     processor = llm.llm_engine.renderer.mm_processor
-    assert processor._memory._cells
+    assert processor._item_cache._cells
     # The processor cache still has the first image, so only the second one is processed.
-    processor._memory._cells.clear()
+    processor._item_cache._cells.clear()
     compare(answer_of(generate(llm, [request], STEPS)[0]), oracle.answer(request, STEPS))
     assert [kept(plan) for plan in plans()] == [kept(plan) for plan in fresh]
 

@@ -35,9 +35,11 @@ def screens(count: int) -> list[Any]:
 
 def test_a_runner_without_an_adapter_is_refused_not_bypassed(engines: EnginePool) -> None:
     config = engines.get(FAMILY, max_num_batched_tokens=64, **EVICTING).llm_engine.vllm_config
-    assert kv.config_refusals(config) == []
+    assert not kv.config_refusals(config)
     v2 = SimpleNamespace(**{**vars(config), "use_v2_model_runner": True})
-    assert "V2" in kv.config_refusals(v2)[0]
+    (finding,) = kv.config_refusals(v2)
+    assert finding.cause == "runner_v2"
+    assert "V2" in finding.text
 
 
 def test_nothing_is_compacted_while_its_prefill_is_in_chunks(engines: EnginePool) -> None:

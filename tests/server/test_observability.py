@@ -27,7 +27,7 @@ pytestmark = pytest.mark.engine
 KEY = "sk-never-in-a-log"
 WORD = "zanzibarprompt"
 IMAGE = [image_part(png(112, 140, 9))]
-BUDGET = {"visual": {"keep": 0.5, "strategy": "uniform"}, "kv": {"strategy": "knorm", "max_tokens": 12, "buffer": 4}}
+BUDGET = {"visual": {"keep": 0.5, "strategy": "uniform"}, "kv": {"strategy": "knorm", "max_tokens": 12, "buffer": 16}}
 
 
 # The metrics that users may rely on, as samples.
