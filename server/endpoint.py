@@ -8,8 +8,10 @@ from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
 from vllm.logger import init_logger
 
 from vllm_prune import __version__
@@ -39,6 +41,7 @@ from .middleware.observe import install
 from .openai.errors import Reason
 from .openai.schema import describe
 from .openai.validation import answer_validation_error
+from .preview import preview
 from .readiness import address_of, announce
 from .telemetry import tracing
 
@@ -59,6 +62,7 @@ class ServerState:
         ledger: what is in flight.
         lifecycle: whether requests are taken.
         sizes: what the admission knows of the model.
+        engine_client: vLLM's client of the engine, None before start-up is over.
     """
 
     verified: bool = False
@@ -69,6 +73,7 @@ class ServerState:
     ledger: Ledger = field(default_factory=lambda: Ledger(configuration().admission))
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     sizes: Sizes = field(default_factory=Sizes)
+    engine_client: Any = None
 
 
 class PruneEndpoint:
@@ -81,6 +86,10 @@ class PruneEndpoint:
         """Add our routes and our middleware."""
         patch_server()
         app.include_router(router)
+        if configuration().playground.enabled:
+            from .playground.routes import router as playground
+
+            app.include_router(playground)
         describe(app)
         add_handlers(app)
         replace_validation_handler(answer_validation_error)
@@ -96,6 +105,7 @@ class PruneEndpoint:
         if configuration().tenants and (args.api_key or os.environ.get("VLLM_API_KEY")):
             raise ValueError(KEYS_CONFLICT)
         server.sizes = sizes_of(engine_client, configuration().admission.weighs)
+        server.engine_client = engine_client
         server.lifecycle.supervise(engine_client, state, server.ledger.refuse_waiting)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
         preregister_labels(entries(), get_args(Reason), MESSAGES, (*KV_CAUSES, "pool_full", "malformed"))
@@ -115,7 +125,8 @@ class PruneEndpoint:
             logger.warning("media intake: %s", line)
         if os.environ.get(LAUNCHED):
             note = "" if server.verified else " (visual budgets are refused, see above)"
-            state.vllm_prune_announcer = asyncio.create_task(announce(address_of(args), note))
+            page = "/playground" if configuration().playground.enabled else None
+            state.vllm_prune_announcer = asyncio.create_task(announce(address_of(args), note, page))
 
 
 def sizes_of(engine_client: Any, wanted: bool) -> Sizes:
@@ -145,6 +156,14 @@ async def presets() -> JSONResponse:
     configured = _config().presets
     data = [{"name": name, "pruning": preset.model_dump(exclude_unset=True)} for name, preset in configured.items()]
     return JSONResponse({"object": "list", "data": data})
+
+
+@router.post("/v1/pruning/preview", dependencies=[Depends(validate_json_request)], response_model=None)
+@with_cancellation
+@load_aware_call
+async def preview_budget(request: ChatCompletionRequest, raw_request: Request) -> Response:
+    """What a budget would keep of a conversation's media, and what it would cost."""
+    return await preview(request, raw_request)
 
 
 @router.get("/health/live")

@@ -47,18 +47,21 @@ def _reachable(host: str | None) -> str:
     return f"[{ip}]" if ip.version == 6 else str(ip)
 
 
-async def announce(address: Address, note: str) -> None:
+async def announce(address: Address, note: str, page: str | None = None) -> None:
     """Print that the server is ready as soon as it answers at its address.
 
     Args:
         address: see `address_of`.
         note: appended to the line.
+        page: path of a page for people, named in a line of its own; None for no such line.
     """
     transport = httpx.AsyncHTTPTransport(verify=False, uds=address.socket)
     async with httpx.AsyncClient(transport=transport, trust_env=False) as client:
         while not await _answers(client, address.base):
             await asyncio.sleep(POLL_SECONDS)
     print(f"vllm-prune is ready: {address.url}{note}", flush=True)
+    if page is not None and address.socket is None:
+        print(f"vllm-prune playground: {address.url}{page}", flush=True)
 
 
 async def _answers(client: httpx.AsyncClient, base: str) -> bool:

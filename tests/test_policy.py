@@ -168,6 +168,15 @@ def test_deciding_changes_nothing_and_depends_on_nothing_else() -> None:
     assert server(field) == first
 
 
+def test_return_kept_comes_with_the_part_that_holds_it() -> None:
+    server = policy(default={"keep": 0.5, "return_kept": True})
+    assert server().return_kept
+    assert not server({"visual": {"keep": 0.5}}).return_kept
+    assert not server("fast").return_kept
+    assert policy()({"visual": {"keep": 0.5, "return_kept": True}}).return_kept
+    assert policy()({"visual": {"strategy": "none", "return_kept": True}}) == Decision(None, return_kept=True)
+
+
 @pytest.mark.parametrize(
     ("raw", "preset", "parts"),
     [

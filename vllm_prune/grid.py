@@ -5,6 +5,8 @@ A visual token is one merged patch cell of an image or of a video frame, and one
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,3 +32,19 @@ class Grid:
     def tokens(self) -> int:
         """Visual tokens of the whole item, M."""
         return self.frames * self.rows * self.cols
+
+
+def bitmap(kept: Iterable[int], tokens: int) -> str:
+    """Which visual tokens of an item are kept, in the form that clients get.
+
+    Args:
+        kept: indices of kept visual tokens in raster order, each in [0, tokens).
+        tokens: visual tokens of the item, M.
+
+    Returns:
+        Base64 of one bit per visual token, row-major, the first in the most significant bit of the first byte.
+    """
+    flags = bytearray(-(-tokens // 8))
+    for index in kept:
+        flags[index >> 3] |= 0x80 >> (index & 7)
+    return base64.b64encode(flags).decode()

@@ -36,11 +36,13 @@ class Decision:
         spec: canonical visual budget, None where nothing is pruned.
         kv: canonical KV budget, None where nothing is evicted.
         clamped: one entry per value that the operator's limits changed.
+        return_kept: whether the answer names the kept visual tokens of each item.
     """
 
     spec: VisualSpec | None
     clamped: tuple[dict[str, Any], ...] = ()
     kv: KvSpec | None = None
+    return_kept: bool = False
 
 
 def decide(config: PruneConfig, raw: object = None, preset: str | None = None, preset_param: str = "model") -> Decision:
@@ -61,7 +63,7 @@ def decide(config: PruneConfig, raw: object = None, preset: str | None = None, p
     defaults = config.limits.default_strategies()
     spec, clamped = _limited(config.limits, None if visual is None else canonical(visual, defaults))
     kv_spec = None if kv is None else _limited_kv(config.limits, kv, clamped)
-    return Decision(spec, tuple(clamped), kv_spec)
+    return Decision(spec, tuple(clamped), kv_spec, visual is not None and visual.return_kept)
 
 
 def requested_parts(config: PruneConfig, raw: object, preset: str | None) -> frozenset[str]:

@@ -21,6 +21,7 @@ from weakref import WeakSet, WeakValueDictionary
 from .config.tenants import Tenant
 from .policy import Decision
 from .telemetry import metrics
+from .telemetry.usage_report import kv_report, unknown_kept, visual_report
 
 
 @dataclass(frozen=True)
@@ -209,11 +210,25 @@ class RequestContext:
             shared.contexts.discard(self)
         self.engine_requests.clear()
 
-    def usage(self) -> dict[str, Any]:
-        """The `usage.pruning` object of the contract."""
+    def unknown_kept(self) -> list[str]:
+        """Keys of media items whose kept tokens the answer is to name, and which only a worker knows."""
+        return unknown_kept(self.items) if self.decision is not None and self.decision.return_kept else []
+
+    def record_kept(self, kept: Mapping[str, str | None]) -> None:
+        """Take the bitmaps of kept tokens of media items, by key; None for those that nobody remembers."""
+        for item in self.items:
+            item["kept"] = kept.get(item["kept_key"]) or item["kept"]
+
+    def usage(self, items: bool = False) -> dict[str, Any]:
+        """The `usage.pruning` object of the contract.
+
+        Args:
+            items: with the kept tokens of each media item, where the request wants them.
+        """
         decision = self.decision or Decision(None)
-        kv = kv_summary(list(self.tallies.values())) if decision.kv is not None else None
-        return {"visual": summary(self.items), "kv": kv, "clamped": self.clamped()}
+        visual = visual_report(self.items, items and decision.return_kept)
+        kv = kv_report(list(self.tallies.values())) if decision.kv is not None else None
+        return {"visual": visual, "kv": kv, "clamped": self.clamped()}
 
 
 CURRENT: ContextVar[RequestContext | None] = ContextVar("vllm_prune_request", default=None)
@@ -274,24 +289,3 @@ def timed(name: str, function: Callable[..., Awaitable[Any]]) -> Callable[..., A
             return await function(*args, **kwargs)
 
     return run
-
-
-def summary(items: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Strategy and token counts over the media of a request; None for a request without media."""
-    if not items:
-        return None
-    used = sorted({item["strategy"] for item in items if item["strategy"] != "none"}) or ["none"]
-    return {
-        "strategy": "+".join(used),
-        "input_tokens": sum(item["input_tokens"] for item in items),
-        "kept_tokens": sum(item["kept_tokens"] for item in items),
-    }
-
-
-def kv_summary(tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What eviction did to a request: sums over its choices, lengths of its longest prompt; None before it ends."""
-    if not tallies:
-        return None
-    longest = max(tallies, key=lambda tally: tally["prompt_tokens"])
-    sums = {key: sum(tally[key] for tally in tallies) for key in ("evicted_tokens", "freed_blocks", "compactions")}
-    return {key: longest[key] for key in ("strategy", "prompt_tokens", "kept_tokens")} | sums

@@ -10,6 +10,7 @@ from vllm_prune.config.limits import KvLimits, Limits
 from vllm_prune.config.load import Defaults
 from vllm_prune.config.logging import Logging
 from vllm_prune.config.media import Media
+from vllm_prune.config.playground import Playground
 from vllm_prune.config.scorers import Stts, VisionSelectorWeights
 from vllm_prune.config.tenants import Rate, Tenant
 
@@ -27,6 +28,7 @@ SECTIONS: dict[str, type[Any]] = {
     "tenants.rate": Rate,
     "media": Media,
     "logging": Logging,
+    "playground": Playground,
     "stts": Stts,
     "vision_selector": VisionSelectorWeights,
 }

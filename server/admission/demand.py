@@ -77,6 +77,8 @@ def demand_of(
     settings = document.get("sampling_params")
     source = settings if isinstance(settings, Mapping) else document
     limits = [value for name in OUTPUT_LIMITS if (value := _count(source.get(name))) is not None]
+    if route.most_output is not None:
+        limits.append(route.most_output)
     return Demand(
         _prompts(document, characters, route, decision.spec, sizes),
         max(1, _count(source.get("n")) or 1),

@@ -30,7 +30,7 @@ class Chain:
 
     def __init__(self, app: ASGIApp, accounts: Accounts, state: Any) -> None:
         self.app = app
-        admitted = Admit(Faults(ReportUsage(app), state), state)
+        admitted = Admit(Faults(ReportUsage(app, state), state), state)
         buffered = BufferBody(Decide(admitted, state), state.ledger.settings, state.lifecycle)
         self.authenticate = Authenticate(buffered, app, accounts, state.ledger.settings, state.lifecycle)
 

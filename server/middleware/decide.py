@@ -90,7 +90,7 @@ class Decide:
         decision = decide(config, requested.field, requested.preset)
         parts = requested_parts(config, requested.field, requested.preset)
         decision = _limited_to_route(decision, route, document, parts)
-        if decision.spec is not None and not self.state.verified:
+        if (decision.spec is not None or decision.return_kept) and not self.state.verified:
             raise _not_active(self.state.findings[0])
         if decision.kv is not None and (findings := self.state.kv_findings):
             metrics.count_kv_skipped(findings[0].cause)
@@ -122,6 +122,11 @@ def _limited_to_route(
             text = "nothing is decoded here: a KV budget belongs to the request that generates"
             raise BudgetError(text, "pruning.kv")
         decision = replace(decision, kv=None)
+    if decision.return_kept and not (visual and route.generates):
+        if "visual" in requested:
+            text = "no media are encoded here, so that nothing is kept yet; POST /v1/pruning/preview encodes them"
+            raise BudgetError(text, "pruning.visual.return_kept")
+        decision = replace(decision, return_kept=False)
     return decision
 
 

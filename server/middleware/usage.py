@@ -9,6 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm.exceptions import VLLMClientError
 
 from vllm_prune.request import RequestContext, current
+from vllm_prune.vllm_compat.worker_calls import fetch_kept
 
 from ..openai.routes import USAGE_HEADER, Usage, route_of
 from .authenticate import BODY_METHODS
@@ -20,10 +21,11 @@ class ReportUsage:
 
     Args:
         app: vLLM's application.
+        state: what the server knows of itself, a `ServerState`.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, state: Any) -> None:
+        self.app, self.state = app, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, with the report where its route has one."""
@@ -31,7 +33,7 @@ class ReportUsage:
         if where is None or context is None or context.decision is None or scope["method"] not in BODY_METHODS:
             await self.app(scope, receive, send)
             return
-        answer = Answer(context, where, send)
+        answer = Answer(context, where, send, self.state)
         try:
             await self.app(scope, receive, answer.send)
         except Exception as error:
@@ -47,10 +49,11 @@ class Answer:
         context: the request.
         where: where the report goes.
         send: of the step before.
+        state: what the server knows of itself, a `ServerState`.
     """
 
-    def __init__(self, context: RequestContext, where: Usage, send: Send) -> None:
-        self.context, self.where, self._send = context, where, send
+    def __init__(self, context: RequestContext, where: Usage, send: Send, state: Any) -> None:
+        self.context, self.where, self._send, self.state = context, where, send, state
         self._start: Message | None = None
         self._kind = b""
         self._pending = b""
@@ -87,26 +90,29 @@ class Answer:
             return
         assert self._start is not None
         start, self._start = self._start, None
-        body = self._with_report(self._pending)
+        body = await self._with_report(self._pending)
         headers = [pair for pair in start.get("headers", ()) if pair[0].lower() != b"content-length"]
         await self._send({**start, "headers": [*headers, (b"content-length", str(len(body)).encode())]})
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
-    def _with_report(self, body: bytes) -> bytes:
+    async def _with_report(self, body: bytes) -> bytes:
         document = json.loads(body)
         if self.where == "top":
             decision = self.context.decision
             if not isinstance(document, dict) or decision is None or (decision.spec is None and decision.kv is None):
                 return body
             document["pruning"] = self.context.usage()
-        elif not self._add_to_usage(document):
+        elif not await self._add_to_usage(document):
             return body
         return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
-    def _add_to_usage(self, document: Any) -> bool:
+    async def _add_to_usage(self, document: Any) -> bool:
         usages = usages_of(document)
+        if usages:
+            # By the first token the media have been encoded.
+            await fetch_kept(self.state.engine_client, self.context)
         for usage in usages:
-            usage["pruning"] = self.context.usage()
+            usage["pruning"] = self.context.usage(items=True)
         return bool(usages)
 
     async def _stream(self, message: Message) -> None:
@@ -118,19 +124,19 @@ class Answer:
             return
         whole, self._pending = data[:end], data[end:]
         self._events += whole.count(b"\n\n")
-        await self._send({"type": "http.response.body", "body": self._annotated(whole), "more_body": more})
+        await self._send({"type": "http.response.body", "body": await self._annotated(whole), "more_body": more})
         self._streaming = more
 
-    def _annotated(self, events: bytes) -> bytes:
+    async def _annotated(self, events: bytes) -> bytes:
         if b'"usage"' not in events:
             return events
-        return b"\n".join(self._annotated_line(line) for line in events.split(b"\n"))
+        return b"\n".join([await self._annotated_line(line) for line in events.split(b"\n")])
 
-    def _annotated_line(self, line: bytes) -> bytes:
+    async def _annotated_line(self, line: bytes) -> bytes:
         if not line.startswith(b"data: {") or b'"usage"' not in line:
             return line
         document = json.loads(line[6:])
-        if not self._add_to_usage(document):
+        if not await self._add_to_usage(document):
             return line
         return b"data: " + json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 

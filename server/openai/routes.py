@@ -1,4 +1,4 @@
-"""What the `pruning` field means on each route of vLLM's that takes a body.
+"""What the `pruning` field means on each route that takes a body.
 
 Every route honours a budget or refuses it. A test walks the routes of the running application, so that one which a
 new vLLM adds has to be entered here.
@@ -28,6 +28,7 @@ class Route:
         media_param: request field that holds media.
         usage: where the report goes, None where nothing is reported.
         form: its body is a form, not JSON.
+        most_output: output tokens that the route itself allows, None where requests say how many.
         id_from_header: vLLM makes the ids of its engine requests from `X-Request-Id`.
     """
 
@@ -37,6 +38,7 @@ class Route:
     media_param: str = "messages"
     usage: Usage | None = None
     form: bool = False
+    most_output: int | None = None
     id_from_header: bool = True
 
     @property
@@ -71,6 +73,7 @@ HONOURING: Mapping[str, Route] = {
     "/v1/messages/render": _RENDERING,
     "/cohere/v2/chat": _GENERATING,
     "/cohere/v2/chat/render": _RENDERING,
+    "/v1/pruning/preview": Route(visual=True, kv=True, generates=True, most_output=1, id_from_header=False),
     "/v1/audio/transcriptions": _SPEECH,
     "/v1/audio/translations": _SPEECH,
 }

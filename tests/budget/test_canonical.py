@@ -216,3 +216,19 @@ def test_strategies_of_requests_that_name_none() -> None:
     kv = canonical_kv(KvField(keep=0.5), "streaming")
     assert kv is not None
     assert kv.strategy == "streaming"
+
+
+def test_return_kept_is_no_part_of_the_budget() -> None:
+    field = {"keep": 0.5, "strategy": "uniform"}
+    plain, asking = (canonical(parse_visual({**field, "return_kept": value})) for value in (False, True))
+    assert plain.wire() == asking.wire() == canonical(parse_visual(field)).wire()
+    with pytest.raises(BudgetError) as refused:
+        parse_visual({"keep": 0.5, "image": {"keep": 0.2, "return_kept": True}})
+    assert refused.value.param == "pruning.visual.image.return_kept"
+
+
+def test_without_a_server_return_kept_is_refused() -> None:
+    assert VisualSpec.from_wire({"keep": 0.5, "return_kept": False}) == VisualSpec.from_wire({"keep": 0.5})
+    with pytest.raises(BudgetError) as refused:
+        VisualSpec.from_wire({"keep": 0.5, "return_kept": True})
+    assert refused.value.param == "pruning.visual.return_kept"

@@ -30,8 +30,10 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.metrics.loggers import load_stat_logger_plugin_factories
 from vllm.v1.metrics.stats import PrefillStats
 
+from vllm_prune.grid import bitmap
 from vllm_prune.kv.suitability import SCHEDULER, WORKER
 from vllm_prune.support.self_check import EXTENSION
+from vllm_prune.visual.item_plan import plan_of
 from vllm_prune.vllm_compat.plugin import patch_server
 
 DEMO = Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"
@@ -51,6 +53,8 @@ class FakeCore:
         self.token, self.seconds = token, seconds
         self.requests: list[Any] = []
         self.aborted: list[str] = []
+        self.kept: dict[str, str] = {}
+        self.kept_calls = 0
         self.resources = SimpleNamespace(engine_dead=False)
         self.engine_ranks_managed = [0]
         self._outputs: asyncio.Queue[EngineCoreOutputs] = asyncio.Queue()
@@ -59,6 +63,10 @@ class FakeCore:
     async def add_request_async(self, request: Any) -> None:
         """Begin to answer."""
         self.requests.append(request)
+        for feature in request.mm_features or ():
+            if feature.data is not None and (plan := plan_of(feature.data, feature.modality)) is not None:
+                cells = feature.data[f"{feature.modality}_grid_thw"].data.prod().item() // 4
+                self.kept[plan.key] = bitmap(range(plan.count), cells)
         self._running[request.request_id] = asyncio.create_task(self._answer(request))
 
     async def _answer(self, request: Any) -> None:
@@ -87,8 +95,13 @@ class FakeCore:
         """Generation alone."""
         return ("generate",)
 
-    async def collective_rpc_async(self, method: str, *args: Any, **kwargs: Any) -> list[Any]:
-        """A worker that says what a healthy one says."""
+    async def collective_rpc_async(
+        self, method: str, timeout: float | None = None, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> list[Any]:
+        """A worker that says what a healthy one says, and has kept the first tokens of every item that it got."""
+        if method == "vllm_prune_kept":
+            self.kept_calls += 1
+            return [[self.kept.get(key) for key in args[0]]]
         assert method == "vllm_prune_inspect", method
         kv = {"findings": [], "offers": KV_SIGNALS}
         return [{"worker": "fake", "runner": "fake", "model": "fake", "kv": kv, "adapter": True}]

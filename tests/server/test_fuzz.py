@@ -32,6 +32,7 @@ ROUTES = [
     ("POST", "/v1/completions"),
     ("POST", "/v1/responses"),
     ("POST", "/tokenize"),
+    ("POST", "/v1/pruning/preview"),
     ("GET", "/v1/models"),
     ("GET", "/v1/pruning/strategies"),
     ("GET", "/v1/pruning/presets"),
@@ -59,7 +60,7 @@ fields = st.one_of(
     st.fixed_dictionaries(
         {},
         optional={
-            "visual": part(image=part(), video=part(), extra=numbers),
+            "visual": part(image=part(), video=part(), return_kept=numbers, extra=numbers),
             "kv": part(window=numbers, buffer=numbers),
             "other": numbers,
         },

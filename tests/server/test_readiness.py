@@ -56,7 +56,7 @@ async def test_it_is_printed_once_the_server_answers(
         probe.bind((host or "127.0.0.1", 0))
         port = probe.getsockname()[1]
     address = address_of(arguments(host, port, uds))
-    announcing = asyncio.create_task(announce(address, " (note)"))
+    announcing = asyncio.create_task(announce(address, " (note)", "/playground"))
     await asyncio.sleep(0.3)
     assert not announcing.done()
     app = Starlette(routes=[Route("/health/live", lambda request: Response())])
@@ -66,4 +66,5 @@ async def test_it_is_printed_once_the_server_answers(
     await asyncio.wait_for(announcing, 20)
     server.should_exit = True
     await serving
-    assert capsys.readouterr().out == f"vllm-prune is ready: {address.url} (note)\n"
+    page = [] if uds else [f"vllm-prune playground: {address.url}/playground"]
+    assert capsys.readouterr().out.splitlines() == [f"vllm-prune is ready: {address.url} (note)", *page]

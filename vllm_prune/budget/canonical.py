@@ -90,7 +90,10 @@ class VisualSpec:
             parts = {m: Part(**wire[m]) if wire[m] else None for m in MODALITIES}
             others: dict[str, Any] = {name: value for name, value in wire.items() if name not in MODALITIES}
             return cls(parts["image"], parts["video"], **others)
-        return canonical(parse_visual(wire))
+        field = parse_visual(wire)
+        if field.return_kept:
+            raise BudgetError("kept tokens are returned by the server alone", "pruning.visual.return_kept")
+        return canonical(field)
 
 
 def canonical(field: VisualField, defaults: Mapping[Modality, str] = DEFAULT_STRATEGY) -> VisualSpec:

@@ -45,10 +45,14 @@ class VisualPart(_Strict):
 
 
 class VisualField(VisualPart):
-    """The `pruning.visual` object: a budget for all media, and overrides per modality (null turns one off)."""
+    """The `pruning.visual` object: a budget for all media, and overrides per modality (null turns one off).
+
+    `return_kept` has the answer name the kept visual tokens of each item; it is no part of the budget.
+    """
 
     image: VisualPart | None = None
     video: VisualPart | None = None
+    return_kept: bool = False
 
 
 class KvField(_Strict):

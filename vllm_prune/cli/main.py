@@ -87,6 +87,30 @@ def _ratios(text: str) -> tuple[float, ...]:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 0.5,0.25") from None
 
 
+@app.command("try")
+def try_(
+    image: Annotated[Path, typer.Argument(help="File of a picture.")],
+    question: Annotated[str, typer.Argument(help="What to ask about it.")],
+    keep: Annotated[str, typer.Option(help="Ratios of visual tokens to keep, compared side by side.")] = "1,0.5,0.25",
+    strategy: Annotated[str | None, typer.Option(help="Visual strategy; default: the server's.")] = None,
+    url: Annotated[str, typer.Option(help="Running vllm-prune server.")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="Name of a served model; default: the first.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 64,
+    out: Annotated[Path, typer.Option(help="Write the picture with its kept tokens to this file.")] = Path("kept.png"),
+) -> None:
+    """Ask one question about a picture under several budgets: answers, tokens, times, and what was kept."""
+    from .try_budget import Options, TryError, try_budgets
+
+    ratios = _ratios(keep)
+    if not ratios or not all(0 < ratio <= 1 for ratio in ratios):
+        raise typer.BadParameter(f"{keep!r}: give ratios above 0 and at most 1, such as 1,0.5,0.25")
+    try:
+        try_budgets(Options(image, question, ratios, strategy, url, model, tokens, out), Console())
+    except TryError as error:
+        typer.echo(f"vllm-prune: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
 @app.command()
 def sweep(
     data: Annotated[Path, typer.Argument(help="JSONL of requests with answers, or a folder with --format.")],

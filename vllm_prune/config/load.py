@@ -17,6 +17,7 @@ from .admission import Admission
 from .limits import Limits
 from .logging import Logging
 from .media import Media
+from .playground import Playground
 from .scorers import Stts, VisionSelectorWeights
 from .section import Section
 from .tenants import ENV as TENANTS_ENV
@@ -72,6 +73,7 @@ class PruneConfig(Section):
     admission: Admission = Admission()
     tenants: Tenants = Field(default_factory=dict)
     logging: Logging = Logging()
+    playground: Playground = Playground()
     stts: Stts = Stts()
     vision_selector: VisionSelectorWeights = VisionSelectorWeights()
 

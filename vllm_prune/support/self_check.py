@@ -14,7 +14,7 @@ EXTENSION = "vllm_prune.support.self_check.WorkerInspection"
 
 
 class WorkerInspection:
-    """Mixed into vLLM's worker by `--worker-extension-cls`; adds one read-only call."""
+    """Mixed into vLLM's worker by `--worker-extension-cls`; adds read-only calls."""
 
     model_runner: Any
 
@@ -30,6 +30,16 @@ class WorkerInspection:
             "kv": inspect_kv(self.model_runner),
             "adapter": bool(getattr(model, "vllm_prune_adapter", False)),
         }
+
+    def vllm_prune_kept(self, keys: Sequence[str]) -> list[str | None]:
+        """Kept visual tokens of recent items, as `grid.bitmap` has them; None for items that are not remembered.
+
+        Args:
+            keys: `ItemPlan.key` of each item.
+        """
+        from ..visual.tower.kept_store import KEPT
+
+        return [KEPT.bitmap(key) for key in keys]
 
 
 async def inspect_workers(engine_client: Any) -> list[dict[str, Any]]:

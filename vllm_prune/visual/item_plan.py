@@ -36,6 +36,7 @@ class ItemPlan:
         seed: number derived from the item's content.
         per_frame: counts per frame, for families that write text between frames.
         indices: kept cells when the front end has already chosen them from pixels.
+        key: names the item under its budget, for `KeptStore`; equal cache keys have equal ones.
     """
 
     strategy: str
@@ -44,6 +45,7 @@ class ItemPlan:
     seed: int
     per_frame: tuple[int, ...] | None = None
     indices: tuple[int, ...] | None = None
+    key: str = ""
 
     def encode(self) -> Tensor:
         """uint8 [bytes]."""

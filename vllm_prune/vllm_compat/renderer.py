@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..request import RequestContext
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+ONLY_SERVED = "kept tokens are returned by vllm-prune serve alone; drop return_kept, or start the server with it"
 _ONLINE_RENDERER = "vllm.renderers.online_renderer"
 _BASE_RENDERER = "vllm.renderers.base"
 
@@ -62,7 +63,10 @@ def _ensure_context(vllm_config: Any, request: Any) -> None:
     try:
         if field is not None and xarg is not None:
             raise BudgetError(BOTH, f"vllm_xargs.{XARG}")
-        context.decide(decide(config_for(None), field if xarg is None else field_of_xargs(xarg)))
+        decision = decide(config_for(None), field if xarg is None else field_of_xargs(xarg))
+        if decision.return_kept:
+            raise BudgetError(ONLY_SERVED, "pruning.visual.return_kept")
+        context.decide(decision)
     except BudgetError as error:
         raise _refused(error) from None
 
@@ -105,7 +109,7 @@ def _refused(error: Any) -> Exception:
 
 def _with_spec(renderer: Any, context: RequestContext, extras: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """Prompt extras with the visual budget among the processor kwargs. Raises `BudgetError`."""
-    from ..budget.canonical import KEY
+    from ..budget.canonical import KEY, VisualSpec
     from ..budget.errors import BudgetError
 
     decision = context.decision
@@ -116,9 +120,10 @@ def _with_spec(renderer: Any, context: RequestContext, extras: Mapping[str, Any]
         return extras
     if decision.kv is not None:
         _refuse_unsupported_kv(renderer.config, context)
+    if decision.spec is not None or decision.return_kept:
+        _refuse_unsupported_visual(renderer, decision.spec or VisualSpec())
     if decision.spec is None:
         return extras
-    _refuse_unsupported_visual(renderer, decision.spec)
     return {**(extras or {}), "mm_processor_kwargs": {**processor_kwargs, KEY: decision.spec.wire()}}
 
 

@@ -145,6 +145,19 @@ SERVING_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature("vllm.entrypoints.serve.exception_handling.register", "validation_exception_handler", ("req", "exc")),
 )
 
+_CHAT = "vllm.entrypoints.openai.chat_completion.serving"
+PREVIEW_SIGNATURES: tuple[VllmSignature, ...] = (
+    VllmSignature(f"{_ENGINE}.core_client", "AsyncMPClient.call_utility_all_async", ("method", "args")),
+    VllmSignature(f"{_ENGINE}.async_llm", "AsyncLLM.collective_rpc", ("method", "args")),
+    VllmSignature(_RENDERER, "OnlineRenderer.render_chat", ("request", "skip_mm_cache")),
+    VllmSignature(_CHAT, "OpenAIServingChat._check_model", ("request",)),
+    VllmSignature(_CHAT, "OpenAIServingChat._preflight", ("n",)),
+    VllmSignature(_CHAT, "OpenAIServingChat._maybe_get_adapters", ("request", "supports_default_mm_loras")),
+    VllmSignature(_CHAT, "OpenAIServingChat._get_trace_headers", ("headers",)),
+    VllmSignature(_CHAT, "OpenAIServingChat._get_priority", ("request", "raw_request")),
+    VllmSignature(_CHAT, "OpenAIServingChat._get_data_parallel_rank", ("raw_request",)),
+)
+
 _FILES = "prometheus_client.mmap_dict"
 METRICS_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature("prometheus_client.values", "MmapedDict", ("filename", "read_mode")),
@@ -178,6 +191,7 @@ SIGNATURES: tuple[VllmSignature, ...] = (
     *MEDIA_SIGNATURES,
     *CONTENT_SIGNATURES,
     *SERVING_SIGNATURES,
+    *PREVIEW_SIGNATURES,
     VllmSignature("vllm.multimodal.utils", "copy_mm_embedding_modality", ("src", "dst")),
     VllmSignature(
         "vllm.model_executor.models.qwen2_5_vl",

@@ -48,6 +48,7 @@ class Served:
                 "sizes": Sizes(1000),
                 "ledger": Ledger(config.admission),
                 "lifecycle": Lifecycle(),
+                "engine_client": None,
                 **state,
             }
         )

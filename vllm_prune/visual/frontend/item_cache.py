@@ -1,4 +1,4 @@
-"""Grids and pixel digests of recent media items, by their cache keys, in the API process."""
+"""Grids, pixel digests and kept tokens of recent media items, by their cache keys, in the API process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,32 @@ from ..strategies.maths import cells_of
 
 # A Qwen-VL patch is laid out channel by channel.
 CHANNELS = 3
+MOST_BITMAP_CHARACTERS = 16 << 20
 
 
 class ItemCache:
-    """Grids and pixel digests of recent items, by the item's cache key; bounded, and safe to share between threads."""
+    """What is known of recent items, by the item's cache key; bounded, and safe to share between threads."""
 
     def __init__(self) -> None:
         self._grids: LRUCache[str, Grid] = LRUCache(65536)
         self._cells: LRUCache[str, Cells] = LRUCache(256)
+        self._kept: LRUCache[str, str] = LRUCache(MOST_BITMAP_CHARACTERS, getsizeof=len)
         self._lock = threading.Lock()
+
+    def kept(self, key: str) -> str | None:
+        """Kept tokens of an item under a budget, as `grid.bitmap` has them; None when they are not remembered.
+
+        Args:
+            key: cache key of the item under its budget.
+        """
+        with self._lock:
+            return self._kept.get(key)
+
+    def keep_kept(self, key: str, bitmap: str) -> None:
+        """Remember the kept tokens of an item that were chosen in this process."""
+        with self._lock:
+            if len(bitmap) <= self._kept.maxsize:
+                self._kept[key] = bitmap
 
     def grid(self, base: str) -> Grid | None:
         """Grid of a recent item, None when it is not remembered."""

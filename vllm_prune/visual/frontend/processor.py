@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
+from torch import Tensor
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
@@ -19,7 +20,7 @@ from ...budget.allocate import ItemBudget, allocate, plan
 from ...budget.canonical import KEY, VisualSpec
 from ...budget.errors import BudgetError
 from ...catalogue import VISUAL
-from ...grid import MODALITIES, Grid, Modality
+from ...grid import MODALITIES, Grid, Modality, bitmap
 from ..item_plan import ItemPlan, decode, field_name, unpruned, with_cut
 from ..scorers.tower_shape import tower_shape
 from ..strategies.base import Cells, PixelStrategy
@@ -64,6 +65,8 @@ class PrunedProcessor(GridItems):
             grants = self._grants(inputs, with_cut(VisualSpec.from_wire(wire), self._depth))
             inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: grants})
         result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
+        if not grants:
+            self._keep_grids(result)
         result[REPORT] = self._report(inputs, grants, result)
         if any(grant.budget for items in grants.values() for grant in items):
             result[MAX_OUTPUT] = self._positions_left(grants, result)
@@ -137,6 +140,17 @@ class PrunedProcessor(GridItems):
         }
         return {**kwargs, KEY: missing}
 
+    def _keep_grids(self, result: Any) -> None:
+        """Remember the grids of items without a budget; a request that is told what was kept needs them later."""
+        for modality in MODALITIES:
+            items = result["mm_kwargs"].get(modality, ())
+            for base, item in zip(result["mm_hashes"].get(modality, ()), items, strict=False):
+                # Items that a cache has answered come without data.
+                if item is not None:
+                    data = {name: e.data[None] for name, e in item.items() if isinstance(e.data, Tensor)}
+                    for grid in self.grids_of(modality, data):
+                        self._item_cache.keep_grid(base, grid)
+
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         grants: Any = hf_kwargs.get(KEY) or {}
         data = super()._apply_hf_processor_main(mm_items=mm_items, hf_kwargs=_without(hf_kwargs))  # type: ignore[misc]
@@ -181,7 +195,9 @@ class PrunedProcessor(GridItems):
         if self.counts_per_frame and modality == "video":
             per_frame = frame_counts(count, grid, patches, VISUAL.strategy_class(budget.strategy).frame_split)
         indices = self._from_pixels(budget, grant, grid, count, patches, per_frame)
-        return ItemPlan(budget.strategy, budget.options, count, grant.seed, per_frame, indices).encode()
+        if indices is not None:
+            self._item_cache.keep_kept(grant.key, bitmap(indices, grid.tokens))
+        return ItemPlan(budget.strategy, budget.options, count, grant.seed, per_frame, indices, grant.kept_key).encode()
 
     def _from_pixels(
         self,
@@ -237,23 +253,26 @@ class PrunedProcessor(GridItems):
         return [token] * plan.count
 
     def _report(self, inputs: ProcessorInputs, grants: Grants, result: Any) -> list[dict[str, Any]]:
-        """One entry per item: modality, strategy, input_tokens, kept_tokens, capped."""
+        """One entry per item, in prompt order: what `usage.pruning` says of it, and where its kept tokens are known."""
+        placed_items = [
+            (placed, modality, i)
+            for modality, ranges in result["mm_placeholders"].items()
+            for i, placed in enumerate(ranges)
+        ]
         report = []
-        for modality, ranges in result["mm_placeholders"].items():
-            for i, placed in enumerate(ranges):
-                kept = self.tokens_of(modality, placed)
-                grant = grants[modality][i] if modality in grants else None
-                pruned = grant is not None and grant.budget is not None
-                strategy = grant.budget.strategy if pruned else "none"  # type: ignore[union-attr]
-                before = self._input_tokens(inputs, modality, i, grant) if pruned else kept  # type: ignore[arg-type]
-                entry = {"modality": modality, "strategy": strategy, "input_tokens": before, "kept_tokens": kept}
-                report.append({**entry, "capped": pruned and grant.budget.capped})  # type: ignore[union-attr]
+        for placed, modality, i in sorted(placed_items, key=lambda item: item[0].offset):
+            kept = self.tokens_of(modality, placed)
+            grant = grants[modality][i] if modality in grants else Grant(None, result["mm_hashes"][modality][i])
+            budget, grid = grant.budget, self._item_cache.grid(grant.base)
+            entry = {"modality": modality, "strategy": "none", "input_tokens": kept, "kept_tokens": kept}
+            if budget is not None:
+                entry["strategy"] = budget.strategy
+                entry["input_tokens"] = grid.tokens if grid else self._input_tokens(inputs, modality, i)
+            entry |= {"capped": budget is not None and budget.capped, "grid": grid, "kept_key": grant.kept_key}
+            report.append({**entry, "kept": self._item_cache.kept(grant.key)})
         return report
 
-    def _input_tokens(self, inputs: ProcessorInputs, modality: Modality, index: int, grant: Grant) -> int:
-        grid = self._item_cache.grid(grant.base)
-        if grid is not None:
-            return grid.tokens
+    def _input_tokens(self, inputs: ProcessorInputs, modality: Modality, index: int) -> int:
         return self.size_of(inputs.mm_data_items[modality], modality, index, _without(inputs.hf_processor_mm_kwargs))
 
 

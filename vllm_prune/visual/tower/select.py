@@ -14,6 +14,7 @@ from ...grid import Grid
 from ...telemetry import engine_spans, metrics
 from ..item_plan import ItemPlan
 from .cut import Cut
+from .kept_store import KEPT
 from .scored_cut import ScoredCut, TowerScorer
 from .signals import ItemSource, context_of
 
@@ -39,6 +40,7 @@ def choose_cells(plan: ItemPlan, source: ItemSource) -> Tensor:
         strategy = VISUAL.create(plan.strategy, plan.option_values)
         context = context_of(plan, strategy.needs, source)
         kept = strategy.select(source.features, source.grid, plan.count, context, plan.per_frame)
+    KEPT.remember(plan.key, kept, source.grid.tokens)
     seconds = time.perf_counter() - started
     metrics.observe_score("visual", plan.strategy, seconds)
     engine_spans.scored(plan.strategy, seconds)
