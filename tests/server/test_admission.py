@@ -277,6 +277,12 @@ def test_media_are_found_wherever_a_client_may_put_them() -> None:
         deep = [{"content": deep}]
     assert media_of(deep) == []
     assert media_of(["a", "b"]) == []
+    small = image_part(png(28, 28))["image_url"]
+    two_kinds = {"type": "video_url", "video_url": url, "image_url": small}
+    assert {item.kind for item in media_of([{"content": [two_kinds]}])} == {"image", "video"}
+    assert len(media_of([{"role": "user", "image_url": small, "content": [{"image_url": url}] * 3}])) >= 3
+    assert len(media_of([{"content": [{**anthropic, "image_url": small}]}])) >= 1
+    assert media_of([{"content": [{"type": [], "url": "x"}]}]) == []
 
 
 def test_over_capacity_waits_then_503(guarded: Guarded) -> None:
