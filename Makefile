@@ -36,6 +36,7 @@ test: ## set up .venv, then lint, check types and run every test that needs no G
 	@"$(BIN)/python" scripts/get_chromium.py
 	@"$(BIN)/python" scripts/build_playground.py --check
 	@$(MAKE) --no-print-directory check
+	@$(if $(strip $(ARGS)),,$(MAKE) --no-print-directory coverage)
 	@$(if $(strip $(ARGS)),"$(BIN)/python" -m pytest -q $(ARGS),$(PYTESTS))
 
 # Without the folder that starts engines, as importing it takes long; the markers are those of tests/engine_guard.py.
@@ -43,6 +44,13 @@ quick: ## set up .venv and run what needs no engine, in under a minute
 	@$(SETUP) --extra test
 	@"$(BIN)/python" scripts/deploy_tools.py
 	@$(PYTEST) --ignore=tests/engine -m 'not engine and not slow and not gpu' $(ARGS)
+
+# What decides about budgets has no line that no test runs.
+COVERED := budget support config policy
+.PHONY: coverage
+coverage:
+	@"$(BIN)/python" -m pytest -q tests/budget tests/config tests/support tests/test_policy.py -m 'not slow' \
+		$(COVERED:%=--cov=vllm_prune.%) --cov-branch --cov-report=term-missing:skip-covered --cov-fail-under=100
 
 lint: ## set up .venv, then lint and check types
 	@$(SETUP) --extra test

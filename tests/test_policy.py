@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from vllm_prune.budget.canonical import canonical_kv
 from vllm_prune.budget.errors import BudgetError
 from vllm_prune.budget.fields import KvField, PruningField, VisualField
 from vllm_prune.budget.kv import KvSpec
-from vllm_prune.config.load import Defaults, Limits, PruneConfig
-from vllm_prune.policy import Decision, decide, field_of_xargs
+from vllm_prune.config.load import Defaults, Limits, PruneConfig, configuration
+from vllm_prune.config.tenants import Tenant
+from vllm_prune.policy import Decision, config_for, decide, field_of_xargs, requested_parts
 
 
 def policy(limits: dict[str, Any] | None = None, default: dict[str, Any] | None = None) -> Callable[..., Decision]:
@@ -164,3 +166,37 @@ def test_deciding_changes_nothing_and_depends_on_nothing_else() -> None:
     first = server(field)
     assert field == {"visual": {"keep": 0.1, "strategy": "uniform"}}
     assert server(field) == first
+
+
+@pytest.mark.parametrize(
+    ("raw", "preset", "parts"),
+    [
+        (None, None, set()),
+        ({"visual": {"keep": 0.5}}, None, {"visual"}),
+        ({"visual": None, "kv": {"keep": 0.5}}, None, {"kv"}),
+        ("fast", None, {"visual"}),
+        (None, "fast", {"visual"}),
+        ({"kv": {"keep": 0.5}}, "fast", {"visual", "kv"}),
+        ({"visual": None}, "fast", set()),
+    ],
+)
+def test_what_a_request_asks_for_by_itself(raw: Any, preset: str | None, parts: set[str]) -> None:
+    config = PruneConfig(
+        defaults=Defaults(visual=VisualField(keep=0.5)),
+        presets={"fast": PruningField(visual=VisualField(keep=0.25, strategy="uniform"))},
+    )
+    assert requested_parts(config, raw, preset) == parts
+
+
+def test_a_tenant_has_its_own_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "prune.yaml"
+    file.write_text("limits: {min_keep: 0.1}\n")
+    monkeypatch.setenv("VLLM_PRUNE_CONFIG", str(file))
+    configuration.cache_clear()
+    try:
+        tenant = Tenant(name="beta", limits=Limits(max_keep=0.5))
+        assert config_for(None).limits.max_keep is None
+        assert config_for(tenant).limits.max_keep == 0.5
+        assert config_for(tenant).limits.min_keep == 0.1
+    finally:
+        configuration.cache_clear()

@@ -2,8 +2,8 @@
 
 `CURRENT` is the only context variable of the project. The server's outermost middleware sets it for every HTTP
 request; under plain `vllm serve`, which has no middleware of ours, the wrapper of vLLM's renderer does. Tasks that a
-request starts see the same context, and it lives until its answer, or the stream of it, has ended. Nothing in a
-context is text of a client's.
+request starts see the same context, and it lives until its answer, or the stream of it, has ended. Apart from
+`document`, it holds no free text from the client: log lines and metric labels may use the rest as it is.
 """
 
 from __future__ import annotations

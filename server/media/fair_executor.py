@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 
 class ShareKey(NamedTuple):
-    """Whose turn a task takes.
+    """The tenant and the request that a task counts for in the order of service.
 
     Attributes:
         tenant: name of the tenant, empty on servers without tenants.
@@ -28,7 +28,7 @@ class ShareKey(NamedTuple):
 
 
 class QueueFull(RuntimeError):
-    """As many tasks of this tenant wait as may."""
+    """The tenant's queue has reached its limit of waiting tasks."""
 
 
 @dataclass(eq=False)

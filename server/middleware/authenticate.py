@@ -1,4 +1,4 @@
-"""First step: is the server taking requests, whose is this one, and may its tenant have another one now."""
+"""First step: refuses requests while the server drains, identifies the tenant, and applies the tenant's rate limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Third step: the budget of a request, decided once, from its body, before the route is known to vLLM."""
+"""Third step: decides the budget of a request, once, from its body, before vLLM's routing."""
 
 from __future__ import annotations
 

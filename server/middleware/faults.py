@@ -1,7 +1,7 @@
-"""Fifth step: what vLLM's front end stumbles over in a request is the client's to change, in words of ours.
+"""Fifth step: turns 500s that the content of a request caused in vLLM's front end into 400s.
 
-vLLM answers 500, with the text of a Python error, for values that its checks have not foreseen. As long as the engine
-has seen nothing of a request and is well, its content was the cause; the server's log keeps the traceback.
+vLLM answers 500, with the text of a Python error, for values that it does not check. When that happens before a
+request has reached a healthy engine, its content was the cause; the server's log keeps the traceback.
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "vllm_prune.grid",
         "vllm_prune.shares",
         "vllm_prune.signals",
-        "vllm_prune.signals",
         "vllm_prune.telemetry",
         "vllm_prune.vllm_compat.version",
         "vllm_prune.vllm_compat.signatures",

@@ -169,3 +169,11 @@ def test_any_extra_argument_is_a_budget_or_refused(wire: object) -> None:
     except BudgetError:
         return
     assert spec is None or KvSpec.of({KEY: spec.wire()}) == spec
+
+
+def test_a_named_buffer_that_is_raised_for_a_quadratic_strategy_is_said() -> None:
+    spec = KvSpec("r_kv", keep="0.5", buffer=1, buffer_named=True)
+    entry = {"param": "pruning.kv.buffer", "requested": 1, "applied": 50, "reason": "quadratic"}
+    assert spec.clamped(6400, quadratic=True) == [entry]
+    assert spec.clamped(6400) == []
+    assert replace(spec, buffer_named=False).clamped(6400, quadratic=True) == []

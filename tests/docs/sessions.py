@@ -12,6 +12,8 @@ from .pages import ROOT, URL, Example
 
 SECONDS = 240
 MARK = "---- next block ----"
+COMMANDS_FOLDER = ".venv/bin/"
+"""Where `make` puts the environment, in the text; the tests may run in another one."""
 COMMANDS = {"python": [sys.executable, "-c"], "bash": ["bash", "-euo", "pipefail", "-c"]}
 SEPARATORS = {"python": f"\nprint({MARK!r})\n", "bash": f"\necho; echo '{MARK}'\n"}
 
@@ -28,6 +30,7 @@ def outputs(blocks: Sequence[Example], url: str = URL) -> list[tuple[Example, st
     """
     language = blocks[0].language
     script = SEPARATORS[language].join(block.text for block in blocks).replace(URL, url)
+    script = script.replace(COMMANDS_FOLDER, f"{Path(sys.executable).parent}/")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(
         [*COMMANDS[language], script], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS

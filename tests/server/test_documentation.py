@@ -15,7 +15,7 @@ from benchmarks.servers import Server, free_port
 
 from ..docs.pages import WITH_EXAMPLES, Example, codes, examples, name
 from ..docs.sessions import outputs
-from .media import user
+from .media_files import user
 
 REQUESTS = {page: [one for one in examples(page, "bash", "python") if not one.not_run] for page in WITH_EXAMPLES}
 

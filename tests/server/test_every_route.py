@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from .media import image_part, png, user
+from .media_files import image_part, png, user
 from .test_refusals import HEADERS
 
 PICTURE = png(112, 140)

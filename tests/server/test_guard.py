@@ -14,7 +14,7 @@ from vllm_prune.budget.kv import KEY, KvSpec
 
 from .conftest import DEMO
 from .guarded import ALPHA, ALPHA_TOO, BETA, Guarded
-from .media import data_url, image_part, png, text_part
+from .media_files import data_url, image_part, png, text_part
 
 # 4, 20 and 100 visual tokens.
 SIZES = {4: (56, 56), 20: (112, 140), 100: (280, 280)}

@@ -60,7 +60,7 @@ class CompactingManager(FullAttentionManager):
         return super().allocate_new_blocks(request_id, num_tokens - evicted, num_tokens_main_model - evicted)
 
     def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
-        """Never offer compacted rows to other requests: they are nobody's prefix."""
+        """As vLLM's, except for compacted requests, whose rows are no token sequence that a prefix could match."""
         if request.request_id not in self.evicted:
             super().cache_blocks(request, num_tokens, *args, **kwargs)
 

@@ -96,6 +96,6 @@ class WindowSlots:
         return True
 
     def release(self, request_id: str) -> None:
-        """Take back what a request holds, and forget it."""
+        """Free the slots of a request and remove its entry."""
         self.needed.pop(request_id, None)
         self.free += self.held.pop(request_id, 0)

@@ -1,4 +1,4 @@
-"""Proof that our classes run: a worker extension that can be asked, and the findings that follow from its answers."""
+"""The self-check at start: a worker extension that reports which of our classes run, and what follows from it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class WorkerInspection:
 
 
 async def inspect_workers(engine_client: Any) -> list[dict[str, Any]]:
-    """What every worker says of itself; empty where they cannot be asked."""
+    """The report of every worker; empty where the workers lack the extension."""
     if engine_client.vllm_config.parallel_config.worker_extension_cls != EXTENSION:
         return []
     return list(await engine_client.collective_rpc("vllm_prune_inspect", timeout=60))

@@ -1,4 +1,4 @@
-"""Whose request is at hand, and whether there is a server at all."""
+"""The tenant of the current request, and whether a renderer belongs to an HTTP server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def serves_http(renderer: Any) -> bool:
 
 
 def mark_serving_renderers() -> None:
-    """Remember which renderers serve HTTP: those that vLLM's `OnlineRenderer` is built on. Idempotent."""
+    """Mark the renderers that serve HTTP: those that vLLM's `OnlineRenderer` is built on. Idempotent."""
     online = importlib.import_module("vllm.renderers.online_renderer").OnlineRenderer
     if getattr(online, "vllm_prune_marks", False):
         return

@@ -79,7 +79,7 @@ class CompactingRunnerMixin:
         super().profile_run(*args, **kwargs)  # type: ignore[misc]
 
     def initialize_kv_cache(self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any) -> None:
-        """Learn the layout of the caches once they are there."""
+        """Determine the layout of the KV caches after vLLM has allocated them."""
         super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)  # type: ignore[misc]
         if is_profiling:
             return

@@ -31,7 +31,7 @@ class RKvOptions(NoKvOptions):
 
 
 class RKv(KvStrategy):
-    """Rows that are attended to and say what no other row says."""
+    """Rows that the window attends to and whose keys are not similar to those of other rows."""
 
     name = "r_kv"
     paper = "R-KV, arXiv 2505.24133, section 3"

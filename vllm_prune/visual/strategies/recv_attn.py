@@ -1,4 +1,4 @@
-"""Cells that the vision tower itself looks at."""
+"""Visual tokens that receive the most attention inside the vision tower."""
 
 from __future__ import annotations
 
