@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from vllm_prune.budget.canonical import VisualSpec
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.policy import Decision
-from vllm_prune.vllm_compat.renderer import OUTPUT_LIMITS
 
 from ..openai.routes import Route
 from .estimate import Media, Sizes, kept_at_most, media_of, rows_held
@@ -18,6 +19,8 @@ from .ledger import Amount
 
 # Chat templates add a system prompt of their own; their marks are shorter than the JSON around a message.
 TEMPLATE_TOKENS = 256
+# Reads "3" and 3.0 as 3, as vLLM's request models do.
+_INTEGER = TypeAdapter(int)
 
 
 @dataclass(frozen=True)
@@ -74,41 +77,70 @@ def demand_of(
         sizes: of the served model.
     """
     decision = decision or Decision(None)
-    settings = document.get("sampling_params")
-    source = settings if isinstance(settings, Mapping) else document
-    limits = [value for name in OUTPUT_LIMITS if (value := _count(source.get(name))) is not None]
-    if route.most_output is not None:
-        limits.append(route.most_output)
+    settings = document.get("sampling_params") if route.rendered else document
+    settings = settings if isinstance(settings, Mapping) else {}
     return Demand(
         _prompts(document, characters, route, decision.spec, sizes),
-        max(1, _count(source.get("n")) or 1),
-        min(limits) if limits else None,
+        max(1, _integer(settings.get("n")) or 1),
+        _output_limit(settings, route),
         decision.kv,
         sizes.context,
         route.generates,
     )
 
 
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _integer(value: Any) -> int | None:
+    try:
+        return _INTEGER.validate_python(value)
+    except ValidationError:
+        return None
+
+
+def _output_limit(settings: Mapping[str, Any], route: Route) -> int | None:
+    """An upper bound of the length of an answer, None where the request has none."""
+    if route.most_output is not None:
+        return route.most_output
+    if settings.get("prompt") is not None and settings.get("max_tokens") is None:
+        # Prompts of `/v1/completions` know no other limit, also on a route that takes conversations, too.
+        return None
+    limits = [_integer(settings[name]) for name in route.output_limits if settings.get(name) is not None]
+    numbers = [limit for limit in limits if limit is not None]
+    # Which of two counts is for vLLM to say.
+    return max(numbers) if len(numbers) == len(limits) and numbers else None
 
 
 def _prompts(
     document: Mapping[str, Any], characters: int, route: Route, visual: VisualSpec | None, sizes: Sizes
 ) -> list[PromptBound]:
-    if route.form or document.get("previous_response_id") is not None:
+    if route.form or ("input" in route.prompts and document.get("previous_response_id") is not None):
         # Speech, and conversations that the server remembers.
         return [PromptBound(0 if route.form else sizes.context, sizes.context)]
-    messages = document.get("messages")
-    if isinstance(messages, list) and messages and all(isinstance(one, list) for one in messages):
-        shared = len(json.dumps({name: value for name, value in document.items() if name != "messages"}))
-        return [_conversation(one, len(json.dumps(one)) + shared, visual, sizes) for one in messages]
-    if isinstance(tokens := document.get("token_ids"), list):
+    prompts: list[PromptBound] = []
+    if route.rendered:
+        tokens = document.get("token_ids")
         media = _bound(media_of(document.get("content_parts")), 0, visual, sizes)
-        return [PromptBound(media.visual, min(sizes.context, media.visual + len(tokens)))]
-    if messages is None and ("prompt" in document or "prompt_embeds" in document):
-        return _texts(document, sizes)
-    return [_conversation(messages or document.get("input"), characters, visual, sizes)]
+        prompts.append(
+            PromptBound(media.visual, min(sizes.context, media.visual + len(tokens)))
+            if isinstance(tokens, list)
+            else PromptBound(media.visual, sizes.context)
+        )
+    if "prompt" in route.prompts and any(document.get(name) is not None for name in ("prompt", "prompt_embeds")):
+        prompts += _texts(document, sizes)
+    for name in ("messages", "input"):
+        if name in route.prompts and document.get(name) is not None:
+            prompts += _conversations(document, name, characters, visual, sizes)
+    return prompts or [_conversation(None, characters, visual, sizes)]
+
+
+def _conversations(
+    document: Mapping[str, Any], name: str, characters: int, visual: VisualSpec | None, sizes: Sizes
+) -> list[PromptBound]:
+    """One conversation, or the several of a batch."""
+    messages = document[name]
+    if not (isinstance(messages, list) and messages and all(isinstance(one, list) for one in messages)):
+        return [_conversation(messages, characters, visual, sizes)]
+    shared = len(json.dumps({key: value for key, value in document.items() if key != name}))
+    return [_conversation(one, len(json.dumps(one)) + shared, visual, sizes) for one in messages]
 
 
 def _conversation(messages: Any, characters: int, visual: VisualSpec | None, sizes: Sizes) -> PromptBound:
@@ -125,7 +157,7 @@ def _texts(document: Mapping[str, Any], sizes: Sizes) -> list[PromptBound]:
     """Prompts of `/v1/completions`: text or token ids, one or several, and embeddings of unknown length."""
     prompt, embeds = document.get("prompt"), document.get("prompt_embeds")
     prompts = prompt if isinstance(prompt, list) else [prompt]
-    if prompts and all(_count(one) is not None for one in prompts):
+    if prompts and all(isinstance(one, int) for one in prompts):
         prompts = [prompts]
     lengths = [sizes.context] * (len(embeds) if isinstance(embeds, list) else embeds is not None)
     for one in prompts:

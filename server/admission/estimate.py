@@ -69,18 +69,19 @@ def _walk(node: Any, depth: int = 0) -> Iterator[Media]:
         for one in node:
             yield from _walk(one, depth + 1)
     elif isinstance(node, dict):
-        key = next((key for key in MEDIA_KEYS if node.get(key) is not None), None)
-        if key is not None:
+        # All of them, as what counts in a node that looks like several things is for vLLM to say.
+        keys = [key for key in MEDIA_KEYS if node.get(key) is not None]
+        for key in keys:
             value = node[key]
             value = next((value[k] for k in ("url", "data") if k in value), "") if isinstance(value, dict) else value
             yield Media(MEDIA_KEYS[key], value if isinstance(value, str) else "")
-        elif node.get("type") == "image" and isinstance(source := node.get("source"), dict):
+        kind = node.get("type")
+        if kind == "image" and isinstance(source := node.get("source"), dict):
             yield Media("image", _anthropic_text(source))
-        elif node.get("type") in MEDIA_KEYS and isinstance(node.get("url"), str):
-            yield Media(MEDIA_KEYS[node["type"]], node["url"])
-        else:
-            for name in ("content", "output"):
-                yield from _walk(node.get(name), depth + 1)
+        elif not keys and isinstance(kind, str) and kind in MEDIA_KEYS and isinstance(node.get("url"), str):
+            yield Media(MEDIA_KEYS[kind], node["url"])
+        for name in ("content", "output"):
+            yield from _walk(node.get(name), depth + 1)
 
 
 def _anthropic_text(source: Mapping[str, Any]) -> str:

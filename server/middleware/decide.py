@@ -99,7 +99,8 @@ class Decide:
             metrics.count_kv_skipped("beam_search")
             raise beam_search().error()
         context.decide(decision)
-        context.media_param = "prompt" if "prompt" in document and "messages" not in document else route.media_param
+        texts = "prompt" in route.prompts and "prompt" in document and "messages" not in document
+        context.media_param = "prompt" if texts else route.media_param
 
 
 async def _nothing() -> Message:
@@ -111,7 +112,8 @@ def _limited_to_route(
 ) -> Decision:
     """The parts of a decision that the route can honour. Raises `BudgetError` for others that the request names."""
     # Prompts that come as token ids have been rendered, with their budget, by another request.
-    visual = route.visual and ("token_ids" not in document or bool(document.get("content_parts")))
+    tokens_only = route.rendered and "token_ids" in document and not document.get("content_parts")
+    visual = route.visual and not tokens_only
     if not visual and decision.spec is not None:
         if "visual" in requested:
             text = "this request holds no media that could be pruned: a visual budget belongs to the request that "
@@ -148,8 +150,9 @@ def _param(requested: RequestedBudget) -> str:
 
 
 def _content_type(scope: Scope) -> bytes:
-    headers: dict[bytes, bytes] = dict(scope["headers"])
-    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    # Of a header that is repeated vLLM's routes read the first one.
+    value = next((value for name, value in scope["headers"] if name == b"content-type"), b"")
+    return bytes(value).partition(b";")[0].strip().lower()
 
 
 def _models(scope: Scope) -> Any:

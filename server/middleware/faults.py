@@ -97,7 +97,9 @@ class _Errors:
         text = str(error.get("message", "")) if isinstance(error, dict) else ""
         failed = start["status"] == 500 and self.faults.is_content(self.context)
         if failed or INTERNAL.search(text):
-            logger.warning("request %s was answered with %d: %s", self.context.request_id, start["status"], text)
+            # The text may quote the request.
+            logger.warning("request %s was answered with %d by vLLM", self.context.request_id, start["status"])
+            logger.debug("request %s: %s", self.context.request_id, text)
         if failed or (start["status"] == 400 and INTERNAL.search(text)):
             response = _refusal(text).response(self.path)
             start = {**start, "status": 400, "headers": response.raw_headers}

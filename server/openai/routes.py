@@ -7,7 +7,7 @@ new vLLM adds has to be entered here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Usage = Literal["usage", "top", "header"]
@@ -30,6 +30,9 @@ class Route:
         form: its body is a form, not JSON.
         most_output: output tokens that the route itself allows, None where requests say how many.
         id_from_header: vLLM makes the ids of its engine requests from `X-Request-Id`.
+        prompts: request fields that hold its prompts. vLLM ignores every other field, so that those of other routes
+            must not be read on this one.
+        output_limits: request fields that bound the length of an answer.
     """
 
     visual: bool = False
@@ -40,17 +43,33 @@ class Route:
     form: bool = False
     most_output: int | None = None
     id_from_header: bool = True
+    prompts: tuple[str, ...] = ("messages",)
+    output_limits: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
 
     @property
     def honours(self) -> bool:
         """Whether any part of the field is honoured."""
         return self.visual or self.kv
 
+    @property
+    def rendered(self) -> bool:
+        """Whether its prompts come as token ids that another route has rendered."""
+        return "token_ids" in self.prompts
+
 
 REFUSING = Route(id_from_header=False)
 """Any route that is not listed, and those that can do nothing with a budget."""
 
 _GENERATING = Route(visual=True, kv=True, generates=True, usage="usage")
+_TEXTS = ("prompt", "prompt_embeds")
+_COMPLETING = replace(_GENERATING, media_param="prompt", prompts=_TEXTS, output_limits=("max_tokens",))
+_RESPONDING = replace(
+    _GENERATING, media_param="input", id_from_header=False, prompts=("input",), output_limits=("max_output_tokens",)
+)
+_RENDERED = replace(
+    _GENERATING, media_param="content_parts", prompts=("token_ids", "content_parts"), output_limits=("max_tokens",)
+)
+_MAX_TOKENS_ONLY = replace(_GENERATING, output_limits=("max_tokens",))
 _COUNTING = Route(visual=True, kv=True, usage="top")
 _RENDERING = Route(visual=True, usage="header")
 _SPEECH = Route(kv=True, generates=True, media_param="file", usage="usage", form=True)
@@ -58,20 +77,18 @@ _SPEECH = Route(kv=True, generates=True, media_param="file", usage="usage", form
 HONOURING: Mapping[str, Route] = {
     "/v1/chat/completions": _GENERATING,
     "/v1/chat/completions/batch": _GENERATING,
-    "/v1/completions": Route(visual=True, kv=True, generates=True, usage="usage", media_param="prompt"),
-    "/v1/responses": Route(
-        visual=True, kv=True, generates=True, usage="usage", media_param="input", id_from_header=False
-    ),
-    "/v1/messages": _GENERATING,
+    "/v1/completions": _COMPLETING,
+    "/v1/responses": _RESPONDING,
+    "/v1/messages": _MAX_TOKENS_ONLY,
     "/v1/messages/count_tokens": _COUNTING,
-    "/invocations": _GENERATING,
-    "/tokenize": _COUNTING,
-    "/inference/v1/generate": Route(visual=True, kv=True, generates=True, usage="usage", media_param="content_parts"),
+    "/invocations": replace(_GENERATING, prompts=("messages", *_TEXTS)),
+    "/tokenize": replace(_COUNTING, prompts=("messages", "prompt")),
+    "/inference/v1/generate": _RENDERED,
     "/v1/chat/completions/render": _RENDERING,
-    "/v1/completions/render": Route(visual=True, usage="header", media_param="prompt"),
-    "/v1/responses/render": Route(visual=True, usage="header", media_param="input", id_from_header=False),
+    "/v1/completions/render": replace(_RENDERING, media_param="prompt", prompts=_TEXTS),
+    "/v1/responses/render": replace(_RENDERING, media_param="input", id_from_header=False, prompts=("input",)),
     "/v1/messages/render": _RENDERING,
-    "/cohere/v2/chat": _GENERATING,
+    "/cohere/v2/chat": _MAX_TOKENS_ONLY,
     "/cohere/v2/chat/render": _RENDERING,
     "/v1/pruning/preview": Route(visual=True, kv=True, generates=True, most_output=1, id_from_header=False),
     "/v1/audio/transcriptions": _SPEECH,

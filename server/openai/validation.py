@@ -30,13 +30,16 @@ async def answer_validation_error(req: Request, exc: RequestValidationError) -> 
     return JSONResponse(body, status_code=HTTPStatus.BAD_REQUEST)
 
 
-def explain(errors: Sequence[Mapping[str, Any]], body: object) -> tuple[str, str | None]:
+def explain(errors: Sequence[Any], body: object) -> tuple[str, str | None]:
     """What is wrong with a body, and the field to change.
 
     Args:
-        errors: pydantic's, with locations that begin with "body".
+        errors: pydantic's, with locations that begin with "body", or texts.
         body: the document that was refused.
     """
+    if texts := [error for error in errors if isinstance(error, str)]:
+        # What a dependency of a route says, as that of the content type does.
+        return _short(texts[0]), None
     for error in errors:
         cause = (error.get("ctx") or {}).get("error")
         if isinstance(cause, VLLMValidationError):

@@ -136,7 +136,8 @@ CHAT = "/v1/chat/completions"
 
 
 def demand(path: str, body: dict[str, Any], visual: Any = None) -> Demand:
-    document = {"max_tokens": 10, **body}
+    limit = "max_output_tokens" if path.startswith("/v1/responses") else "max_tokens"
+    document = {limit: 10, **body}
     decision = Decision(None if visual is None else canonical(VisualField(**visual)))
     return demand_of(document, len(json.dumps(document)), route_of(path), decision, SIZES)
 
@@ -196,6 +197,45 @@ def test_every_prompt_has_its_own_bound() -> None:
     assert rows("/inference/v1/generate", **tokens) == 114
 
 
+def test_fields_that_vllm_ignores_make_no_demand_smaller() -> None:
+    picture = user([image_part(png(280, 280))])
+    chat = demand(CHAT, {"messages": picture}).amount()
+    for more in (
+        {"token_ids": []},
+        {"prompt": "x"},
+        {"max_output_tokens": 1},
+        {"sampling_params": {"n": 1, "max_tokens": 1}},
+        {"max_completion_tokens": None},
+    ):
+        amount = demand(CHAT, {"messages": picture, **more}).amount()
+        assert amount.visual == chat.visual == 100, more
+        assert amount.rows >= chat.rows, more
+    asked = demand("/v1/responses", {"input": picture, "prompt": {"id": "x"}, "max_output_tokens": 10}).amount()
+    assert asked.visual == 100
+    texts = {"prompt": ["word " * 100] * 7}
+    alone = demand("/v1/completions", texts).amount()
+    assert demand("/v1/completions", {**texts, "messages": [], "input": "x"}).amount() == alone
+    assert demand("/invocations", texts).amount() == alone
+    assert demand("/invocations", {"messages": picture}).amount().visual == 100
+    assert demand("/invocations", {"messages": picture, **texts}).amount().visual == 100
+
+
+def test_numbers_are_read_as_vllm_reads_them() -> None:
+    def rows(path: str, **body: Any) -> int:
+        prompt = {"messages": user([])} if path == CHAT else {"prompt": "word"}
+        return demand(path, {**prompt, "max_tokens": None, **body}).amount().rows
+
+    for path in ("/v1/completions", CHAT):
+        one, three = rows(path, max_tokens=100), rows(path, max_tokens=100, n=3)
+        assert three >= one + 200
+        assert [rows(path, max_tokens=100, n=value) >= three for value in ("3", 3.0)] == [True, True]
+        assert [one <= rows(path, max_tokens=value) < 2 * one for value in ("100", 100.0)] == [True, True]
+        assert rows(path, max_tokens="many") == rows(path, max_tokens=None) == 8192
+    assert rows(CHAT, max_tokens=1, max_completion_tokens=100) >= rows(CHAT, max_tokens=100)
+    assert rows("/v1/completions", max_completion_tokens=1) == 8192
+    assert demand("/invocations", {"prompt": "word", "max_tokens": None, "max_completion_tokens": 1}).output is None
+
+
 def test_every_conversation_of_a_batch_has_its_own_bound() -> None:
     picture = user([image_part(png(280, 280))])
     batch = demand("/v1/chat/completions/batch", {"messages": [picture, picture, user([])]})
@@ -237,6 +277,12 @@ def test_media_are_found_wherever_a_client_may_put_them() -> None:
         deep = [{"content": deep}]
     assert media_of(deep) == []
     assert media_of(["a", "b"]) == []
+    small = image_part(png(28, 28))["image_url"]
+    two_kinds = {"type": "video_url", "video_url": url, "image_url": small}
+    assert {item.kind for item in media_of([{"content": [two_kinds]}])} == {"image", "video"}
+    assert len(media_of([{"role": "user", "image_url": small, "content": [{"image_url": url}] * 3}])) >= 3
+    assert len(media_of([{"content": [{**anthropic, "image_url": small}]}])) >= 1
+    assert media_of([{"content": [{"type": [], "url": "x"}]}]) == []
 
 
 def test_over_capacity_waits_then_503(guarded: Guarded) -> None:

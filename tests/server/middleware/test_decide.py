@@ -291,3 +291,20 @@ def test_vllm_makes_its_ids_from_ours_where_the_client_sent_none(served: Served,
 def test_a_route_honours_something_or_nothing() -> None:
     assert not Route().honours
     assert all(route.honours for route in HONOURING.values())
+
+
+@pytest.mark.parametrize("path", [path for path in VISUAL if path != "/inference/v1/generate"])
+def test_fields_of_another_route_change_no_budget(served: Served, path: str) -> None:
+    for more in ({"token_ids": []}, {"token_ids": [1], "sampling_params": {"n": 1}}):
+        assert served.post(path, body(pruning=BUDGET, **more)).status_code == 200
+        assert keep(served) == "0.5", more
+
+
+@pytest.mark.parametrize("path", VISUAL)
+def test_a_repeated_content_type_is_read_as_the_routes_read_it(served: Served, path: str) -> None:
+    raw = json.dumps(body(pruning={"visual": {"keep": 7}}))
+    for last in ("text/plain", "multipart/form-data", ""):
+        headers = [("content-type", "application/json"), ("content-type", last)]
+        refused(served.post(path, content=raw, headers=headers), "pruning.visual.keep")
+    headers = [("content-type", "text/plain"), ("content-type", "application/json")]
+    assert served.post(path, content=raw, headers=headers).status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -75,3 +76,16 @@ def test_what_the_engine_says_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
     served = Served(PruneConfig(), saying(500, "dead"), monkeypatch)
     served.state.lifecycle.died = True
     assert served.post("/v1/completions", BODY).status_code == 500
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_warnings_quote_nothing_of_a_request(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    logger = "vllm.vllm_prune"
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    text = "bad_words cannot hold ['a secret NoneType', '']"
+    with caplog.at_level(logging.WARNING, logger):
+        Served(PruneConfig(), saying(status, text), monkeypatch).post("/v1/chat/completions", BODY)
+    assert str(status) in caplog.text
+    assert "secret" not in caplog.text

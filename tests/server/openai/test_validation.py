@@ -88,3 +88,16 @@ def test_long_texts_are_cut() -> None:
     assert len(message) < 520
     assert param is None
     assert explain([], None) == ("the request is not valid", None)
+
+
+async def test_another_content_type_is_named() -> None:
+    from fastapi.exceptions import RequestValidationError
+    from starlette.requests import Request
+    from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+
+    scope = {"type": "http", "headers": [(b"content-type", b"text/plain")], "path": "/v1/completions"}
+    with pytest.raises(RequestValidationError) as caught:
+        await validate_json_request(Request(scope))
+    message, param = explain(caught.value.errors(), caught.value.body)
+    assert "application/json" in message
+    assert param is None
