@@ -41,7 +41,11 @@ HEADERS = {
 }
 TOWER = {
     "where": {"default": "embed", "enum": ["embed", "tower"], "title": "Where", "type": "string"},
-    "after": {"default": 4, "maximum": 128, "minimum": 0, "title": "After", "type": "integer"},
+    "after": {
+        "anyOf": [{"maximum": 128, "minimum": 0, "type": "integer"}, {"type": "null"}],
+        "default": None,
+        "title": "After",
+    },
 }
 
 

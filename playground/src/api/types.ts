@@ -60,6 +60,7 @@ export interface OptionSchema {
   title?: string;
   description?: string;
   default?: unknown;
+  anyOf?: OptionSchema[];
   enum?: (string | number)[];
   minimum?: number;
   maximum?: number;

@@ -163,7 +163,9 @@ function Options({
   title: string;
   change: (budget: Budget) => void;
 }) {
-  const properties = Object.entries(strategy.options.properties ?? {}).filter(([, schema]) => usable(schema));
+  const properties = Object.entries(strategy.options.properties ?? {})
+    .map(([name, schema]) => [name, present(schema)] as const)
+    .filter(([, schema]) => usable(schema));
   const set = (name: string, value: unknown, schema: OptionSchema) => {
     const { [name]: _old, ...options } = budget.options;
     if (value !== schema.default) options[name] = value;
@@ -193,6 +195,12 @@ function Options({
     </details>
   );
 }
+
+/** The schema of an option's values other than null, which stands for the server's choice. */
+const present = (schema: OptionSchema): OptionSchema => {
+  const branch = schema.anyOf?.find((one) => one.type !== "null");
+  return branch ? { ...branch, ...schema, type: branch.type } : schema;
+};
 
 const usable = (schema: OptionSchema): boolean =>
   Boolean(schema.enum) || ["boolean", "integer", "number"].includes(schema.type ?? "");
@@ -236,7 +244,9 @@ function Option({
   return (
     <NumberInput
       aria-label={label}
-      value={value as number}
+      value={(value ?? null) as number | null}
+      placeholder={schema.anyOf ? "the server's choice" : undefined}
+      clear={schema.anyOf ? () => set(schema.default) : undefined}
       min={schema.minimum}
       max={schema.maximum}
       step={schema.type === "integer" ? 1 : "any"}
