@@ -82,15 +82,19 @@ class Accounts:
         return bool(self.by_hash)
 
     def of(self, headers: Iterable[tuple[bytes, bytes]]) -> Account:
-        """Account of the key in a request's `Authorization` header.
+        """Account of the key in a request's `Authorization` header, or in `x-api-key`, which Anthropic's clients send.
 
         Raises:
             Refusal: 401.
         """
+        headers = list(headers)
         values = [value for name, value in headers if name == b"authorization"]
         scheme, _, key = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
+        if not values:
+            keys = [value for name, value in headers if name == b"x-api-key"]
+            scheme, key = b"bearer", keys[0] if len(keys) == 1 else b""
         if scheme.lower() != b"bearer" or not key:
-            raise unauthorized("no API key; send it as `Authorization: Bearer KEY`")
+            raise unauthorized("no API key; send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`")
         key_hash = hash_key(key.strip().decode("latin-1")).encode()
         matching = None
         # Every hash is compared, so that the time taken says nothing about which one it was.

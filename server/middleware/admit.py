@@ -1,4 +1,4 @@
-"""Fourth step: waits until the request fits into the limits on requests and tokens in flight."""
+"""Fifth step: waits until the request fits into the limits on requests and tokens in flight."""
 
 from __future__ import annotations
 

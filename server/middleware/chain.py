@@ -30,8 +30,8 @@ class Chain:
 
     def __init__(self, app: ASGIApp, accounts: Accounts, state: Any) -> None:
         self.app = app
-        admitted = Admit(Faults(ReportUsage(app, state), state), state)
-        buffered = BufferBody(Decide(admitted, state), state.ledger.settings, state.lifecycle)
+        decided = Decide(Admit(ReportUsage(app, state), state), state)
+        buffered = BufferBody(Faults(decided, state), state.ledger.settings, state.lifecycle)
         self.authenticate = Authenticate(buffered, app, accounts, state.ledger.settings, state.lifecycle)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

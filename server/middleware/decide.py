@@ -1,4 +1,4 @@
-"""Third step: decides the budget of a request, once, from its body, before vLLM's routing."""
+"""Fourth step: decides the budget of a request, once, from its body, before vLLM's routing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fifth step: turns 500s that the content of a request caused in vLLM's front end into 400s.
+"""Third step: turns faults that the content of a request caused, in our steps or in vLLM's front end, into 400s.
 
 vLLM answers 500, with the text of a Python error, for values that it does not check. When that happens before a
 request has reached a healthy engine, its content was the cause; the server's log keeps the traceback.

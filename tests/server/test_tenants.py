@@ -191,6 +191,15 @@ def test_keys_of_one_tenant_share_its_account() -> None:
     second.enter(ExitStack())
 
 
+def test_a_key_may_come_as_anthropics_clients_send_it() -> None:
+    accounts = Accounts({hash_key("a" * 20): Tenant(name="t")})
+    assert accounts.of([(b"x-api-key", b"a" * 20)]).tenant.name == "t"
+    both = [(b"authorization", b"Bearer " + b"b" * 20), (b"x-api-key", b"a" * 20)]
+    for headers in (both, [(b"x-api-key", b"")], [(b"x-api-key", b"a" * 20)] * 2, [(b"x-api-key", b"b" * 20)]):
+        with pytest.raises(Refusal):
+            accounts.of(headers)
+
+
 def test_vllms_own_key_and_tenants_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "prune.yaml"
     config.write_text(CONFIG)

@@ -9,6 +9,7 @@ import pytest
 from starlette.responses import JSONResponse, Response
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from vllm_prune.config.admission import Admission
 from vllm_prune.config.load import PruneConfig
 from vllm_prune.request import current
 
@@ -43,6 +44,20 @@ def test_faults_in_the_content_are_400(monkeypatch: pytest.MonkeyPatch, path: st
     answer = Served(PruneConfig(), raising(error), monkeypatch).post(path, BODY)
     assert answer.status_code == 400
     assert "could not be prepared" in answer.json()["error"]["message"]
+    assert "attribute" not in answer.text
+
+
+@pytest.mark.parametrize("step", ["decide", "admit"])
+def test_faults_of_our_own_steps_are_400_without_their_text(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AttributeError(INTERNAL)
+
+    config = PruneConfig(admission=Admission(max_inflight_visual_tokens=100))
+    served = Served(config, raising(OSError("not reached")), monkeypatch)
+    module, name = {"decide": ("decide", "decide"), "admit": ("admit", "demand_of")}[step]
+    monkeypatch.setattr(f"vllm_prune_server.middleware.{module}.{name}", fail)
+    answer = served.post("/v1/chat/completions", BODY)
+    assert answer.status_code == 400
     assert "attribute" not in answer.text
 
 
