@@ -16,7 +16,7 @@ ENGINES := tests/engine tests/kv tests/visual
 PYTEST := "$(BIN)/python" -m pytest -q -n 2 --dist loadgroup
 PYTESTS = status=0; \
 	$(PYTEST) $(ENGINES) || status=$$?; \
-	$(PYTEST) $(ENGINES:%=--ignore=%) || status=$$?; \
+	$(PYTEST) --no-loadscope-reorder $(ENGINES:%=--ignore=%) || status=$$?; \
 	exit $$status
 
 .DEFAULT_GOAL := help

@@ -36,7 +36,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             used = getattr(item, "fixturenames", ())
             group = next((name for name in SHARED if name in used), str(place))
             item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=_turn)
     _skip_gpu(items)
+
+
+def _turn(item: pytest.Item) -> int:
+    """Longest first: a shared server's tests run one after the other, and whoever comes last runs alone."""
+    used = getattr(item, "fixturenames", ())
+    if "server" in used or "guarded" in used:
+        return 0 if "server" in used else 1
+    return 2 if item.path.name in ALONE else 3
 
 
 def _skip_gpu(items: list[pytest.Item]) -> None:
