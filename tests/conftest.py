@@ -21,6 +21,8 @@ ALONE = ("test_disk_full.py", "test_lifecycle.py")
 """Files whose tests start a server each, which either process may take."""
 SHARED = ("guarded", "server")
 """Fixtures that start a server for several files."""
+DECODERS = "pool"
+"""Fixture whose decoding processes import as much as a server does."""
 ENGINES = "engine"
 """Folder whose tests start engines."""
 
@@ -32,6 +34,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         place = item.path.relative_to(Path(__file__).parent)
         if place.parts[0] == ENGINES or set(SHARED) & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.engine)
+        if DECODERS in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
         if place.parts[0] not in SPREAD and place.name not in ALONE:
             used = getattr(item, "fixturenames", ())
             group = next((name for name in SHARED if name in used), str(place))

@@ -14,6 +14,8 @@ from benchmarks.tasks import GENERATORS, Sample, dialogue, history, pages, sampl
 from benchmarks.tasks.base import Media
 from benchmarks.tasks.draw import CELL, Element
 
+pytestmark = pytest.mark.slow
+
 NUMBERS = st.integers(0, 10_000)
 TASKS = st.sampled_from(sorted(GENERATORS))
 DRAWN = sorted(set(GENERATORS) - {"pages"})

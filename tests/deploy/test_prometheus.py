@@ -35,6 +35,7 @@ def test_prometheus_takes_its_configuration(promtool: Run) -> None:
     assert f"{len(ALERTS)} rules found" in found.stdout
 
 
+@pytest.mark.slow
 def test_alerts_fire_when_they_should(promtool: Run) -> None:
     path = ROOT / "tests" / "deploy" / "alerts_test.yml"
     found = promtool("test", "rules", path)

@@ -12,6 +12,8 @@ import pytest
 from .conftest import CONFIG, configured
 from .messages import message
 
+pytestmark = pytest.mark.slow
+
 BODY = {"model": "demo", "max_tokens": 30, "messages": message("hi")}
 
 

@@ -145,6 +145,7 @@ async def test_embeddings_that_are_no_tensors(pool: DecodePool, modality: str) -
         assert await refusal(connector(pool), data, f"{modality}_embedding") == "embedding"
 
 
+@pytest.mark.slow
 async def test_a_full_queue_is_a_refusal_to_try_again(pool: DecodePool) -> None:
     few = DecodePool(SETTINGS.model_copy(update={"max_waiting": 1, "decode_workers": 1}), pool.forker)
     release = threading.Event()

@@ -25,6 +25,8 @@ from vllm_prune_server.media.fair_executor import ShareKey
 from .media_files import jpeg, mp4, png
 from .odd_files import animation, bomb, endless_mp4, flat_png, frame_list, slow_mp4, still, wav
 
+pytestmark = pytest.mark.slow
+
 RGB, AS_IS = ImageMediaIO(), ImageMediaIO(image_mode=None)
 
 

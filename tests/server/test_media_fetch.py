@@ -15,6 +15,8 @@ from vllm_prune_server.media.fetch import Fetcher
 
 from .hostile import HostileHost, certificate
 
+pytestmark = pytest.mark.slow
+
 FILE = b"the very bytes" * 1000
 LOCAL = Media(private=("127.0.0.1/32",), fetch_seconds=1.5, connect_seconds=0.5, max_bytes=MiB)
 

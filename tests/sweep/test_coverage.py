@@ -13,6 +13,8 @@ from benchmarks.tasks import sample
 from vllm_prune.sweep import coverage as module
 from vllm_prune.sweep.coverage import Target, cells, coverage, keep, pixel_strategies, targets_of
 
+pytestmark = pytest.mark.slow
+
 SCREENS = 200
 
 

@@ -31,6 +31,8 @@ from ..odd_files import (
     wav,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @functools.lru_cache(maxsize=1)
 def files() -> dict[str, bytes]:

@@ -24,6 +24,8 @@ from vllm_prune_server.media.videos import load_video
 
 from ..odd_files import animation, clip, endless_mp4, faststart, recording, session_description, sound_only_mp4
 
+pytestmark = pytest.mark.slow
+
 LOADERS = ("qwen2_vl", "qwen3_vl", "opencv")
 
 

@@ -14,6 +14,8 @@ from vllm_prune_server.openai.routes import HONOURING
 
 from .application import Served
 
+pytestmark = pytest.mark.slow
+
 CONFIG = PruneConfig.model_validate(
     {"admission": {"max_inflight_visual_tokens": 1000, "max_inflight_kv_rows": 10_000}, "limits": {"min_keep": 0.1}}
 )
