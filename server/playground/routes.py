@@ -61,12 +61,12 @@ async def answer(name: str, request: Request) -> Response:
     """A file of the bundle, or 304 where the client has it; 404 for anything else."""
     kind = MEDIA_TYPES.get(Path(name).suffix)
     try:
-        path, found = _files().lookup_path(name) if kind and "\0" not in name else ("", None)
+        path, file_stat = _files().lookup_path(name) if kind and "\0" not in name else ("", None)
     except (OSError, ValueError):
-        path, found = "", None
-    if kind is None or found is None or not stat.S_ISREG(found.st_mode):
+        path, file_stat = "", None
+    if kind is None or file_stat is None or not stat.S_ISREG(file_stat.st_mode):
         raise HTTPException(404, "this is no file of the playground")
-    response = _files().file_response(path, found, request.scope)
+    response = _files().file_response(path, file_stat, request.scope)
     response.headers.update(HEADERS)
     if "content-type" in response.headers:
         response.headers["content-type"] = kind
