@@ -57,8 +57,7 @@ def decide(config: PruneConfig, raw: object = None, preset: str | None = None, p
     Raises:
         BudgetError: a budget that is malformed, unknown, or refused by the limits.
     """
-    base = _preset(config, preset, preset_param) if preset is not None else PruningField()
-    requested = _preset(config, raw, "pruning") if isinstance(raw, str) else parse_pruning({} if raw is None else raw)
+    requested, base = _sources(config, raw, preset, preset_param)
     visual, kv = _part(config, "visual", requested, base), _part(config, "kv", requested, base)
     defaults = config.limits.default_strategies()
     spec, clamped = _limited(config.limits, None if visual is None else canonical(visual, defaults))
@@ -72,11 +71,19 @@ def requested_parts(config: PruneConfig, raw: object, preset: str | None) -> fro
     Args:
         config, raw, preset: as of `decide`, which has accepted them.
     """
-    base = config.presets[preset] if preset is not None else PruningField()
-    requested = config.presets[raw] if isinstance(raw, str) else parse_pruning({} if raw is None else raw)
+    requested, base = _sources(config, raw, preset, "model")
     present = {**{name: getattr(base, name) for name in base.model_fields_set},
                **{name: getattr(requested, name) for name in requested.model_fields_set}}  # fmt: skip
     return frozenset(name for name, part in present.items() if part is not None)
+
+
+def _sources(
+    config: PruneConfig, raw: object, preset: str | None, preset_param: str
+) -> tuple[PruningField, PruningField]:
+    """The field of a request, and the preset that its model names, whose parts come after the field's."""
+    base = _preset(config, preset, preset_param) if preset is not None else PruningField()
+    requested = _preset(config, raw, "pruning") if isinstance(raw, str) else parse_pruning({} if raw is None else raw)
+    return requested, base
 
 
 def _preset(config: PruneConfig, name: str, param: str) -> PruningField:

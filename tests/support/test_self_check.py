@@ -6,11 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from vllm_prune.budget.errors import kv_finding
+from vllm_prune.grid import bitmap
 from vllm_prune.support import self_check
 from vllm_prune.support.self_check import EXTENSION, WorkerInspection, inspect_workers, kv_findings, visual_findings
 from vllm_prune.support.workers import workers_of
+from vllm_prune.visual.tower.kept_store import KEPT
 
 from .test_kv import config
 
@@ -95,3 +98,8 @@ def test_a_worker_says_which_classes_run(monkeypatch: pytest.MonkeyPatch) -> Non
     [wire] = answer["kv"]["findings"]
     assert (wire["cause"], answer["kv"]["offers"]) == ("worker", [])
     assert self_check.EXTENSION.rpartition(".")[2] == WorkerInspection.__name__
+
+
+def test_a_worker_reports_the_items_that_it_remembers() -> None:
+    KEPT.remember("self-check", torch.tensor([0, 2]), 4)
+    assert WorkerInspection().vllm_prune_kept(["self-check", "never seen"]) == [bitmap([0, 2], 4), None]
