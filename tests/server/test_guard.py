@@ -116,7 +116,7 @@ def test_extra_arguments_do_not_reach_the_engine(guarded: Guarded, extra: dict[s
 def test_a_kv_budget_is_kept_whatever_the_shape_of_the_request(guarded: Guarded) -> None:
     """Several choices, several prompts, a stream; and the client's own extra arguments stay."""
     words = "some words that fill the cache " * 12
-    body = {"model": guarded.model, "prompt": [words, words + "more"], "max_tokens": 2, "n": 2,
+    body = {"model": guarded.model, "prompt": [words, words + "more"], "max_tokens": 2, "n": 2, "ignore_eos": True,
             "pruning": {"kv": {"max_tokens": 16, "strategy": "snapkv"}}, "vllm_xargs": {"mine": 1}}  # fmt: skip
     answer = guarded.post("/v1/completions", ALPHA, body)
     assert answer.status_code == 200, answer.text

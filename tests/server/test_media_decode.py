@@ -290,6 +290,8 @@ def test_everything_ends_with_the_pool() -> None:
     started = [parent, *parent.children()]
     assert len(started) == 2
     parent.kill()
+    # Until the idle process has ended with its parent, a file handed to it would count as the one that ended it.
+    assert psutil.wait_procs(started, timeout=5)[1] == []
     assert own.decode(RGB, png(20, 20)).media.size == (20, 20)
     (second,) = [p for p in set(psutil.Process().children()) - known if p.is_running()]
     started += [second, *second.children()]
