@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from . import engine_guard
+from . import engine_guard, runner_v2
 from .engine_guard import pytest_runtest_protocol  # noqa: F401 - a hook
 
 # The first call of a torch kernel takes long on a busy machine, which says nothing about the code under test.
@@ -25,6 +25,19 @@ DECODERS = "pool"
 """Fixture whose decoding processes import as much as a server does."""
 ENGINES = "engine"
 """Folder whose tests start engines."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the choice of the model runner."""
+    parser.addoption(
+        "--runner", choices=("v1", "v2"), default="v1", help="vLLM's model runner in all engines that tests start"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare this process for Runner V2 before anything imports vLLM."""
+    if config.getoption("--runner") == "v2":
+        runner_v2.install()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -37,7 +37,6 @@ class CompactingRunnerMixin:
     kv_findings: list[Finding]
     kv_compactor: Compactor | None
     kv_saliency: SaliencyStore | None
-    kv_plan: StepPlan
     kv_store: QueryStore | None
     # vLLM's runner.
     vllm_config: Any
@@ -46,6 +45,7 @@ class CompactingRunnerMixin:
     model: Any
     requests: dict[str, Any]
     input_batch: Any
+    max_num_tokens: int
     device: torch.device
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +66,8 @@ class CompactingRunnerMixin:
         """Allocate the windows' queries; None where nothing can be compacted anyway."""
         layers = self._decoder_layers()
         if self.kv_store is None and not layer_refusals(layers):
-            self.kv_store = QueryStore(layers, WindowLimits.of(self.vllm_config).slots, self.device)
+            slots = WindowLimits.of(self.vllm_config).slots
+            self.kv_store = QueryStore(layers, slots, self.max_num_tokens, self.device)
         return self.kv_store
 
     def profile_run(self, *args: Any, **kwargs: Any) -> None:
@@ -104,7 +105,6 @@ class CompactingRunnerMixin:
         self.kv_compactor = Compactor(
             layers, rows, store, self.kv_saliency, self._rotation(layers[0]), size, _head_offset(layers[0])
         )
-        self._observe_decode()
 
     def _rotation(self, layer: Any) -> torch.Tensor | None:
         """The rotary table beside an attention layer, where it turns halves of the whole head."""
@@ -114,20 +114,6 @@ class CompactingRunnerMixin:
         if table is None or not getattr(module, "is_neox_style", False) or table.shape[1] != layer.head_size:
             return None
         return table.float()
-
-    def _observe_decode(self) -> None:
-        """Keep full CUDA graphs, in which attention's Python does not run, off the steps that are observed."""
-        dispatcher = self.cudagraph_dispatcher  # type: ignore[attr-defined]
-        original = dispatcher.dispatch
-
-        def dispatch(*args: Any, **kwargs: Any) -> Any:
-            from vllm.config import CUDAGraphMode
-
-            if self.kv_plan.source:
-                kwargs["invalid_modes"] = {*(kwargs.get("invalid_modes") or ()), CUDAGraphMode.FULL}
-            return original(*args, **kwargs)
-
-        dispatcher.dispatch = dispatch
 
     def _update_states(self, scheduler_output: Any) -> Any:
         """Compact before anything else: the freed blocks may belong to another request of this very step."""
@@ -191,9 +177,8 @@ class CompactingRunnerMixin:
         finally:
             if self.kv_saliency is not None:
                 self.kv_saliency.armed = True
-            if self.kv_plan.source and self.kv_compactor is not None:
-                self.kv_plan = StepPlan()
-                self.kv_compactor.store.arm(self.kv_plan, self.device)
+            if self.kv_store is not None:
+                self.kv_store.disarm()
 
     def _is_first_rank(self) -> bool:
         return bool(self.vllm_config.parallel_config.rank == 0)
@@ -232,18 +217,17 @@ class CompactingRunnerMixin:
 
     def _plan_observation(self, scheduled: Any) -> None:
         assert self.kv_compactor is not None
-        self.kv_plan = StepPlan()
-        start = 0
+        plan, start = StepPlan(), 0
         for request_id, count in zip(self.input_batch.req_ids, scheduled.tolist(), strict=True):
             request = self.kv_requests.get(request_id)
             if request is not None and request.window_slots:
                 computed = self.requests[request_id].num_computed_tokens
                 first = max(computed, computed + count - request.window, request.observed_from())
                 observed = range(first, computed + count)
-                self.kv_plan.source += [start + position - computed for position in observed]
-                self.kv_plan.target += request.slots_of(observed)
+                plan.source += [start + position - computed for position in observed]
+                plan.target += request.slots_of(observed)
             start += count
-        self.kv_compactor.store.arm(self.kv_plan, self.device)
+        self.kv_compactor.store.arm(plan)
 
 
 def _head_offset(layer: Any) -> int:
@@ -260,5 +244,4 @@ def make_compacting(runner: Any) -> None:
     runner.kv_findings = [kv_finding("worker", "its cache is not initialised")]
     runner.kv_compactor = None
     runner.kv_saliency = None
-    runner.kv_plan = StepPlan()
     runner.kv_store = None

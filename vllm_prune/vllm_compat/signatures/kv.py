@@ -45,7 +45,7 @@ KV_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.compute_slot_mapping", ("num_reqs", "positions")),
     VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.add_row", ("block_ids", "row_idx")),
     VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.clear_row", ("row_idx",)),
-    VllmSignature("vllm.v1.cudagraph_dispatcher", "CudagraphDispatcher.dispatch", ("invalid_modes",)),
+    VllmSignature("vllm.utils.torch_utils", "async_tensor_h2d", ("data", "device", "dtype", "out")),
     VllmSignature(
         "vllm.utils.torch_utils", "direct_register_custom_op", ("op_name", "op_func", "mutates_args", "fake_impl")
     ),
