@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from .signatures import holder
+
 ROWS = 3
 _MARK = "_vllm_prune_one_row"
 
@@ -24,11 +26,10 @@ def shown_as_mrope(model_config: Any) -> bool:
 
 def patch_model_config() -> None:
     """Let `uses_mrope` and `mrope_num_dims` speak for our families. Idempotent."""
-    from vllm.config import ModelConfig
-
-    if getattr(ModelConfig, _MARK, False):
+    config: Any = holder("ModelConfig.uses_mrope")
+    if getattr(config, _MARK, False):
         return
-    uses, dims = ModelConfig.uses_mrope.fget, ModelConfig.mrope_num_dims.fget
+    uses, dims = config.uses_mrope.fget, config.mrope_num_dims.fget
 
     def uses_mrope(self: Any) -> bool:
         return bool(uses(self)) or shown_as_mrope(self)
@@ -36,6 +37,5 @@ def patch_model_config() -> None:
     def mrope_num_dims(self: Any) -> int:
         return int(dims(self)) if uses(self) or not shown_as_mrope(self) else ROWS
 
-    patched: Any = ModelConfig
-    patched.uses_mrope, patched.mrope_num_dims = property(uses_mrope), property(mrope_num_dims)
-    setattr(patched, _MARK, True)
+    config.uses_mrope, config.mrope_num_dims = property(uses_mrope), property(mrope_num_dims)
+    setattr(config, _MARK, True)

@@ -73,3 +73,10 @@ def _recurrence(state: Tensor, q: Tensor, k: Tensor, v: Tensor, decay: Tensor, r
         rows.append((current * q[t][..., None]).sum(-2))
     state.copy_(current)
     return torch.stack(rows)
+
+
+def install() -> None:
+    """Put the stand-in in the kernel's place, for the rest of the process; before the first engine that needs it."""
+    if vllm_kernel.cpu_gdn_attention_core is not core:
+        assert not vllm_kernel._CPU_GDN_ATTENTION_OPS_REGISTERED, "an engine has registered vLLM's kernel already"
+        vllm_kernel.cpu_gdn_attention_core = core

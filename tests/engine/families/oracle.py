@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -102,7 +104,8 @@ class FamilyOracle:
 
         language.forward = stop
         try:
-            self.hf.model(**inputs)
+            with self.told_apart(inputs):
+                self.hf.model(**inputs)
         except _Stop:
             pass
         finally:
@@ -111,6 +114,21 @@ class FamilyOracle:
         if positions is None or positions.ndim < 3:
             return embeddings, torch.arange(len(embeddings))[None]
         return embeddings, positions[-3:, 0]
+
+    @contextmanager
+    def told_apart(self, inputs: Any) -> Iterator[None]:
+        """Places images and videos by the processor's token types.
+
+        GLM-4.1V writes one pad for both, and transformers' model puts each modality's features into all of them, which
+        fails for a prompt that has both.
+        """
+        types = inputs.get("mm_token_type_ids")
+        if not self.row.one_pad_for_all or types is None:
+            yield
+            return
+        masks = (types == 1)[..., None], (types == 2)[..., None]
+        with patch.object(self.hf.model, "get_placeholder_mask", lambda *args, **kwargs: masks):
+            yield
 
     def items(self, request: Request, ids: Tensor, inputs: Any) -> Iterator[Item]:
         """Media in prompt order."""

@@ -109,20 +109,18 @@ def qwen3_vl_moe(tokenizer: Any, folder: Path) -> Any:
     return Qwen3VLMoeForConditionalGeneration(config)
 
 
-def for_vllm(folder: Path) -> Path:
-    """A copy of a mixture of experts as vLLM's loader wants it: transformers saves its expert tensors transposed."""
+def transpose_experts(folder: Path, copy: Path) -> None:
+    """Copy a mixture of experts as vLLM loads it: transformers saves its expert tensors the other way round."""
     import shutil
 
     from safetensors.torch import load_file, save_file
 
-    copy = folder.with_name(f"{folder.name}_vllm")
     shutil.copytree(folder, copy)
     weights = load_file(copy / "model.safetensors")
     for name, tensor in weights.items():
         if "experts." in name and tensor.dim() == 3:
             weights[name] = tensor.transpose(1, 2).contiguous()
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    return copy
 
 
 def qwen2_vl(tokenizer: Any, folder: Path) -> Any:

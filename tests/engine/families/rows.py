@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .. import matrix, media
@@ -16,7 +17,8 @@ BUDGETS: dict[str, Visual] = {
     "half": {"strategy": "uniform", "keep": 0.5},
     "tenth": {"strategy": "uniform", "keep": 0.1},
     # Fewer tokens than rows, tiles or frames: some of them keep nothing.
-    "few": {"strategy": "uniform", "max_tokens": 3},
+    "few": {"strategy": "uniform", "keep": 0.03},
+    "shared": {"strategy": "uniform", "max_tokens": 30},
     "all": {"strategy": "uniform", "keep": 1.0},
     "divprune": {"strategy": "divprune", "keep": 0.3},
 }
@@ -38,6 +40,7 @@ class Row:
         experts: whether vLLM's loader wants the expert tensors of the checkpoint transposed.
         float32_delta_nets: whether the CPU needs a stand-in for vLLM's kernel.
         video_metadata: whether transformers' processor takes the metadata of videos.
+        one_pad_for_all: whether images and videos have the same pad in transformers.
     """
 
     recipe: Recipe
@@ -50,6 +53,12 @@ class Row:
     experts: bool = False
     float32_delta_nets: bool = False
     video_metadata: bool = True
+    one_pad_for_all: bool = False
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """`limit_mm_per_prompt` of the requests."""
+        return {"image": 4, **({"video": 2} if self.video else {})}
 
 
 GLM_MARKS = tuple(f"<|{word}_of_{modality}|>" for modality in ("image", "video") for word in ("begin", "end"))
@@ -71,7 +80,7 @@ ROWS = {
     "glm4v": Row(
         recipes.glm4v, None, ("<|image|>", "<|video|>", *GLM_MARKS),
         "<|begin_of_image|><|image|><|end_of_image|>", "<|begin_of_video|><|video|><|end_of_video|>",
-        ("<|image|>", "<|video|>"),
+        ("<|image|>", "<|video|>"), one_pad_for_all=True,
     ),
 }  # fmt: skip
 
@@ -94,6 +103,20 @@ def requests(name: str, everything: bool = False) -> dict[str, Request]:
         for case, items in chosen.items()
         for budget, visual in BUDGETS.items()
     }
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write the checkpoint of a row into a new folder, and where vLLM wants one of its own, its copy beside it."""
+    row = ROWS[name]
+    recipes.build(row.recipe, row.special, folder)
+    if row.experts:
+        recipes.transpose_experts(folder, folder.with_name(for_engine(name)))
+    return folder
+
+
+def for_engine(name: str) -> str:
+    """The name of the checkpoint that the engine loads."""
+    return f"{name}_vllm" if ROWS[name].experts else name
 
 
 def cases(row: Row) -> dict[str, tuple[Any, ...]]:

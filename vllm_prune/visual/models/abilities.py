@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from ...budget.canonical import Part
 from ...budget.errors import Finding
 from ...catalogue import VISUAL
 from ...signals import VisualSignal
-from .table import Family
+from .table import FAMILIES, Family
 
 PARAM = "pruning.visual.strategy"
 WORDS: dict[VisualSignal, str] = {
@@ -40,3 +42,14 @@ def missing(family: Family, part: Part) -> Finding | None:
 def no_cut(family: Family) -> str:
     """Why a family takes no cut inside the tower."""
     return f"the adapter of {family.name} does not cut inside the vision tower; use where: embed"
+
+
+def families_of(strategy: Mapping[str, Any]) -> list[str]:
+    """Architectures that can run a strategy of the catalogue, sorted; `strategy` is an entry of `catalogue.entries`."""
+    if strategy["part"] == "kv":
+        return sorted(name for name, family in FAMILIES.items() if family.kv == "yes")
+    return sorted(
+        name
+        for name, family in FAMILIES.items()
+        if set(strategy["needs"]) <= family.signals and set(strategy["modality"]) & set(family.modalities)
+    )
