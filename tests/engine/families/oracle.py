@@ -58,6 +58,7 @@ class FamilyOracle:
         self.hf: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
         self.processor: Any = AutoProcessor.from_pretrained(path)
         self.row, self.compact = row, compact
+        self.language: Any = getattr(self.hf.model, "language_model", None) or self.hf.model.text_model
         self.pads = self.processor.tokenizer.convert_tokens_to_ids(list(row.pads))
 
     @torch.no_grad()
@@ -95,7 +96,7 @@ class FamilyOracle:
 
     def laid_out(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """Embeddings [N, width] and positions [1 or 3, N] that transformers hands its language model."""
-        language, seen = self.hf.model.language_model, {}
+        language, seen = self.language, {}
         forward = language.forward
 
         def stop(*args: Any, **kwargs: Any) -> None:
@@ -180,7 +181,7 @@ class FamilyOracle:
         """Greedy tokens, and the log-probability of each."""
         from transformers.cache_utils import DynamicCache
 
-        model, cache = self.hf.model.language_model, DynamicCache(config=self.hf.config.get_text_config())
+        model, cache = self.language, DynamicCache(config=self.hf.config.get_text_config())
         tokens: list[int] = []
         logprobs: list[float] = []
         step = {"inputs_embeds": embeddings[None], "position_ids": self.for_hf(positions)}

@@ -81,16 +81,30 @@ def qwen3_5(tokenizer: Any, folder: Path) -> Any:
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
     _qwen3_processors(tokenizer, folder)
+    return Qwen3_5ForConditionalGeneration(Qwen3_5Config(**_qwen3_5_parts(tokenizer)))
+
+
+def qwen3_5_moe(tokenizer: Any, folder: Path) -> Any:
+    """The same with four experts, two of them per token, and a shared one."""
+    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+
+    _qwen3_processors(tokenizer, folder)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2}
+    experts |= {"moe_intermediate_size": 64, "shared_expert_intermediate_size": 64}
+    return Qwen3_5MoeForConditionalGeneration(Qwen3_5MoeConfig(**_qwen3_5_parts(tokenizer, **experts)))
+
+
+def _qwen3_5_parts(tokenizer: Any, **more: Any) -> dict[str, Any]:
     layers = ["linear_attention", "linear_attention", "full_attention"]
     rope = {"mrope_section": [4, 2, 2], "mrope_interleaved": True, "partial_rotary_factor": 0.25}
-    more = {"head_dim": 64, "layer_types": layers, "tie_word_embeddings": False, **DELTA_NETS}
-    config = Qwen3_5Config(
-        text_config=_text_config(tokenizer, rope, **more),
-        vision_config=QWEN3_TOWER,
-        tie_word_embeddings=False,
+    more |= {"head_dim": 64, "layer_types": layers, "tie_word_embeddings": False, **DELTA_NETS}
+    text = _text_config(tokenizer, rope, **more)
+    return {
+        "text_config": text,
+        "vision_config": QWEN3_TOWER,
+        "tie_word_embeddings": False,
         **_special_ids(tokenizer),
-    )
-    return Qwen3_5ForConditionalGeneration(config)
+    }
 
 
 def qwen3_vl_moe(tokenizer: Any, folder: Path) -> Any:
@@ -145,13 +159,22 @@ def qwen2_vl(tokenizer: Any, folder: Path) -> Any:
 
 def glm4v(tokenizer: Any, folder: Path) -> Any:
     """GLM-4.1V: half of each head is rotated, and each frame of a video ends with its time in seconds."""
-    from transformers import (
-        Glm4vConfig,
-        Glm4vForConditionalGeneration,
-        Glm4vImageProcessor,
-        Glm4vProcessor,
-        Glm4vVideoProcessor,
-    )
+    from transformers import Glm4vConfig, Glm4vForConditionalGeneration
+
+    return Glm4vForConditionalGeneration(Glm4vConfig(**_glm4v_parts(tokenizer, folder)))
+
+
+def glm4v_moe(tokenizer: Any, folder: Path) -> Any:
+    """GLM-4.5V: a dense layer, then layers of four experts and a shared one."""
+    from transformers import Glm4vMoeConfig, Glm4vMoeForConditionalGeneration
+
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 64}
+    return Glm4vMoeForConditionalGeneration(Glm4vMoeConfig(**_glm4v_parts(tokenizer, folder, **experts)))
+
+
+def _glm4v_parts(tokenizer: Any, folder: Path, **more: Any) -> dict[str, Any]:
+    """Write the processors; parts of the configuration."""
+    from transformers import Glm4vImageProcessor, Glm4vProcessor, Glm4vVideoProcessor
 
     edges = {"shortest_edge": 56 * 56 * 2, "longest_edge": 28 * 28 * 2 * 768}
     images, videos = Glm4vImageProcessor(size=edges, **_HALF), Glm4vVideoProcessor(size=edges, **_HALF)
@@ -160,21 +183,70 @@ def glm4v(tokenizer: Any, folder: Path) -> Any:
     ).save_pretrained(folder)
     ids = tokenizer.convert_tokens_to_ids
     rope = {"mrope_section": [4, 6, 6], "partial_rotary_factor": 0.5}
-    tower = {**_VISION, "depth": 3, "image_size": 224, "patch_size": 14}
     marks = {
         f"{modality}_{end}_token_id": ids(f"<|{word}_of_{modality}|>")
         for modality in ("image", "video")
         for end, word in (("start", "begin"), ("end", "end"))
     }
-    config = Glm4vConfig(
-        text_config=_text_config(tokenizer, rope, pad_token_id=ids("<|endoftext|>")),
-        vision_config=tower,
-        image_token_id=ids("<|image|>"),
-        video_token_id=ids("<|video|>"),
-        tie_word_embeddings=False,
+    return {
+        "text_config": _text_config(tokenizer, rope, pad_token_id=ids("<|endoftext|>"), **more),
+        "vision_config": {**_VISION, "depth": 3, "image_size": 224, "patch_size": 14},
+        "image_token_id": ids("<|image|>"),
+        "video_token_id": ids("<|video|>"),
+        "tie_word_embeddings": False,
         **marks,
+    }
+
+
+def exaone4_5(tokenizer: Any, folder: Path) -> Any:
+    """EXAONE 4.5: Qwen2.5-VL's processors and windows before a language model with one position per token."""
+    from transformers import (
+        Exaone4_5_Config,
+        Exaone4_5_ForConditionalGeneration,
+        Exaone4_5_Processor,
+        Qwen2VLImageProcessor,
     )
-    return Glm4vForConditionalGeneration(config)
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    images = Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024}, **_HALF)
+    videos = Qwen2VLVideoProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 768}, **_HALF)
+    Exaone4_5_Processor(
+        image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=_TEMPLATE
+    ).save_pretrained(folder)
+    tower = {"depth": 3, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1], "num_key_value_heads": 2}
+    layers = {"sliding_window": None, "layer_types": ["full_attention"] * 3, "head_dim": 64}
+    ids = _special_ids(tokenizer)
+    config = Exaone4_5_Config(
+        text_config={"model_type": "exaone4", **_plain_text(tokenizer, **layers)},
+        vision_config={**_VISION, **tower},
+        image_token_id=ids["image_token_id"],
+        video_token_id=ids["video_token_id"],
+        tie_word_embeddings=False,
+    )
+    return Exaone4_5_ForConditionalGeneration(config)
+
+
+def idefics3(tokenizer: Any, folder: Path) -> Any:
+    """Idefics 3: text before each tile names its row and column, and the whole image comes last."""
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessor, Idefics3Processor
+
+    edge = {"longest_edge": 112}
+    Idefics3Processor(
+        image_processor=Idefics3ImageProcessor(size={"longest_edge": 224}, max_image_size=edge, **_HALF),
+        tokenizer=tokenizer,
+        image_seq_len=16,
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    tower = {key: SIGLIP[key] for key in SIGLIP if key != "model_type"}
+    config = Idefics3Config(
+        vision_config={**tower, "patch_size": 14},
+        text_config={"model_type": "llama", **_plain_text(tokenizer), "pad_token_id": 0},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return Idefics3ForConditionalGeneration(config)
 
 
 INTERNVL_TOKENS = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ class Row:
         float32_delta_nets: whether the CPU needs a stand-in for vLLM's kernel.
         video_metadata: whether transformers' processor takes the metadata of videos.
         one_pad_for_all: whether images and videos have the same pad in transformers.
+        slow: whether it is only run with `FAMILIES=full`, as another row runs nearly the same code.
     """
 
     recipe: Recipe
@@ -54,6 +55,7 @@ class Row:
     float32_delta_nets: bool = False
     video_metadata: bool = True
     one_pad_for_all: bool = False
+    slow: bool = False
 
     @property
     def limits(self) -> dict[str, int]:
@@ -62,9 +64,15 @@ class Row:
 
 
 GLM_MARKS = tuple(f"<|{word}_of_{modality}|>" for modality in ("image", "video") for word in ("begin", "end"))
+GLM4V = Row(
+    recipes.glm4v, None, ("<|image|>", "<|video|>", *GLM_MARKS),
+    "<|begin_of_image|><|image|><|end_of_image|>", "<|begin_of_video|><|video|><|end_of_video|>",
+    ("<|image|>", "<|video|>"), one_pad_for_all=True,
+)  # fmt: skip
 ROWS = {
     "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", experts=True),
     "qwen3_5": Row(recipes.qwen3_5, "qwen3_vl", chunk=192, float32_delta_nets=True),
+    "qwen3_5_moe": Row(recipes.qwen3_5_moe, "qwen3_vl", chunk=192, float32_delta_nets=True, slow=True),
     "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl"),
     "internvl": Row(
         recipes.internvl, None, tuple(recipes.INTERNVL_TOKENS.values()), "<IMG_CONTEXT>", "<video>",
@@ -77,10 +85,12 @@ ROWS = {
     "mistral3": Row(
         recipes.mistral3, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",)
     ),
-    "glm4v": Row(
-        recipes.glm4v, None, ("<|image|>", "<|video|>", *GLM_MARKS),
-        "<|begin_of_image|><|image|><|end_of_image|>", "<|begin_of_video|><|video|><|end_of_video|>",
-        ("<|image|>", "<|video|>"), one_pad_for_all=True,
+    "glm4v": GLM4V,
+    "glm4v_moe": replace(GLM4V, recipe=recipes.glm4v_moe, slow=True),
+    "exaone4_5": Row(recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"), slow=True),
+    "idefics3": Row(
+        recipes.idefics3, None, ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
+        "<image>", None, ("<image>",), slow=True,
     ),
 }  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -17,7 +19,7 @@ MASKS = st.lists(st.booleans(), min_size=1, max_size=40)
 def test_segments_say_what_the_mask_says(flags: list[bool]) -> None:
     segments = segments_of(torch.tensor(flags), len(flags))
     assert mask_of(segments).tolist() == flags
-    assert all((a > 0) != (b > 0) for a, b in zip(segments, segments[1:], strict=False))
+    assert all((a > 0) != (b > 0) for a, b in pairwise(segments))
 
 
 def test_no_mask_means_that_everything_is_embedded() -> None:

@@ -33,7 +33,7 @@ def test_positions_are_those_of_the_unpruned_prompt(items: list[list[bool]], dat
         counts = [data.draw(st.integers(i == 0, n)) for i, n in enumerate(runs_of(segments))]
         unpruned = [PAD if flag else TEXT for flag in flags]
         cut = data.draw(st.booleans())
-        kept, is_embed = thinned(unpruned, segments, counts) if cut else (unpruned, lambda _: torch.tensor(flags))
+        kept, is_embed = thinned(unpruned, segments, counts if cut else runs_of(segments))
         plan = ItemPlan("uniform", "{}", sum(counts), 0, tuple(counts), None, "", segments, (1, 1, 1)) if cut else None
         features.append(feature(len(tokens), is_embed(kept), plan))
         at, waiting = len(full), list(counts)

@@ -133,6 +133,16 @@ FAMILIES: dict[str, Family] = {
         "GLM-4.1V", "glm4_1v:Glm4vForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
         extent="frame",
     ),
+    "Glm4vMoeForConditionalGeneration": Family(
+        "GLM-4.5V", "glm4_1v:Glm4vMoeForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
+        extent="frame",
+    ),
+    "Exaone4_5_ForConditionalGeneration": Family(
+        "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES
+    ),
+    "Idefics3ForConditionalGeneration": Family(
+        "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",)
+    ),
     "InternVLForConditionalGeneration": Family(
         "InternVL (HF)", "interns1:InternS1ForConditionalGeneration", per_frame=True
     ),
