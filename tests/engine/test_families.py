@@ -19,14 +19,16 @@ import torch
 from torch import Tensor
 
 from vllm_prune.budget.errors import BudgetError
+from vllm_prune.budget.kv import KvSpec
 from vllm_prune.visual.models import derived
 from vllm_prune.visual.models.table import ADAPTERS, FAMILIES, Family
 
 from . import oracle as qwen
 from .engines import EnginePool, answer_of, generate, model_of, runner_of
+from .eviction import EVICTING, Evictor, evict, journal
 from .families import float32_delta_nets
 from .families.oracle import FamilyOracle
-from .families.rows import ROWS, STEPS, ask, cases, for_engine, requests
+from .families.rows import BUDGETS, ROWS, STEPS, ask, cases, for_engine, requests
 from .media import Request
 from .oracle import TOLERANCE, Answer, Expected, Mismatch, compare
 
@@ -182,6 +184,22 @@ def test_compact_positions_are_those_of_the_shortened_prompt(
         assert not runner_of(llm).uses_mrope
         for output, request in zip(generate(llm, list(asked.values()), STEPS), asked.values(), strict=True):
             compare(oracle.in_our_pads(answer_of(output)), oracle.answer(request, STEPS))
+
+
+def test_kv_budgets_go_with_three_equal_rows(engines: EnginePool, checkpoints: dict[str, Path]) -> None:
+    name, steps = "internvl", 40
+    row, oracle = ROWS[name], FamilyOracle(checkpoints[name], ROWS[name])
+    shown, spec = cases(row), KvSpec("random", keep="0.5", buffer=16)
+    asked = [ask(row, shown[case], BUDGETS[budget]) for case in ("i", "iv") for budget in ("none", "half")]
+    llm = engines.get(name, max_num_batched_tokens=96, limit_mm_per_prompt=row.limits, **EVICTING)
+    with journal() as kept_rows:
+        outputs = evict(llm, asked, [spec] * len(asked), steps)
+    for request, output in zip(asked, outputs, strict=True):
+        prompt, kept = len(output.prompt_token_ids), kept_rows.of(int(output.request_id))
+        assert len(kept) > 1
+        evictor = Evictor(prompt, spec.count(prompt), spec.buffer, kept)
+        compare(oracle.in_our_pads(answer_of(output)), oracle.answer(request, steps, evictor))
+        assert evictor.done == len(kept)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from vllm_prune.visual.strategies.base import Context
 
 from ..counts import budgets
 from ..media import Request
-from ..oracle import Answer, Expected
+from ..oracle import Answer, Evict, Expected
 from .rows import Row
 
 
@@ -62,8 +62,8 @@ class FamilyOracle:
         self.pads = self.processor.tokenizer.convert_tokens_to_ids(list(row.pads))
 
     @torch.no_grad()
-    def answer(self, request: Request, steps: int) -> Expected:
-        """Expected answer of `steps` tokens."""
+    def answer(self, request: Request, steps: int, evict: Evict | None = None) -> Expected:
+        """Expected answer of `steps` tokens; `evict` shortens the cache before each decoding step."""
         inputs = self.expand(request.prompt, request.images, request.videos)
         ids = inputs.input_ids[0]
         embeddings, positions = self.laid_out(inputs)
@@ -79,7 +79,7 @@ class FamilyOracle:
         places = positions[:, keep]
         if self.compact:
             places, following = torch.arange(int(keep.sum())).expand(len(positions), -1), int(keep.sum())
-        tokens, logprobs = self.decode(embeddings[keep], places, following, steps)
+        tokens, logprobs = self.decode(embeddings[keep], places, following, steps, evict)
         return Expected(tuple(self.one_pad(ids[keep].tolist())), tokens, logprobs, len(ids), tuple(kept))
 
     def expand(self, text: str, images: Sequence[Any], videos: Sequence[Any]) -> Any:
@@ -176,7 +176,7 @@ class FamilyOracle:
         return strategy.select(features, grid, count, Context(), per_run)
 
     def decode(
-        self, embeddings: Tensor, positions: Tensor, following: int, steps: int
+        self, embeddings: Tensor, positions: Tensor, following: int, steps: int, evict: Evict | None = None
     ) -> tuple[tuple[int, ...], tuple[float, ...]]:
         """Greedy tokens, and the log-probability of each."""
         from transformers.cache_utils import DynamicCache
@@ -186,6 +186,8 @@ class FamilyOracle:
         logprobs: list[float] = []
         step = {"inputs_embeds": embeddings[None], "position_ids": self.for_hf(positions)}
         for i in range(steps):
+            if evict is not None and i:
+                evict(cache.layers, len(embeddings) + i - 1)
             hidden = model(past_key_values=cache, **step).last_hidden_state
             scores = self.hf.lm_head(hidden[0, -1]).log_softmax(-1)
             tokens.append(int(scores.argmax()))
