@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from vllm_prune.budget.kv import KEY, KvSpec
-from vllm_prune.kv.query_window import StepPlan
 from vllm_prune.support import kv
 
 from . import media
 from .checkpoints import CELL
-from .engines import EnginePool, answer_of
+from .engines import EnginePool, answer_of, runner_of
 from .eviction import EVICTING, evict, free_blocks, journal, scheduler_of
 from .oracle import compare
 
@@ -152,26 +151,6 @@ def test_running_ahead_of_the_worker_counts_right(engines: EnginePool) -> None:
     assert scheduler.compacting.evicted == {}
 
 
-def test_observed_steps_keep_off_full_graphs(engines: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a full CUDA graph the wrapper around attention does not run, and the window would stay empty."""
-    from vllm.config import CUDAGraphMode
-
-    llm = engines.get(FAMILY, max_num_batched_tokens=64, **EVICTING)
-    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    dispatcher = runner.cudagraph_dispatcher
-    asked: list[Any] = []
-    wrapped = dispatcher.dispatch.__closure__
-    assert wrapped is not None
-    inner = next(cell for cell in wrapped if callable(cell.cell_contents))
-    monkeypatch.setattr(inner, "cell_contents", lambda *args, **kwargs: asked.append(kwargs.get("invalid_modes")))
-    monkeypatch.setattr(runner, "kv_plan", StepPlan([0], [0]))
-    dispatcher.dispatch(num_tokens=1)
-    dispatcher.dispatch(num_tokens=1, invalid_modes={CUDAGraphMode.PIECEWISE})
-    monkeypatch.setattr(runner, "kv_plan", StepPlan())
-    dispatcher.dispatch(num_tokens=1)
-    assert asked == [{CUDAGraphMode.FULL}, {CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE}, None]
-
-
 def test_mixed_batches_observe_every_request(engines: EnginePool) -> None:
     """Answers under eviction do not depend on what else is in the batch."""
     requests = screens(4)
@@ -181,6 +160,6 @@ def test_mixed_batches_observe_every_request(engines: EnginePool) -> None:
     assert llm.reset_prefix_cache()
     for output, want in zip(evict(llm, requests, specs, 50), alone, strict=True):
         compare(answer_of(output), want)
-    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    assert runner.kv_compactor.store.source is None
-    assert not runner.kv_plan.source
+    store = runner_of(llm).kv_store
+    assert not store.armed
+    assert (store.target == store.capacity).all()
