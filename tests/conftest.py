@@ -36,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare this process for Runner V2 before anything imports vLLM."""
+    config.addinivalue_line("markers", "runner(name, reason): has a meaning on this model runner of vLLM only")
     if config.getoption("--runner") == "v2":
         runner_v2.install()
 
@@ -53,6 +54,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             used = getattr(item, "fixturenames", ())
             group = next((name for name in SHARED if name in used), str(place))
             item.add_marker(pytest.mark.xdist_group(group))
+        needs = item.get_closest_marker("runner")
+        if needs is not None and needs.args[0] != item.config.getoption("--runner"):
+            item.add_marker(pytest.mark.skip(reason=needs.args[1]))
     items.sort(key=_turn)
     _skip_gpu(items)
 

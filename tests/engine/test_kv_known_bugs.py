@@ -32,13 +32,15 @@ def screens(count: int) -> list[Any]:
     ]
 
 
-def test_a_runner_without_an_adapter_is_refused_not_bypassed(engines: EnginePool) -> None:
-    config = engines.get(FAMILY, max_num_batched_tokens=64, **EVICTING).llm_engine.vllm_config
-    assert not kv.config_refusals(config)
-    v2 = SimpleNamespace(**{**vars(config), "use_v2_model_runner": True})
-    (finding,) = kv.config_refusals(v2)
-    assert finding.cause == "runner_v2"
-    assert "V2" in finding.text
+def test_every_runner_compacts_and_speculation_on_v2_is_refused_not_bypassed(engines: EnginePool) -> None:
+    llm = engines.get(FAMILY, max_num_batched_tokens=64, **EVICTING)
+    config = llm.llm_engine.vllm_config
+    assert isinstance(runner_of(llm), CompactingV2 if config.use_v2_model_runner else CompactingV1)
+    for v2 in (False, True):
+        either = SimpleNamespace(**{**vars(config), "use_v2_model_runner": v2})
+        assert not kv.config_refusals(either)
+        either.speculative_config = SimpleNamespace(method="ngram")
+        assert [finding.cause for finding in kv.config_refusals(either)] == ["speculative_v2"] * v2
 
 
 def test_nothing_is_compacted_while_its_prefill_is_in_chunks(engines: EnginePool) -> None:
