@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from vllm_prune.budget.kv import KEY, KvSpec
+from vllm_prune.kv.runners.v1 import CompactingV1
+from vllm_prune.kv.runners.v2 import CompactingV2
 from vllm_prune.support import kv
 
 from . import media
