@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from vllm.multimodal.utils import copy_mm_embedding_modality
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...config.worker_facts import WorkerFacts
 from ...grid import Grid
@@ -157,7 +158,7 @@ class PrunedModel(TowerCut):
     ) -> Tensor:
         """Rows of kept cells with their coordinates."""
         relative = grid_positions(grid.frames, grid.rows, grid.cols, self.frame_step(modality, kwargs, index))
-        return attach(rows, relative.to(rows.device)[:, kept])
+        return attach(rows, async_tensor_h2d(relative, device=rows.device)[:, kept])
 
     def _micro_batches(self, kwargs: dict[str, Any], modality: str) -> Iterator[tuple[dict[str, Any], int, int]]:
         """Split a batch by raw patches: the tower's memory follows them, not the kept count."""
