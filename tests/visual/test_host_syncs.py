@@ -26,7 +26,7 @@ IN_WORKERS = [
     name for name in VISUAL.names() if name != "none" and not issubclass(VISUAL.strategy_class(name), PixelStrategy)
 ]
 BY_NATURE = {"vidcom2"}
-"""Its shares of frames come from features; to fall as vLLM's do they have to be sizes of `topk`, which are the host's."""
+"""Its shares of frames come from features; to fall as vLLM's do they have to be sizes of `topk`, host numbers."""
 
 
 def chosen(put: Put, name: str, kind: str) -> Tensor:
