@@ -61,7 +61,7 @@ def _platform() -> list[Check]:
     name = current_platform.device_name or current_platform.device_type
     runner = (
         "visual budgets and KV eviction: V1 and V2 alike. On CUDA vllm-prune serve selects V1, as KV eviction has run "
-        "on a GPU with V1 only; VLLM_USE_V2_MODEL_RUNNER=1 selects V2. On V2 KV budgets are refused with any speculation"
+        "on a GPU with V1 only; VLLM_USE_V2_MODEL_RUNNER=1 selects V2. V2 refuses KV budgets beside any speculation"
     )
     return [
         Check("platform", True, f"{current_platform.device_type} ({name})"),
