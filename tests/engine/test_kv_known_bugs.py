@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from vllm_prune.budget.kv import KEY, KvSpec
-from vllm_prune.kv.query_window import StepPlan
 from vllm_prune.kv.runners.v1 import CompactingV1
 from vllm_prune.kv.runners.v2 import CompactingV2
 from vllm_prune.support import kv
@@ -156,27 +155,6 @@ def test_running_ahead_of_the_worker_counts_right(engines: EnginePool) -> None:
     assert scheduler.compacting.evicted == {}
 
 
-@pytest.mark.runner("v1", "Runner V2 dispatches graphs before a step's queries are planned")
-def test_observed_steps_keep_off_full_graphs(engines: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a full CUDA graph the wrapper around attention does not run, and the window would stay empty."""
-    from vllm.config import CUDAGraphMode
-
-    llm = engines.get(FAMILY, max_num_batched_tokens=64, **EVICTING)
-    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    dispatcher = runner.cudagraph_dispatcher
-    asked: list[Any] = []
-    wrapped = dispatcher.dispatch.__closure__
-    assert wrapped is not None
-    inner = next(cell for cell in wrapped if callable(cell.cell_contents))
-    monkeypatch.setattr(inner, "cell_contents", lambda *args, **kwargs: asked.append(kwargs.get("invalid_modes")))
-    monkeypatch.setattr(runner, "kv_plan", StepPlan([0], [0]))
-    dispatcher.dispatch(num_tokens=1)
-    dispatcher.dispatch(num_tokens=1, invalid_modes={CUDAGraphMode.PIECEWISE})
-    monkeypatch.setattr(runner, "kv_plan", StepPlan())
-    dispatcher.dispatch(num_tokens=1)
-    assert asked == [{CUDAGraphMode.FULL}, {CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE}, None]
-
-
 def test_mixed_batches_observe_every_request(engines: EnginePool) -> None:
     """Answers under eviction do not depend on what else is in the batch."""
     requests = screens(4)
@@ -187,5 +165,4 @@ def test_mixed_batches_observe_every_request(engines: EnginePool) -> None:
     for output, want in zip(evict(llm, requests, specs, 50), alone, strict=True):
         compare(answer_of(output), want)
     runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    assert runner.kv_compactor.store.source is None
-    assert not runner.kv_plan.source
+    assert not runner.kv_compactor.store.armed

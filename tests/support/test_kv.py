@@ -38,6 +38,7 @@ def config(**changes: Any) -> Any:
             is_hybrid=False,
             is_attention_free=False,
             is_encoder_decoder=False,
+            get_head_size=lambda: 64,
         ),
         **{name: changes.get(name) for name in ("use_v2_model_runner", "kv_transfer_config", "speculative_config")},
     )
@@ -153,6 +154,15 @@ def test_a_window_above_what_the_workers_hold_is_refused() -> None:
     larger = served()
     larger.additional_config = {"vllm_prune": {"max_window": 128}}
     assert kv.missing(KvSpec("snapkv", keep="0.5", window=65), larger) is None
+
+
+def test_options_that_do_not_fit_the_heads_are_refused() -> None:
+    offers = ("queries", "saliency", "values")
+    finding = kv.missing(KvSpec("gui_kv", '{"rank":64}', keep="0.5"), served(offers=offers))
+    assert finding is not None
+    assert (finding.cause, finding.param) == ("options", "pruning.kv.options")
+    assert "rank 64 spans every key of heads of size 64" in finding.text
+    assert kv.missing(KvSpec("gui_kv", '{"rank":63}', keep="0.5"), served(offers=offers)) is None
 
 
 def test_beam_search_is_refused_by_its_cause() -> None:

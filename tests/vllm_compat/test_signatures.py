@@ -88,7 +88,7 @@ def test_what_is_loaded_by_name_is_in_the_table() -> None:
         str(argument.value)
         for path in PRODUCT
         if "signatures import" in path.read_text()
-        for argument in calls_of(path, ("load", "holder"))
+        for argument in calls_of(path, ("load", "holder", "wrap"))
     ]
     assert len(used) > 20
     for name in used:

@@ -32,6 +32,7 @@ KvCause = Literal[
     "beam_search",
     "window",
     "signal",
+    "options",
 ]
 """Why KV eviction is refused or skipped; labels of `kv_eviction_skipped_total`."""
 
@@ -84,6 +85,7 @@ CAUSE_NAMES: dict[Cause, str] = {
     "beam_search": "beam search",
     "window": "windows larger than the workers have reserved memory for",
     "signal": "strategies whose signals the model does not give",
+    "options": "options that do not fit the model",
     "no_media": "models that take no images or videos",
     "adapter": "models without an adapter",
     "extension": "workers without vllm-prune's extension",

@@ -36,7 +36,8 @@ def missing(spec: KvSpec, vllm_config: Any) -> Finding | None:
     for name in sorted(strategy.wanted()):
         if (finding := signals.KV[name](vllm_config)) is not None:
             return replace(finding, text=f"KV strategy {spec.strategy!r} cannot run here: {finding.text}")
-    return None
+    problem = strategy.unfit(int(vllm_config.model_config.get_head_size()))
+    return None if problem is None else kv_finding("options", problem, "pruning.kv.options")
 
 
 def beam_search() -> Finding:

@@ -39,13 +39,13 @@ class CompactingRunner:
     kv_findings: list[Finding]
     kv_compactor: Compactor | None
     kv_saliency: SaliencyStore | None
-    kv_plan: StepPlan
     kv_store: QueryStore | None
     # vLLM's runner.
     vllm_config: Any
     compilation_config: Any
     cache_config: Any
     model: Any
+    max_num_tokens: int
     device: torch.device
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
@@ -66,7 +66,8 @@ class CompactingRunner:
         """Allocate the windows' queries; None where nothing can be compacted anyway."""
         layers = self._decoder_layers()
         if self.kv_store is None and not layer_refusals(layers):
-            self.kv_store = QueryStore(layers, WindowLimits.of(self.vllm_config).slots, self.device)
+            slots = WindowLimits.of(self.vllm_config).slots
+            self.kv_store = QueryStore(layers, slots, self.max_num_tokens, self.device)
         return self.kv_store
 
     def profile_run(self, *args: Any, **kwargs: Any) -> None:
@@ -171,9 +172,8 @@ class CompactingRunner:
         finally:
             if self.kv_saliency is not None:
                 self.kv_saliency.armed = True
-            if self.kv_plan.source and self.kv_compactor is not None:
-                self.kv_plan = StepPlan()
-                self.kv_compactor.store.arm(self.kv_plan, self.device)
+            if self.kv_store is not None:
+                self.kv_store.disarm()
 
     def _is_first_rank(self) -> bool:
         return bool(self.vllm_config.parallel_config.rank == 0)
@@ -192,17 +192,16 @@ class CompactingRunner:
             scheduled: tokens of each that the step computes.
         """
         assert self.kv_compactor is not None
-        self.kv_plan = StepPlan()
-        start = 0
+        plan, start = StepPlan(), 0
         for request_id, before, count in zip(request_ids, computed, scheduled, strict=True):
             request = self.kv_requests.get(request_id)
             if request is not None and request.window_slots:
                 first = max(before, before + count - request.window, request.observed_from())
                 observed = range(first, before + count)
-                self.kv_plan.source += [start + position - before for position in observed]
-                self.kv_plan.target += request.slots_of(observed)
+                plan.source += [start + position - before for position in observed]
+                plan.target += request.slots_of(observed)
             start += count
-        self.kv_compactor.store.arm(self.kv_plan, self.device)
+        self.kv_compactor.store.arm(plan)
 
 
 def _head_offset(layer: Any) -> int:
@@ -219,5 +218,4 @@ def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
     runner.kv_findings = [kv_finding("worker", "its cache is not initialised")]
     runner.kv_compactor = None
     runner.kv_saliency = None
-    runner.kv_plan = StepPlan()
     runner.kv_store = None

@@ -21,27 +21,6 @@ class CompactingV1(CompactingRunner):
     optimistic_seq_lens_cpu: torch.Tensor
     query_start_loc: Any
     positions: torch.Tensor
-    cudagraph_dispatcher: Any
-
-    def initialize_kv_cache(self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any) -> None:
-        """As the base, and keep full CUDA graphs off observed steps."""
-        super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)
-        if self.kv_compactor is not None and not is_profiling:
-            self._observe_decode()
-
-    def _observe_decode(self) -> None:
-        """Keep full CUDA graphs, in which attention's Python does not run, off the steps that are observed."""
-        dispatcher = self.cudagraph_dispatcher
-        original = dispatcher.dispatch
-
-        def dispatch(*args: Any, **kwargs: Any) -> Any:
-            from vllm.config import CUDAGraphMode
-
-            if self.kv_plan.source:
-                kwargs["invalid_modes"] = {*(kwargs.get("invalid_modes") or ()), CUDAGraphMode.FULL}
-            return original(*args, **kwargs)
-
-        dispatcher.dispatch = dispatch
 
     def _update_states(self, scheduler_output: Any) -> Any:
         """Compact before anything else: the freed blocks may belong to another request of this very step."""

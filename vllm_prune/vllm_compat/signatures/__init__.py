@@ -2,12 +2,12 @@
 
 To add an entry, put a `VllmSignature(MODULE, NAME, PARAMETERS)` into the module of its subject. A name that a supported
 version keeps elsewhere, or has with other parameters, is one entry with `older=(Home(...), ...)`. Code that replaces or
-looks up such a name gets it by `load` or `holder`, so that what is checked is what is used.
+looks up such a name gets it by `load`, `holder` or `wrap`, so that what is checked is what is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "holder",
     "load",
     "signature_problems",
+    "wrap",
 ]
 
 SIGNATURES: tuple[VllmSignature, ...] = (
@@ -70,6 +71,11 @@ def entry_of(name: str) -> VllmSignature:
 def load(name: str) -> Any:
     """What a name of the table stands for in the installed vLLM; raises `UnknownSignature` where it is missing."""
     return entry_of(name).load()
+
+
+def wrap(name: str, decorator: Callable[[Any], Any]) -> None:
+    """Put `decorator(original)` in the place of what a name of the table stands for; raises `UnknownSignature`."""
+    entry_of(name).wrap(decorator)
 
 
 def holder(name: str) -> Any:

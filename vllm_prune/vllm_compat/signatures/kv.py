@@ -41,7 +41,7 @@ SCHEDULER_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(
         "vllm.utils.torch_utils", "direct_register_custom_op", ("op_name", "op_func", "mutates_args", "fake_impl")
     ),
-    VllmSignature("vllm.utils.torch_utils", "async_tensor_h2d", ("data", "device")),
+    VllmSignature("vllm.utils.torch_utils", "async_tensor_h2d", ("data", "device", "dtype", "out")),
 )
 
 RUNNER_V1_SIGNATURES: tuple[VllmSignature, ...] = (
@@ -55,7 +55,6 @@ RUNNER_V1_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.compute_slot_mapping", ("num_reqs", "positions")),
     VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.add_row", ("block_ids", "row_idx")),
     VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.clear_row", ("row_idx",)),
-    VllmSignature("vllm.v1.cudagraph_dispatcher", "CudagraphDispatcher.dispatch", ("invalid_modes",)),
 )
 
 RUNNER_V2_SIGNATURES: tuple[VllmSignature, ...] = (

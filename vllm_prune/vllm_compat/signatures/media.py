@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .entry import VllmSignature
+from .entry import Home, VllmSignature
 
 _MEDIA = "vllm.multimodal.media"
 MEDIA_SIGNATURES: tuple[VllmSignature, ...] = (
@@ -24,16 +24,28 @@ MEDIA_SIGNATURES: tuple[VllmSignature, ...] = (
 
 _CHAT = "vllm.renderers.chat_utils"
 _PROCESSING = "vllm.multimodal.processing"
+
+
+def _moved(module: str, name: str, parameters: tuple[str, ...] = ()) -> VllmSignature:
+    """A name that 0.32 keeps in one module, and 0.33 in a module of the package that took its place."""
+    return VllmSignature(f"{_CHAT}.{module}", name, parameters, older=(Home(_CHAT, name, parameters),))
+
+
 CONTENT_SIGNATURES: tuple[VllmSignature, ...] = (
-    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_image", ("image_url", "uuid")),
-    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_video", ("video_url", "uuid")),
-    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_audio", ("audio_url", "uuid")),
-    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_input_audio", ("input_audio", "uuid")),
-    VllmSignature(_CHAT, "BaseMultiModalContentParser.parse_prompt_embeds", ("data",)),
-    VllmSignature(_CHAT, "MultiModalContentParser", ("tracker",)),
-    VllmSignature(_CHAT, "AsyncMultiModalContentParser", ("tracker",)),
-    VllmSignature(_CHAT, "MM_PARSER_MAP"),
-    VllmSignature(_CHAT, "_parse_chat_message_content_part", ("part", "mm_parser")),
+    _moved("content_parser", "BaseMultiModalContentParser.parse_image", ("image_url", "uuid")),
+    _moved("content_parser", "BaseMultiModalContentParser.parse_video", ("video_url", "uuid")),
+    _moved("content_parser", "BaseMultiModalContentParser.parse_audio", ("audio_url", "uuid")),
+    _moved("content_parser", "BaseMultiModalContentParser.parse_input_audio", ("input_audio", "uuid")),
+    _moved("content_parser", "BaseMultiModalContentParser.parse_prompt_embeds", ("data",)),
+    _moved("content_parser", "MultiModalContentParser", ("tracker",)),
+    _moved("content_parser", "AsyncMultiModalContentParser", ("tracker",)),
+    _moved("chat_message", "MM_PARSER_MAP"),
+    VllmSignature(
+        f"{_CHAT}.chat_message",
+        "parse_chat_message_content_part",
+        ("part", "mm_parser", "mm_tracker"),
+        older=(Home(_CHAT, "_parse_chat_message_content_part", ("part", "mm_parser")),),
+    ),
     VllmSignature(_CHAT, "MultiModalItemTracker.add", ("modality", "item")),
     VllmSignature(_CHAT, "MultiModalItemTracker.resolve_items", ()),
     VllmSignature(_CHAT, "AsyncMultiModalItemTracker.resolve_items", ()),
