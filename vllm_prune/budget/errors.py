@@ -9,13 +9,13 @@ from typing import Literal, get_args
 KvCause = Literal[
     "scheduler",
     "worker",
-    "runner_v2",
     "pipeline_parallel",
     "context_parallel",
     "micro_batches",
     "cache_dtype",
     "kv_connector",
     "speculative",
+    "speculative_v2",
     "not_generating",
     "mla",
     "sliding_window",
@@ -32,6 +32,7 @@ KvCause = Literal[
     "beam_search",
     "window",
     "signal",
+    "options",
 ]
 """Why KV eviction is refused or skipped; labels of `kv_eviction_skipped_total`."""
 
@@ -61,13 +62,13 @@ VISUAL_CAUSES: tuple[VisualCause, ...] = get_args(VisualCause)
 CAUSE_NAMES: dict[Cause, str] = {
     "scheduler": "a scheduler other than vllm-prune's",
     "worker": "a worker other than vllm-prune's",
-    "runner_v2": "model runner V2",
     "pipeline_parallel": "pipeline parallelism",
     "context_parallel": "context parallelism",
     "micro_batches": "micro-batch overlap (DBO)",
     "cache_dtype": "quantised caches",
     "kv_connector": "KV connectors",
     "speculative": "speculative decoding with a drafter",
+    "speculative_v2": "speculative decoding on model runner V2",
     "not_generating": "models that do not generate",
     "mla": "latent attention (MLA)",
     "sliding_window": "sliding windows",
@@ -84,6 +85,7 @@ CAUSE_NAMES: dict[Cause, str] = {
     "beam_search": "beam search",
     "window": "windows larger than the workers have reserved memory for",
     "signal": "strategies whose signals the model does not give",
+    "options": "options that do not fit the model",
     "no_media": "models that take no images or videos",
     "adapter": "models without an adapter",
     "extension": "workers without vllm-prune's extension",
