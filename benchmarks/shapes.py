@@ -73,6 +73,11 @@ class Shape:
         return (8, 16, 24) if self.depth > 24 else (0,)
 
     @property
+    def largest_media(self) -> int:
+        """Visual tokens that the processor shrinks media to."""
+        return 8192 if self.depth >= 8 else 256
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row of the KV cache in bfloat16, over all layers."""
         return self.layers * self.kv_heads * self.head * 2 * 2
@@ -151,9 +156,10 @@ def processor(shape: Shape) -> dict[str, Any]:
     """The processor's configuration: the demo model's, for this family's patches, with room for long videos."""
     demo = json.loads((DEMO / "processor_config.json").read_text())
     patches = {"patch_size": shape.patch}
+    # vLLM warms up with media of the largest size, so a tiny model's is small.
+    room = {"size": {"shortest_edge": 4 * shape.cell**2, "longest_edge": shape.largest_media * shape.cell**2}}
     if shape.family is Family.qwen2_5_vl:
-        return demo
-    room = {"size": {"shortest_edge": 4 * shape.cell**2, "longest_edge": 16384 * shape.cell**2}}
+        return demo | {kind: demo[kind] | room for kind in ("image_processor", "video_processor")}
     video = {"video_processor_type": "Qwen3VLVideoProcessor", "cap_pixels_per_frame": False, **patches, **room}
     return {
         "processor_class": "Qwen3VLProcessor",

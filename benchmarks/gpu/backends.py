@@ -14,6 +14,8 @@ from .runner import Context, Skip
 
 MODULES = {"FLASH_ATTN": "vllm.vllm_flash_attn", "FLASHINFER": "flashinfer", "TRITON_ATTN": "triton"}
 """Attention backends by their names in vLLM, and what each needs. FLASH_ATTN is FlashAttention 3 on Hopper."""
+SYNC_CHECK = "VLLM_GPU_SYNC_CHECK"
+"""With "error", a step that waits for the GPU ends the engine: one more server, with the default backend."""
 
 
 def plans(context: Context) -> list[Plan]:
@@ -22,7 +24,8 @@ def plans(context: Context) -> list[Plan]:
     arguments = ("--max-model-len", "4096", "--max-num-seqs", "8", "--kv-cache-memory-bytes", str(256 << 20),
                  "--limit-mm-per-prompt", '{"image": 5, "video": 1}', *scale.device_arguments)  # fmt: skip
     environment = scale.environment(scale.runners[0])
-    return [Plan(name, "prune", (*arguments, "--attention-backend", name), environment) for name in MODULES]
+    strict = Plan(SYNC_CHECK, "prune", arguments, environment | {SYNC_CHECK: "error"})
+    return [Plan(name, "prune", (*arguments, "--attention-backend", name), environment) for name in MODULES] + [strict]
 
 
 def missing() -> dict[str, str]:

@@ -16,12 +16,10 @@ from ..speed.arms import EVS, OURS, VIDCOM2, Arm, kv, off, stock
 from ..speed.fleet import Fleet
 from ..speed.rounds import Clock, Load, Round, measure, one_round
 from ..speed.summary import summarise
-from ..speed.workloads import Workload
 from . import visual
 from .runner import Context, Skip
 
 KEEP = 0.2
-WORDS = 12
 WINDOWS = 8
 PARTS = ("tight", "ample", "long")
 
@@ -70,11 +68,6 @@ def _parts(context: Context, fleet: Fleet, runner: str, server: str, runners_lef
             found[name] = measures[name](context, fleet, server, clock)
 
 
-def turns(context: Context, tokens: int) -> Workload:
-    """Five screenshots, encoded once."""
-    return replace(context.scale.workloads["five screenshots"], shared=True, words=WORDS, tokens=tokens)
-
-
 def _asking(arm: Arm, server: str) -> Arm:
     return replace(arm, server=server) if arm.server == OURS else arm
 
@@ -82,7 +75,7 @@ def _asking(arm: Arm, server: str) -> Arm:
 def _pool(
     context: Context, fleet: Fleet, server: str, clock: Clock, level: int, tokens: int, arms: list[Arm]
 ) -> dict[str, Any]:
-    shape, workload = context.shared["shape"], turns(context, tokens)
+    shape, workload = context.shared["shape"], context.scale.turns(tokens)
     load = Load(workload, level, max(level, 2), shape.cell, quiet=context.scale.quiet, warm=1)
     chosen = [_asking(arm, server) for arm in arms]
     measured = measure(fleet, chosen, load, context.scale.rounds, clock, seed=21, tell=context.tell)
@@ -105,7 +98,7 @@ def _ample(context: Context, fleet: Fleet, server: str, clock: Clock) -> dict[st
 
 def _long(context: Context, fleet: Fleet, server: str, clock: Clock) -> dict[str, Any]:
     """The time between tokens at the end of a long answer, over that at its start; stock's and ours with a cap."""
-    workload = turns(context, context.scale.sizes.long_answer)
+    workload = context.scale.turns(context.scale.sizes.long_answer)
     load = Load(workload, 1, 1, context.shared["shape"].cell, quiet=context.scale.quiet)
     cap = {"visual": None, "kv": {"max_tokens": context.scale.cap, "strategy": "snapkv"}}
     result: dict[str, Any] = {"tokens": workload.tokens, "cap": context.scale.cap}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from .. import shapes
 from ..shapes import GIB, Shape
@@ -14,12 +14,17 @@ from ..speed.workloads import GPU, TINY, Sizes, Workload, workloads
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 24, 32]}
 """CUDA graphs for decoding, no compilation, which takes a minute per server and gains such long prefills little."""
-ON_CPU = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+ON_CPU = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "",
+}  # fmt: skip
 """On a CPU: vLLM would bind every server's threads to the same cores, where they would wait for each other, and would
 put the worker in a process of its own, which on one GPU it is not."""
 WORKING_BYTES = 4 * GIB
 """A server's memory beside weights and cache: activations, encoder, graphs, CUDA itself."""
 USABLE = 0.94
+WORDS = 12
+"""Random words in front of shared screenshots, so that no two requests have a prefix in common."""
 LEAST_CACHE = 3 * GIB
 
 
@@ -70,6 +75,16 @@ class Scale:
         """By name."""
         return workloads(self.sizes)
 
+    def turns(self, tokens: int) -> Workload:
+        """Requests of five screenshots, the same in all of them, behind a text that differs."""
+        return replace(self.workloads["five screenshots"], shared=True, words=WORDS, tokens=tokens)
+
+    @property
+    def longest(self) -> int:
+        """Rows of the longest request of any step."""
+        answers = (self.turn_answer, self.short_answer, self.sizes.long_answer)
+        return max(one.rows for one in (*self.workloads.values(), *map(self.turns, answers)))
+
     def peers(self, shape: Shape) -> list[str]:
         """Servers of a model, those first without which nothing can be compared."""
         pruning = [VIDCOM2, EVS] if shape.family is shapes.Family.qwen3_vl else [EVS]
@@ -101,11 +116,10 @@ class Scale:
             cache: bytes of its KV cache.
             runner: "v1" or "v2".
         """
-        longest = max(one.rows + self.turn_answer for one in self.workloads.values())
         given = [
             "--load-format", "dummy", "--skip-mm-profiling", "--kv-cache-memory-bytes", str(cache),
-            "--max-model-len", str(longest), "--max-num-seqs", str(max(self.tight, *self.levels)),
-            "--limit-mm-per-prompt", json.dumps({"image": 5, "video": 1}), "--mm-processor-cache-gb", "16",
+            "--max-model-len", str(self.longest), "--max-num-seqs", str(max(self.tight, *self.levels)),
+            "--limit-mm-per-prompt", json.dumps({"image": 5, "video": 1}), "--mm-processor-cache-gb", "40",
             "--media-io-kwargs", json.dumps({"video": {"num_frames": self.sizes.video[0]}}),
             *pruning_arguments(server, 0.25, self.cuda), *self.device_arguments,
         ]  # fmt: skip
@@ -147,5 +161,5 @@ def tiny(cuda: bool, memory: int = 0) -> Scale:
     return Scale(
         name="tiny", cuda=cuda, memory=memory, shapes=(shapes.TINY_2_5, shapes.TINY_3), sizes=TINY, turn_answer=8,
         short_answer=4, cap=24, levels=(2, 1), requests={1: 1, 2: 2}, tight=2, ample=1, rounds=1, patience=6, quiet=0.0,
-        start_seconds=280, stop_seconds=8, at_once=4 if cuda else 2, runners=("v2", "v1") if cuda else ("v1",),
+        start_seconds=600, stop_seconds=8, at_once=4 if cuda else 2, runners=("v2", "v1") if cuda else ("v1",),
     )  # fmt: skip

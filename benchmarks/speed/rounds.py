@@ -127,7 +127,7 @@ def interleaved(arms: Sequence[Arm], number: int) -> list[Arm]:
 
 
 def measure(
-    fleet: Fleet, arms: Sequence[Arm], load: Load, rounds: int, clock: Clock, seed: int = 0,
+    fleet: Fleet, arms: Sequence[Arm], load: Load, rounds: int, clock: Clock, seed: int = 0, least: int = 1,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Measured:  # fmt: skip
     """Warm up, then measure rounds until there are enough or the time is up; a round that does not fit is left out.
@@ -140,6 +140,7 @@ def measure(
         load: see there.
         rounds: to measure.
         clock: ends the measurement early.
+        least: rounds that are measured even so.
         seed: of the media.
         tell: called with what runs now.
     """
@@ -163,7 +164,7 @@ def measure(
                 result.rounds.setdefault(arm.name, []).append(done[arm.name])
         else:
             result.first = done
-        if not alive or clock.left < longest:
+        if not alive or (number >= least and clock.left < longest):
             break
     result.rounds = {arm.name: result.rounds[arm.name] for arm in alive if arm.name in result.rounds}
     return result

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks import shapes
 from benchmarks.gpu import __main__ as main
-from benchmarks.gpu import backends, exact, plugin_site, runner, tests_step
+from benchmarks.gpu import backends, exact, plugin_site, runner, tests_step, visual
 from benchmarks.gpu.runner import Clock, Context, Skip, Step, make_context, run_all
 from benchmarks.gpu.scale import GRAPHS, RUNNER, Scale, full, tiny
 from benchmarks.shapes import EIGHT_B, GIB, SEVEN_B
@@ -194,3 +195,20 @@ print([entry.load().__name__ for entry in entry_points(group="vllm.general_plugi
     for group in ("vllm.general_plugins", "vllm.endpoint_plugins", "vllm.stat_logger_plugins", "vllm_prune.server"):
         assert group in groups
     assert loaded == "['register']"
+
+
+@pytest.mark.parametrize("scale", [full(H100), tiny(cuda=False)], ids=["full", "tiny"])
+def test_every_request_of_every_step_fits_in_the_servers_context(scale: Scale) -> None:
+    for shape in scale.shapes:
+        arguments = scale.plan("ours", "ours", shape, GIB, "v1").arguments
+        room = int(arguments[arguments.index("--max-model-len") + 1])
+        used = [scale.workloads[name] for name in visual.WORKLOADS]
+        used += [scale.turns(answer) for answer in (scale.turn_answer, scale.short_answer, scale.sizes.long_answer)]
+        assert max(workload.rows for workload in used) <= room
+        assert room <= shapes.POSITIONS
+    # What is called tight is: not all of the requests that are sent at once have room; what is called ample has.
+    if scale.cuda:
+        _, cache = scale.fitting(SEVEN_B)
+        rows = cache / SEVEN_B.row_bytes
+        assert scale.tight * scale.turns(scale.turn_answer).visual_tokens > 1.4 * rows
+        assert scale.ample * scale.turns(scale.short_answer).rows < rows
