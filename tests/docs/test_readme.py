@@ -28,7 +28,7 @@ def test_models_versions_cost_and_gain_are_on_the_first_screens() -> None:
     first = "\n".join(README.read_text().splitlines()[:FIRST_SCREENS])
     for words in ("Qwen2.5-VL", "Qwen3-VL", "Molmo2", "<!-- /headline -->", "limits"):
         assert words in first, f"{words} comes too late"
-    assert f"| vLLM | {SUPPORTED} |" in first
+    assert f"| vLLM | {', '.join(SUPPORTED)} |" in first
     python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert f"| Python | {python.removeprefix('>=').partition(',')[0]} or later" in first
 

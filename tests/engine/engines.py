@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .. import runner_v2
 from .media import Request
 from .oracle import Answer, Mismatch, compare
 
@@ -65,7 +66,9 @@ def start(path: Path, **options: Any) -> Any:
     """A new `LLM`."""
     from vllm import LLM
 
-    return LLM(model=str(path), **{**DEFAULTS, **options})
+    llm = LLM(model=str(path), **{**DEFAULTS, **options})
+    assert llm.llm_engine.vllm_config.use_v2_model_runner == runner_v2.is_on()
+    return llm
 
 
 def reset(llm: Any) -> None:

@@ -55,6 +55,7 @@ def layer(**changes: Any) -> Any:
 def test_what_is_supported_is_not_refused() -> None:
     assert kv.config_refusals(config()) == []
     assert kv.config_refusals(config(speculative_config=SimpleNamespace(method="ngram"))) == []
+    assert kv.config_refusals(config(use_v2_model_runner=True)) == []
     assert kv.config_refusals(config(cache_dtype="bfloat16")) == []
     off = SimpleNamespace(sliding_window=4096, use_sliding_window=False)
     assert kv.config_refusals(config(hf_text_config=off)) == []
@@ -66,7 +67,6 @@ def test_what_is_supported_is_not_refused() -> None:
     [
         ({"scheduler_cls": None}, "scheduler"),
         ({"worker_cls": "auto"}, "worker"),
-        ({"use_v2_model_runner": True}, "runner_v2"),
         ({"pipeline_parallel_size": 2}, "pipeline_parallel"),
         ({"decode_context_parallel_size": 2}, "context_parallel"),
         ({"prefill_context_parallel_size": 2}, "context_parallel"),
@@ -74,6 +74,8 @@ def test_what_is_supported_is_not_refused() -> None:
         ({"cache_dtype": "fp8"}, "cache_dtype"),
         ({"kv_transfer_config": object()}, "kv_connector"),
         ({"speculative_config": SimpleNamespace(method="eagle3")}, "speculative"),
+        ({"use_v2_model_runner": True, "speculative_config": SimpleNamespace(method="eagle3")}, "speculative"),
+        ({"use_v2_model_runner": True, "speculative_config": SimpleNamespace(method="ngram")}, "speculative_v2"),
         ({"runner_type": "pooling"}, "not_generating"),
         ({"use_mla": True}, "mla"),
         ({"hf_text_config": SimpleNamespace(sliding_window=4096)}, "sliding_window"),

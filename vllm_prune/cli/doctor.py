@@ -36,7 +36,11 @@ def examine() -> list[Check]:
     except version.UnsupportedVersion as error:
         return [Check("vllm", False, str(error))]
     return [
-        Check("vllm", True, f"{version.vllm_version()} (supported: {version.SUPPORTED}.x)"),
+        Check(
+            "vllm",
+            True,
+            f"{version.vllm_version()} (supported: {version.supported()})",
+        ),
         *_platform(),
         _signatures(),
         _plugin(),

@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..vllm_compat import cuda_graphs
+
 _LIBRARY = torch.library.Library("vllm_prune", "FRAGMENT")
 _STORES: dict[int, SaliencyStore] = {}
 
 
 def _record_norm(hidden: Tensor, anchor: Tensor, store: int, layer: int) -> None:
     saliency = _STORES.get(store)
-    if saliency is not None and saliency.armed:
+    if saliency is not None and (saliency.armed or cuda_graphs.capturing()):
         saliency.record(hidden, layer)
 
 
@@ -45,7 +47,7 @@ class SaliencyStore:
     Attributes:
         hooked: whether every attention layer has an input norm.
         norms: [layers, slots + 1] float32 once the cache is there; the last column takes padding.
-        armed: whether the coming step is recorded. Graphs are captured armed, so that they record at every replay.
+        armed: whether the step at hand is recorded. Where a CUDA graph has captured the kernels, every replay is.
     """
 
     def __init__(self, model: nn.Module, names: list[str], device: torch.device) -> None:

@@ -102,7 +102,8 @@ def test_gui_kv_counts_redundant_rows_in_decimals() -> None:
     """(1 - 0.9) * 10 is 0.99... in floats."""
     labels = torch.full((40,), TEXT)
     labels[2:12], labels[14:20] = 0, 1
-    seen = replace(view(1, 1, 40, 0, 2, 0), media=labels[None], gamma=0.9)
+    items = (torch.arange(2, 12), torch.arange(14, 20))
+    seen = replace(view(1, 1, 40, 0, 2, 0), media=labels[None], items=items, gamma=0.9)
     assert int((KV.create("gui_kv").score(seen).rows == -1).sum()) == 1
 
 

@@ -39,6 +39,7 @@ def view(
         values=lambda: held,
         positions=torch.arange(rows).expand(last - first, rows),
         media=labels.expand(last - first, rows),
+        items=tuple((labels == item).nonzero().squeeze(1) for item in range(media) if (labels == item).any()),
         layer=1,
         gamma=0.3,
         window=window,
@@ -66,6 +67,7 @@ def advance(before: LayerView, kept: torch.Tensor, scores: Scores, decoded: int)
         values=lambda: values,
         positions=torch.cat([before.positions.gather(1, kept), since], dim=1),
         media=torch.cat([before.media.gather(1, kept), text], dim=1),
+        items=(),
         saliency=None,
         carried={
             name: torch.nn.functional.pad(found.gather(1, kept), (0, decoded)) for name, found in scores.carry.items()

@@ -39,6 +39,8 @@ class LayerView:
         values: gives [H, L, D] float32; called only by strategies that need it.
         positions: [H, L] int64, position of each row in the request (0 is the first prompt token), ascending.
         media: [H, L] int64, index of the image or video that a row belongs to, in prompt order; `TEXT` for text.
+        items: per image or video with any row int64 [n], its rows, the same in all heads; given at the first
+            compaction only. Known without looking at the device.
         layer: index of the layer.
         gamma: share of the prompt that the budget keeps, C / L of the first compaction, in (0, 1].
         window: W, rows at the end that are always kept.
@@ -61,6 +63,7 @@ class LayerView:
     values: Callable[[], Tensor]
     positions: Tensor
     media: Tensor
+    items: tuple[Tensor, ...]
     layer: int
     gamma: float
     window: int

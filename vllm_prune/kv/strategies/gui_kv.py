@@ -89,9 +89,9 @@ class GuiKv(KvStrategy):
     def _boost(self, view: LayerView) -> Tensor:
         """Saliency alpha * softmax(z / tau) over the current screenshot, [H, L]; zero elsewhere."""
         boost = torch.zeros_like(view.keys[..., 0])
-        current = _current(view)
-        if current is None or len(current) < 2:
+        if not view.items or len(view.items[-1]) < 2:
             return boost
+        current = view.items[-1]
         if self.options.norm_source == "residual":
             assert view.saliency is not None
             norms = view.saliency[:, current]
@@ -104,11 +104,10 @@ class GuiKv(KvStrategy):
     def _redundant(self, view: LayerView) -> Tensor:
         """1 for the rows of earlier screenshots that lie closest to the current one's key subspace, [H, L]."""
         flags = torch.zeros_like(view.keys[..., 0])
-        current = _current(view)
-        if current is None:
+        if len(view.items) < 2:
             return flags
-        media = view.media[0]
-        earlier = ((media != TEXT) & (media < media.max())).nonzero().squeeze(1)
+        *before, current = view.items
+        earlier = torch.cat(before)
         # 1 - 0.9 is not exactly 0.1; the digits behind the ninth are noise.
         count = int(round(self.options.redundant_share * (1 - view.gamma) * len(earlier), 9))
         if count == 0:
@@ -132,10 +131,3 @@ class GuiKv(KvStrategy):
             return torch.linalg.qr(keys[:, spread].transpose(1, 2)).Q
         # The first r columns of an unpivoted QR depend on the first r columns alone.
         return torch.linalg.qr(keys[:, :rank].transpose(1, 2)).Q
-
-
-def _current(view: LayerView) -> Tensor | None:
-    """Rows of the last screenshot; None for a request without media. All heads hold the same rows."""
-    media = view.media[0]
-    last = int(media.max())
-    return None if last == TEXT else (media == last).nonzero().squeeze(1)

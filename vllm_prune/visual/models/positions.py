@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...vllm_compat import cuda_graphs
+
 COLUMNS = 6
 # Digits up to 255 are exact in bfloat16 and float16; whole positions above 256 are not.
 BASE = 256
@@ -93,8 +95,7 @@ class StepOffsets:
 
     def apply(self, positions: Tensor) -> None:
         """Add the offsets in place to int64 [3, n]; n may exceed the step by padding."""
-        capturing = positions.is_cuda and torch.cuda.is_current_stream_capturing()
-        if self.active or capturing:
+        if self.active or cuda_graphs.capturing():
             positions.add_(self.buffer[:, : positions.shape[1]])
 
 
