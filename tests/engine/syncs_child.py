@@ -17,7 +17,7 @@ FAMILY = "qwen2_5_vl"
 BESIDE_ITS_WEIGHTS = ("stts", "vision_selector")
 """Strategies with trained weights, which this checkpoint does not have."""
 WAITING = ("vidcom2", "recv_attn")
-"""The first one's shares of frames come from features; the second one's signal needs the ends of the tower's windows."""
+"""The first one's shares of frames come from features; the second one's signal needs where the tower's windows end."""
 
 
 def main(checkpoint: str) -> None:
