@@ -89,7 +89,7 @@ def _plugin() -> Check:
 def _adapters() -> list[Check]:
     from vllm import ModelRegistry
 
-    from ..visual.models.table import ADAPTERS
+    from ..visual.models.table import ADAPTERS, FAMILIES
 
     plugin.register_models()
     checks = []
@@ -102,6 +102,8 @@ def _adapters() -> list[Check]:
             continue
         registered = ModelRegistry.models[architecture].load_model_cls()
         detail = f"{target}" if registered is ours else f"registered is {registered}, not ours"
+        if architecture in FAMILIES:
+            detail = f"{FAMILIES[architecture].summary}; {detail}"
         checks.append(Check(architecture, registered is ours, detail))
     return checks
 

@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...catalogue import VISUAL
 from ...grid import Grid
@@ -35,7 +36,7 @@ def choose_cells(plan: ItemPlan, source: ItemSource) -> Tensor:
     """Kept cells of one item, int64 [K]."""
     started = time.perf_counter()
     if plan.indices is not None:
-        kept = torch.tensor(plan.indices, device=source.features.device)
+        kept = async_tensor_h2d(list(plan.indices), device=source.features.device, dtype=torch.int64)
     else:
         strategy = VISUAL.create(plan.strategy, plan.option_values)
         context = context_of(plan, strategy.needs, source)
