@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from vllm_prune.budget.kv import KEY, KvSpec
-from vllm_prune.kv.runners.v1 import CompactingRunnerMixin
+from vllm_prune.kv.runners.base import CompactingRunner
 from vllm_prune.kv.scheduler import CompactingMixin
 from vllm_prune.kv.window_slots import WindowLimits, WindowSlots
 from vllm_prune.telemetry import metrics
@@ -62,7 +62,7 @@ def test_a_good_budget_is_taken() -> None:
 
 
 def test_the_runner_agrees_with_the_scheduler() -> None:
-    runner: Any = CompactingRunnerMixin.__new__(CompactingRunnerMixin)
+    runner: Any = CompactingRunner.__new__(CompactingRunner)
     runner.kv_requests, runner.kv_compactor = {}, object()
     state = SimpleNamespace(sampling_params=SimpleNamespace(extra_args={KEY: "{"}), prompt_token_ids=[1])
     runner._track("r", state)

@@ -110,7 +110,7 @@ def test_a_long_window_is_not_starved_by_short_ones() -> None:
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 200), st.booleans()), max_size=60))
 def test_what_the_scheduler_admits_fits_into_the_store(steps: list[tuple[int, int, bool]]) -> None:
     limits = WindowLimits.of(engine(4))
-    slots, store = WindowSlots(limits), QueryStore([], limits.slots, torch.device("cpu"))
+    slots, store = WindowSlots(limits), QueryStore([], limits.slots, 8, torch.device("cpu"))
     acquired: dict[str, list[int]] = {}
     for number, window, ends in steps:
         name = str(number)
@@ -131,19 +131,19 @@ def test_the_store_never_grows() -> None:
     layer = SimpleNamespace(
         num_heads=2, head_size=4, dtype=torch.float32, impl=SimpleNamespace(forward=lambda layer, query: query.sum())
     )
-    store = QueryStore([layer], 6, torch.device("cpu"))
+    store = QueryStore([layer], 6, 8, torch.device("cpu"))
     memory = store.rows[0].data_ptr()
     first, second = store.acquire(4), store.acquire(2)
     with pytest.raises(RuntimeError, match="a window of 1 queries does not fit: 0 of 6 are free"):
         store.acquire(1)
     query = torch.arange(40.0).view(5, 2, 4)
-    store.arm(StepPlan([4, 0], [second[1], first[0]]), torch.device("cpu"))
+    store.arm(StepPlan([4, 0], [second[1], first[0]]))
     assert layer.impl.forward(layer, query) == query.sum()
-    store.arm(StepPlan(), torch.device("cpu"))
+    store.arm(StepPlan())
     layer.impl.forward(layer, query * 7)
-    assert torch.equal(store.queries(0, [first[0], second[1]]), query[[0, 4]])
+    assert torch.equal(store.queries(0, torch.tensor([first[0], second[1]])), query[[0, 4]])
     store.release(first)
     store.release(second)
     assert sorted(store.free) == list(range(6))
     assert store.rows[0].data_ptr() == memory
-    assert store.rows[0].shape == (6, 2, 4)
+    assert store.rows[0].shape == (7, 2, 4)

@@ -78,7 +78,7 @@ def test_the_fields_of_the_request(page: Page, site: Site, previews: Previews) -
     page.get_by_text("about divprune").click()
     page.get_by_label("where, Visual of setting A").select_option("tower")
     page.get_by_label("KV cache strategy of setting A").select_option("gui_kv")
-    page.get_by_label("Most answer tokens").fill("7")
+    page.get_by_label("Longest answer, in tokens").fill("7")
     page.get_by_role("textbox", name="Question").fill("what is it ?")
     previews.settle()
     ask(page)
@@ -141,13 +141,24 @@ def test_pictures_are_named_before_them_where_the_question_counts_them(page: Pag
     assert [part["type"] for part in parts] == ["text", "image_url"] * 3 + ["text"]
 
 
+def test_every_question_names_its_media_anew_so_that_no_cache_shortens_it(page: Page, site: Site) -> None:
+    controls = site.controls
+    example(page, "three screenshots")
+    ask(page)
+    page.get_by_role("button", name="(setting A alone)").click()
+    expect(page.get_by_role("button", name="Ask all")).to_be_enabled()
+    names = [part["uuid"] for chat in controls.chats for part in chat["messages"][0]["content"] if "uuid" in part]
+    assert len(names) == len(set(names)) == 9
+    assert all(len(name) > 24 for name in names)
+
+
 def test_an_answer_is_shown_while_it_comes_and_can_be_cancelled(page: Page, site: Site) -> None:
     controls = site.controls
     controls.answer = "grün " * 400 + "Ende"
     controls.piece_seconds = 0.02
     choose(page, picture_file())
     page.get_by_role("textbox", name="Question").fill("what is it ?")
-    page.get_by_label("ask it unpruned, too").uncheck()
+    page.get_by_label("also ask without a budget, as the reference").uncheck()
     page.get_by_role("button", name="Ask", exact=True).click()
     text = column(page).locator(".answer .text")
     expect(text).to_contain_text("grün grün")
@@ -212,6 +223,8 @@ def test_copied_text_asks_the_same(page: Page, site: Site, tmp_path: Path, kind:
     copied = controls.chats[-1]
     assert copied is not by_page
     del by_page["pruning"]["visual"]["return_kept"], by_page["stream"], by_page["stream_options"]
+    for part in by_page["messages"][0]["content"]:
+        part.pop("uuid", None)
     assert copied == by_page
 
 

@@ -110,7 +110,7 @@ def test_a_video_that_the_browser_cannot_show_still_has_its_cells(page: Page, si
     page.route("**/v1/pruning/preview", answer)
     choose(page, {"name": "odd.avi", "mimeType": "video/x-msvideo", "buffer": b"RIFF\0\0\0\0AVI LIST"})
     expect(column(page)).to_contain_text("This browser cannot show the video")
-    expect(overlay(page)).to_have_attribute("aria-label", "Setting A keeps 2 of 4 cells of step 1, 2 rows of 2")
+    expect(overlay(page)).to_have_attribute("aria-label", "Setting A keeps 2 of 4 visual tokens of step 1, 2 rows of 2")
 
 
 def test_twenty_megabytes_on_a_slow_server(page: Page, site: Site, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_twenty_megabytes_on_a_slow_server(page: Page, site: Site, tmp_path: Pat
     controls.first_seconds = 60
     page.get_by_role("button", name="Ask all").click()
     waiting = page.locator(".waiting")
-    expect(waiting).to_contain_text("Unpruned: waiting for the first token")
+    expect(waiting).to_contain_text("No budget: waiting for the first token")
     expect(waiting.locator("small")).to_have_text(re.compile(r"[1-9]\.\d s"))
     page.get_by_role("button", name="Cancel").click()
     expect(column(page, "reference")).to_contain_text("cancelled")

@@ -54,7 +54,7 @@ def test_dropped_cells_are_dark_on_the_screen_and_kept_ones_unchanged(page: Page
     (flags,) = previews.flags()
     shot = column(page).locator(".picture")
     covered = Image.open(io.BytesIO(shot.screenshot())).convert("RGB")
-    page.get_by_label("darken dropped cells").uncheck()
+    page.get_by_label("darken dropped tokens").uncheck()
     expect(overlay(page)).to_be_hidden()
     plain = Image.open(io.BytesIO(shot.screenshot())).convert("RGB")
     rows, columns = flags.shape
@@ -112,7 +112,9 @@ def test_several_pictures_have_a_bitmap_each(page: Page, previews: Previews) -> 
     assert_drawn(page, previews.flags(0)[0])
     page.get_by_role("button", name="2 two.png").click()
     (flags,) = previews.flags(1)
-    expect(overlay(page)).to_have_attribute("aria-label", f"Setting A keeps {flags.sum()} of 40 cells, 8 rows of 5")
+    expect(overlay(page)).to_have_attribute(
+        "aria-label", f"Setting A keeps {flags.sum()} of 40 visual tokens, 8 rows of 5"
+    )
     assert_drawn(page, flags)
     page.get_by_role("button", name="Remove one.png").click()
     expect(page.locator(".files li")).to_have_count(1)
@@ -129,7 +131,7 @@ def test_a_video_is_shown_step_by_step(page: Page, previews: Previews) -> None:
     shown = []
     for step, wanted in enumerate(flags):
         scrubber.fill(str(step))
-        label = f"Setting A keeps {wanted.sum()} of 63 cells of step {step + 1}, 7 rows of 9"
+        label = f"Setting A keeps {wanted.sum()} of 63 visual tokens of step {step + 1}, 7 rows of 9"
         expect(overlay(page)).to_have_attribute("aria-label", label)
         expect(frame).to_have_attribute("data-step", str(step))
         assert_drawn(page, wanted)
@@ -146,10 +148,10 @@ def test_a_video_before_a_picture_has_its_own_bitmap(page: Page, previews: Previ
     choose(page, EXAMPLES / "clip.mp4", picture_file(4, 7))
     expect(page.locator(".files li")).to_have_count(2)
     items = {item["modality"]: flags_of(item) for item in previews.last()["visual"]["items"]}
-    expect(overlay(page)).to_have_attribute("aria-label", re.compile("of 63 cells of step 1, 7 rows of 9$"))
+    expect(overlay(page)).to_have_attribute("aria-label", re.compile("of 63 visual tokens of step 1, 7 rows of 9$"))
     assert_drawn(page, items["video"][0])
     page.get_by_role("button", name="2 screen.png").click()
-    expect(overlay(page)).to_have_attribute("aria-label", re.compile("of 28 cells, 4 rows of 7$"))
+    expect(overlay(page)).to_have_attribute("aria-label", re.compile("of 28 visual tokens, 4 rows of 7$"))
     assert_drawn(page, items["image"][0])
 
 
@@ -207,3 +209,39 @@ def test_files_are_dropped_or_pasted_anywhere(page: Page, way: str) -> None:
         )
     expect(page.locator(".files li .name")).to_have_text("dropped.png")
     expect(overlay(page)).to_be_visible()
+
+
+def test_an_example_can_be_dragged_onto_the_page(page: Page) -> None:
+    page.get_by_role("button", name="three screenshots").drag_to(page.locator("main"))
+    expect(page.locator(".files li")).to_have_count(3)
+    expect(overlay(page)).to_be_visible()
+    expect(page.get_by_role("textbox", name="Question")).to_have_value("picture 1 : what colour is the diamond ?")
+    expect(page.locator(".drop.over")).to_have_count(0)
+    page.get_by_role("button", name="a web page").drag_to(page.locator(".drop"))
+    expect(page.locator(".files li .name")).to_have_text("page.png")
+
+
+def test_the_page_says_how_to_begin_until_there_is_a_picture(page: Page, previews: Previews) -> None:
+    start = page.get_by_role("region", name="Choose a budget by looking")
+    start.get_by_role("button", name="Take the first example").click()
+    expect(start).to_have_count(0)
+    assert_drawn(page, previews.flags()[0])
+
+
+def test_what_a_slider_means_is_written_below_it(page: Page, site: Site, previews: Previews) -> None:
+    meaning = column(page).locator(".meaning")
+    expect(meaning).to_have_text("keeps 50% of the visual tokens")
+    choose(page, picture_file())
+    expect(meaning).to_have_text("keeps 27 of 54 visual tokens")
+    previews.settle()
+    if site.mock is not None:
+        site.controls.preview_seconds = 20
+    with page.expect_request("**/v1/pruning/preview"):
+        slide(page, 0.3)
+    if site.mock is not None:
+        # The server has not counted yet: the figures of another budget would be wrong.
+        expect(meaning).to_have_text("keeps 30% of the visual tokens")
+        site.controls.preview_seconds = 0
+    page.get_by_label("Unit of the budget, Visual of setting A").select_option("max_tokens")
+    slide(page, 20)
+    expect(meaning).to_have_text("keeps 20 of 54 visual tokens")

@@ -18,7 +18,7 @@ export class Frames {
     this.ready = new Promise((resolve, reject) => {
       this.video.onloadeddata = () => resolve();
       this.video.onerror = () =>
-        reject(new Error("This browser cannot show the video; the cells are drawn on a plain ground."));
+        reject(new Error("This browser cannot show the video; the kept tokens are drawn on a plain ground."));
     });
     this.ready.catch(() => undefined);
     this.video.src = url;

@@ -75,12 +75,14 @@ export function read(file: File, progress: (share: number) => void, signal: Abor
  *
  * @param labelled writes "picture 1 ", "picture 2 ", ... before the media, so that the question can name them.
  * @param urlOf what stands for a medium; its data unless an example is written.
+ * @param uuid names the media for the server's caches; empty where their content does.
  */
 export function messagesJson(
   media: readonly Medium[],
   question: string,
   labelled: boolean,
   urlOf: (medium: Medium) => string = (medium) => medium.data,
+  uuid = "",
 ): string[] {
   const parts: string[] = ['[{"role":"user","content":['];
   const text = (value: string) => JSON.stringify({ type: "text", text: value });
@@ -88,7 +90,8 @@ export function messagesJson(
     const field = `${medium.modality}_url`;
     if (number) parts.push(",");
     if (labelled) parts.push(text(labelOf(medium, number)), ",");
-    parts.push(`{"type":"${field}","${field}":{"url":"`, urlOf(medium), '"}}');
+    const name = uuid && `,"uuid":"${uuid}-${number}"`;
+    parts.push(`{"type":"${field}","${field}":{"url":"`, urlOf(medium), `"}${name}}`);
   });
   if (question.trim()) parts.push(media.length ? "," : "", text(question));
   return [...parts, "]}]"];

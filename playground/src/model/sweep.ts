@@ -31,7 +31,7 @@ export interface Sweep {
 }
 
 export const COSTS = {
-  kept_share: "share kept",
+  kept_share: "share of tokens kept",
   prompt_tokens: "prompt tokens",
   visual_kept_tokens: "visual tokens kept",
   kv_left: "KV rows left",

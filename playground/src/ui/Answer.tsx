@@ -22,7 +22,7 @@ export function Answer({ column }: { column: ColumnId }) {
       )}
       {run.state === "running" && !run.text && <p class="note">…</p>}
       {run.state === "cancelled" && <p class="note">cancelled</p>}
-      {run.finish === "length" && <p class="note">cut at the most answer tokens</p>}
+      {run.finish === "length" && <p class="note">cut at the longest answer that is allowed</p>}
       {stale && <p class="note">answer to an earlier setting or question</p>}
     </div>
   );

@@ -3,6 +3,7 @@ import { Columns } from "./Columns";
 import { Difference } from "./Difference";
 import { Header } from "./Header";
 import { InputPanel } from "./InputPanel";
+import { Start } from "./Start";
 import { SweepPanel } from "./SweepPanel";
 import { ViewBar } from "./ViewBar";
 
@@ -13,7 +14,7 @@ export function App() {
       <div class="layout">
         <InputPanel />
         <main>
-          {media.value.length > 0 && <ViewBar />}
+          {media.value.length > 0 ? <ViewBar /> : <Start />}
           <Columns />
           {media.value.length > 0 && settings.value.length > 1 && <Difference />}
           <SweepPanel />

@@ -68,8 +68,15 @@ export function Chart({ rows, reference, cost, chosen, choose }: Props) {
         height: HEIGHT,
         scales: { x: { time: false, range: (_plot, _low, high) => [0, high * 1.04 || 1] }, y: { range: [0, 1.02] } },
         axes: [
-          { ...axis, label: COSTS[cost], labelSize: 22, ...(cost === "kept_share" ? { values: percentages } : {}) },
-          { ...axis, label: "accuracy", labelSize: 22, size: 52, values: percentages },
+          {
+            ...axis,
+            label: COSTS[cost],
+            labelSize: 22,
+            labelGap: -4,
+            size: 36,
+            ...(cost === "kept_share" ? { values: percentages } : {}),
+          },
+          { ...axis, label: "right answers", labelSize: 22, size: 52, values: percentages },
         ],
         cursor: { drag: { x: false, y: false }, points: { show: false } },
         legend: { live: false },
@@ -139,7 +146,7 @@ export function Chart({ rows, reference, cost, chosen, choose }: Props) {
       class="chart"
       ref={host}
       role="img"
-      aria-label={`Accuracy against ${COSTS[cost]}; the table below has the same points`}
+      aria-label={`Right answers against ${COSTS[cost]}; the table below has the same points`}
     />
   );
 }

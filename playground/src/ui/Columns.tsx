@@ -47,7 +47,7 @@ export function Columns() {
             checked={overlayOn.value}
             onChange={(event) => (overlayOn.value = event.currentTarget.checked)}
           />
-          darken dropped cells
+          darken dropped tokens
         </label>
       </div>
       <div class="columns">
@@ -63,18 +63,16 @@ export function Columns() {
 function Reference() {
   const medium = media.value[shown.value];
   return (
-    <article class="column" data-column="reference" aria-label="Unpruned reference">
+    <article class="column" data-column="reference" aria-label="Reference without a budget">
       <div class="head">
-        <h3>Unpruned</h3>
-        <span class="note">reference</span>
+        <h3>No budget</h3>
+        <span class="badge">reference</span>
       </div>
-      <p class="form note">Every visual token, nothing evicted from the cache.</p>
+      <p class="form note">
+        The same question with every visual token and the whole cache: what the settings are compared with.
+      </p>
       <div class="shot">
-        {medium ? (
-          <Picture medium={medium} steps={stepsShown()} />
-        ) : (
-          <p class="empty">The whole picture, to compare with.</p>
-        )}
+        {medium ? <Picture medium={medium} steps={stepsShown()} /> : <p class="empty">Your picture appears here.</p>}
       </div>
       <Answer column="reference" />
       <Numbers column="reference" />
@@ -122,10 +120,6 @@ function SettingColumn({ setting }: { setting: Setting }) {
   );
 }
 
-function Empty() {
-  return <p class="empty">Drop a screenshot, or take an example, to see which cells are kept.</p>;
-}
-
 const CAPTIONS = { engine: "kept by the engine", preview: "in the preview", "old preview": "updating…" };
 
 function Shot({ setting }: { setting: Setting }) {
@@ -138,7 +132,7 @@ function Shot({ setting }: { setting: Setting }) {
   if (!medium)
     return (
       <div class="shot">
-        <Empty />
+        <p class="empty">What this setting keeps of your picture appears here.</p>
       </div>
     );
   const content = (

@@ -6,7 +6,7 @@ import { COLOURS, compare, drawDifference } from "./drawing";
 import { Picture } from "./Picture";
 import { keptOf } from "./ViewBar";
 
-/** Which cells one setting keeps and another does not. */
+/** Which visual tokens one setting keeps and another does not. */
 export function Difference() {
   const [chosen, choose] = useState<[Letter, Letter]>(["A", "B"]);
   const canvas = useRef<HTMLCanvasElement>(null);
@@ -53,7 +53,7 @@ export function Difference() {
               ref={canvas}
               role="img"
               data-difference=""
-              aria-label={`Cells that only ${first} or only ${second} keeps: ${counts.first} and ${counts.second} of ${one.flags.length}`}
+              aria-label={`Visual tokens that only ${first} or only ${second} keeps: ${counts.first} and ${counts.second} of ${one.flags.length}`}
             />
           </Picture>
           <ul class="legend">
@@ -70,13 +70,13 @@ export function Difference() {
               <i class="swatch dark" /> neither <b>{counts.neither}</b>
             </li>
             <li class="note">
-              cells of {medium.name}, counted in the server's bitmaps
+              visual tokens of {medium.name}, counted in the server's bitmaps
               {one.steps > 1 ? ` over all ${one.steps} steps` : ""}
             </li>
           </ul>
         </div>
       ) : (
-        <p class="note">It appears when both settings have their cells: with a preview, or with an answer.</p>
+        <p class="note">It appears when both settings have a preview or an answer.</p>
       )}
     </section>
   );

@@ -50,7 +50,7 @@ export function Header() {
         <button type="button" onClick={use}>
           Use
         </button>
-        <small id="key-note">kept in this page's memory alone</small>
+        <small id="key-note">kept in memory only</small>
       </div>
       <p class="state" role="status">
         {connecting.value ? (

@@ -1,12 +1,12 @@
-import { useRef, useState } from "preact/hooks";
-import { EXAMPLES, fetchExample, type Example } from "../model/examples";
+import { useRef } from "preact/hooks";
+import { EXAMPLES } from "../model/examples";
 import { sizeText } from "../model/media";
+import { DRAGGED_EXAMPLE, exampleError, takeExample } from "../state/examples";
 import { allColumns, ask, cancel } from "../state/requests";
 import {
   add,
   asking,
   cancelReading,
-  clear,
   clock,
   expected,
   labelled,
@@ -45,7 +45,7 @@ function DropZone() {
       <button type="button" class="choose" onClick={() => chooser.current?.click()}>
         Choose files
       </button>
-      <p>or drop or paste them anywhere on the page</p>
+      <p>or drop or paste them anywhere on the page; an example, too</p>
       <input
         ref={chooser}
         type="file"
@@ -80,36 +80,27 @@ function DropZone() {
 }
 
 function Examples() {
-  const [failed, setFailed] = useState("");
-  const take = async (example: Example) => {
-    try {
-      const files = await fetchExample(example);
-      clear();
-      labelled.value = example.labelled;
-      question.value = example.question;
-      expected.value = { question: example.question, answer: example.answer };
-      setFailed("");
-      await add(files);
-    } catch (error) {
-      setFailed(`The example could not be loaded: ${(error as Error).message}`);
-    }
-  };
   return (
     <section class="examples" aria-labelledby="examples-title">
       <h2 id="examples-title">Examples</h2>
       <ul>
         {EXAMPLES.map((example) => (
           <li key={example.name}>
-            <button type="button" onClick={() => void take(example)}>
-              <img src={example.thumbnail} alt="" width={72} height={54} />
+            <button
+              type="button"
+              draggable
+              onDragStart={(event) => event.dataTransfer?.setData(DRAGGED_EXAMPLE, example.name)}
+              onClick={() => void takeExample(example)}
+            >
+              <img src={example.thumbnail} alt="" width={72} height={54} draggable={false} />
               <span>{example.name}</span>
             </button>
           </li>
         ))}
       </ul>
-      {failed && (
+      {exampleError.value && (
         <p class="problem" role="alert">
-          {failed}
+          {exampleError.value}
         </p>
       )}
     </section>
@@ -173,10 +164,10 @@ function Question() {
         }}
       />
       {expected.value.answer && expected.value.question === question.value && media.value.length > 0 && (
-        <p class="note">right would be “{expected.value.answer}”</p>
+        <p class="note">the right answer is “{expected.value.answer}”</p>
       )}
       <label class="line">
-        Most answer tokens
+        Longest answer, in tokens
         <NumberInput
           min={1}
           max={4096}
@@ -192,7 +183,7 @@ function Question() {
           checked={withReference.value}
           onChange={(event) => (withReference.value = event.currentTarget.checked)}
         />
-        ask it unpruned, too, as the reference
+        also ask without a budget, as the reference
       </label>
       <div class="actions">
         <button
@@ -228,7 +219,7 @@ function Waiting() {
   return (
     <div class="waiting">
       <p role="status">
-        {column === "reference" ? "Unpruned" : `Setting ${column}`}: {doing}
+        {column === "reference" ? "No budget" : `Setting ${column}`}: {doing}
       </p>
       <progress aria-label="The server is at work" />
       <small aria-hidden="true">{seconds.toFixed(1)} s</small>

@@ -4,7 +4,7 @@ import type { Letter } from "../model/settings";
 import { overlayOn, step } from "../state/store";
 import { COLOURS, drawKept } from "./drawing";
 
-/** Kept cells of one setting over the picture. */
+/** Kept visual tokens of one setting over the picture. */
 export function KeptOverlay({ kept, letter }: { kept: Kept; letter: Letter }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const at = Math.min(step.value, kept.steps - 1);
@@ -20,7 +20,7 @@ export function KeptOverlay({ kept, letter }: { kept: Kept; letter: Letter }) {
       role="img"
       data-setting={letter}
       hidden={!overlayOn.value}
-      aria-label={`Setting ${letter} keeps ${here} of ${kept.rows * kept.columns} cells${where}, ${kept.rows} rows of ${kept.columns}`}
+      aria-label={`Setting ${letter} keeps ${here} of ${kept.rows * kept.columns} visual tokens${where}, ${kept.rows} rows of ${kept.columns}`}
     />
   );
 }

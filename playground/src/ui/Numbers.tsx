@@ -41,7 +41,7 @@ export function Numbers({ column }: { column: ColumnId }) {
         />
         <Line name="Tokens/s" measured value={fresh ? speed(fresh) : undefined} />
       </dl>
-      <p class="note">* measured in this browser</p>
+      <p class="note">* measured in this browser, without help from caches</p>
       {clamped.map((one) => (
         <p class="clamped" key={one.param}>
           Changed by the server: <code>{one.param}</code> {String(one.requested)} → {String(one.applied)} ({one.reason})
@@ -63,7 +63,8 @@ function referencePrompt(): number | undefined {
 function speed(run: Run): string | undefined {
   const tokens = run.usage?.completion_tokens ?? 0;
   if (run.first === null || run.last === null || tokens < 2 || run.last <= run.first) return undefined;
-  return (((tokens - 1) * 1000) / (run.last - run.first)).toFixed(1);
+  const perSecond = ((tokens - 1) * 1000) / (run.last - run.first);
+  return perSecond.toFixed(perSecond < 100 ? 1 : 0);
 }
 
 interface LineProps {

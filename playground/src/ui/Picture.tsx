@@ -16,7 +16,7 @@ export function Picture({ medium, steps, children }: { medium: Medium; steps: nu
 function Still({ medium }: { medium: Medium }) {
   const [broken, setBroken] = useState(false);
   if (broken)
-    return <p class="plain">This browser cannot show {medium.name}; the cells are drawn on a plain ground.</p>;
+    return <p class="plain">This browser cannot show {medium.name}; the kept tokens are drawn on a plain ground.</p>;
   return <img src={medium.url} alt="" onError={() => setBroken(true)} />;
 }
 

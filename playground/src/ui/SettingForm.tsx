@@ -8,6 +8,8 @@ import { NumberInput } from "./NumberInput";
 /** Strategy and budget of a setting, for the picture and for the cache. */
 export function SettingForm({ setting }: { setting: Setting }) {
   const { letter } = setting;
+  const visual = visualOf(letter);
+  const preview = previewOf(letter);
   return (
     <div class="form">
       {presets.value.length > 0 && (
@@ -36,20 +38,24 @@ export function SettingForm({ setting }: { setting: Setting }) {
         <>
           <BudgetForm
             name="Visual"
+            label="Visual tokens"
             part="visual"
             letter={letter}
             budget={setting.visual}
             strategies={visualStrategies.value}
-            most={visualOf(letter)?.visual.input_tokens}
+            most={visual?.visual.input_tokens}
+            kept={visual?.from === "old preview" ? undefined : visual?.visual.kept_tokens}
             change={(visual) => update({ ...setting, visual })}
           />
           <BudgetForm
             name="KV cache"
+            label="KV cache"
             part="kv"
             letter={letter}
             budget={setting.kv}
             strategies={kvStrategies.value}
-            most={previewOf(letter)?.answer.prompt_tokens}
+            most={preview?.answer.prompt_tokens}
+            kept={preview?.old ? undefined : preview?.answer.kv?.kept_tokens}
             change={(kv) => update({ ...setting, kv })}
           />
         </>
@@ -59,13 +65,18 @@ export function SettingForm({ setting }: { setting: Setting }) {
 }
 
 interface FormProps {
+  /** In the names of the controls. */
   name: string;
+  /** As people read it. */
+  label: string;
   part: "visual" | "kv";
   letter: Letter;
   budget: Budget;
   strategies: Strategy[];
   /** Tokens that there are, where the server has said it. */
   most: number | undefined;
+  /** How many of them stay; undefined while the server counts. */
+  kept: number | undefined;
   change: (budget: Budget) => void;
 }
 
@@ -89,17 +100,17 @@ function BudgetForm(form: FormProps) {
   );
 }
 
-function StrategyRow({ name, part, letter, budget, strategies, change }: FormProps) {
+function StrategyRow({ name, label, part, letter, budget, strategies, change }: FormProps) {
   return (
     <label class="row">
-      <span>{name}</span>
+      <span>{label}</span>
       <select
         value={budget.strategy}
         aria-label={`${name} strategy of setting ${letter}`}
         aria-invalid={blamed(letter, part, "strategy")}
         onChange={(event) => change({ ...budget, strategy: event.currentTarget.value, options: {} })}
       >
-        <option value="">off</option>
+        <option value="">keep all</option>
         {strategies.map((one) => {
           const fitting = fits(one, kinds.value);
           return (
@@ -114,7 +125,7 @@ function StrategyRow({ name, part, letter, budget, strategies, change }: FormPro
   );
 }
 
-function SizeRow({ part, letter, budget, most, change, title }: FormProps & { title: string }) {
+function SizeRow({ part, letter, budget, most, kept, change, title }: FormProps & { title: string }) {
   const ratio = budget.by === "keep";
   const value = ratio ? budget.keep : budget.tokens;
   const limits = ratio
@@ -122,23 +133,15 @@ function SizeRow({ part, letter, budget, most, change, title }: FormProps & { ti
     : { min: 1, max: Math.max(most ?? 1024, budget.tokens), step: 1 };
   const set = (size: number) => change({ ...budget, ...(ratio ? { keep: size } : { tokens: Math.round(size) }) });
   return (
-    <div class="row budget">
+    <div class="budget">
       <select
         aria-label={`Unit of the budget, ${title}`}
         value={budget.by}
         onChange={(event) => change({ ...budget, by: event.currentTarget.value as Budget["by"] })}
       >
-        <option value="keep">keep</option>
-        <option value="max_tokens">max tokens</option>
+        <option value="keep">keep ratio</option>
+        <option value="max_tokens">most tokens</option>
       </select>
-      <input
-        type="range"
-        {...limits}
-        value={value}
-        aria-label={`Budget, ${title}`}
-        aria-invalid={blamed(letter, part, budget.by)}
-        onInput={(event) => set(event.currentTarget.valueAsNumber)}
-      />
       <NumberInput
         min={0}
         max={ratio ? 1 : undefined}
@@ -148,8 +151,27 @@ function SizeRow({ part, letter, budget, most, change, title }: FormProps & { ti
         aria-invalid={blamed(letter, part, budget.by)}
         set={set}
       />
+      <input
+        type="range"
+        {...limits}
+        value={value}
+        aria-label={`Budget, ${title}`}
+        aria-invalid={blamed(letter, part, budget.by)}
+        onInput={(event) => set(event.currentTarget.valueAsNumber)}
+      />
+      <p class="note meaning">{meaning(part, budget, most, kept)}</p>
     </div>
   );
+}
+
+const THINGS = { visual: "visual tokens", kv: "cached rows" };
+
+/** What a budget comes to: in words until the server has counted, then in its numbers. */
+function meaning(part: FormProps["part"], budget: Budget, most: number | undefined, kept: number | undefined) {
+  const things = THINGS[part];
+  if (most !== undefined && kept !== undefined) return `keeps ${kept} of ${most} ${things}`;
+  if (budget.by === "max_tokens") return `keeps at most ${budget.tokens} ${things}`;
+  return `keeps ${Math.round(budget.keep * 1000) / 10}% of the ${things}`;
 }
 
 function Options({

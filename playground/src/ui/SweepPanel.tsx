@@ -39,7 +39,8 @@ export function SweepPanel() {
         />
         {!sweep && (
           <span class="note">
-            the <code>sweep.json</code> of <code>vllm-prune sweep</code>: accuracy against cost on your own requests
+            the <code>sweep.json</code> of <code>vllm-prune sweep</code>: right answers against cost, on your own
+            requests
           </span>
         )}
       </div>
@@ -64,7 +65,7 @@ function Result({ sweep }: { sweep: Sweep }) {
   return (
     <>
       <p class="note">
-        {[sweep.data, sweep.model, `${sweep.samples} samples`].filter(Boolean).join(", ")}. Bars and brackets are 95%
+        {[sweep.data, sweep.model, `${sweep.samples} samples`].filter(Boolean).join(", ")}. Bars and ranges are 95%
         intervals.
       </p>
       <div class="heading">
@@ -108,7 +109,8 @@ function Choice({ name, value, values, change, text = (one) => one }: ChoiceProp
   );
 }
 
-const percent = (share: number) => `${(100 * share).toFixed(1)} %`;
+const percent = (share: number) => `${(100 * share).toFixed(1)}%`;
+const sentence = (text: string) => text[0]!.toUpperCase() + text.slice(1);
 
 function Take({ row }: { row: Row | null }) {
   const [letter, setLetter] = useState<Letter>("A");
@@ -123,7 +125,7 @@ function Take({ row }: { row: Row | null }) {
             <b>
               {row.strategy} {row.keep}
             </b>
-            : {percent(row.accuracy)} ({percent(row.accuracy_low)} to {percent(row.accuracy_high)}),{" "}
+            : right answers {percent(row.accuracy)} ({percent(row.accuracy_low)} to {percent(row.accuracy_high)}),{" "}
             {row.prompt_tokens.toFixed(0)} prompt tokens {said}
           </>
         ) : (
@@ -172,10 +174,18 @@ function Table({
         <thead>
           <tr>
             <th scope="col">Strategy</th>
-            <th scope="col">Keep</th>
-            <th scope="col">Accuracy</th>
-            <th scope="col">95% interval</th>
-            <th scope="col">{COSTS[cost]}</th>
+            <th scope="col" class="number">
+              Keep
+            </th>
+            <th scope="col" class="number">
+              Right answers
+            </th>
+            <th scope="col" class="number">
+              95% interval
+            </th>
+            <th scope="col" class="number">
+              {sentence(COSTS[cost])}
+            </th>
           </tr>
         </thead>
         <tbody>
@@ -197,14 +207,16 @@ function Table({
                   row.strategy
                 )}
               </th>
-              <td>{row.keep}</td>
+              <td class="number">{row.keep}</td>
               {row.n > 0 ? (
                 <>
-                  <td>{percent(row.accuracy)}</td>
-                  <td>
+                  <td class="number">{percent(row.accuracy)}</td>
+                  <td class="number">
                     {percent(row.accuracy_low)} to {percent(row.accuracy_high)}
                   </td>
-                  <td>{cost === "kept_share" ? percent(costOf(row, cost)) : costOf(row, cost).toFixed(0)}</td>
+                  <td class="number">
+                    {cost === "kept_share" ? percent(costOf(row, cost)) : costOf(row, cost).toFixed(0)}
+                  </td>
                 </>
               ) : (
                 <td class="refused" colSpan={3}>

@@ -41,7 +41,7 @@ export function keptOf(letter: (typeof settings.value)[number]["letter"], number
   return item ? decode(item) : null;
 }
 
-/** Stills of the video and, below, each setting's share of kept cells per temporal step; a slider to scrub. */
+/** Stills of the video and, below, each setting's share of kept tokens per temporal step; a slider to scrub. */
 function Strip({ medium }: { medium: Medium }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const rows = settings.value.map(({ letter }) => ({ letter, kept: keptOf(letter, shown.value) }));
@@ -58,7 +58,7 @@ function Strip({ medium }: { medium: Medium }) {
       context.clearRect(0, 0, canvas.current!.width, canvas.current!.height);
       for (let i = 0; i < stills && current; i++) {
         const frame = await frames.at(frames.timeOf(Math.floor(((i + 0.5) * steps) / stills), steps));
-        if (current) cover(context, frame, i * width, width, canvas.current!.height);
+        if (current) fit(context, frame, i * width, width, canvas.current!.height);
       }
     })().catch(() => undefined);
     return () => {
@@ -94,13 +94,14 @@ function Strip({ medium }: { medium: Medium }) {
   );
 }
 
-function cover(context: CanvasRenderingContext2D, frame: ImageBitmap, x: number, width: number, height: number): void {
-  const scale = Math.max(width / frame.width, height / frame.height);
-  const [w, h] = [width / scale, height / scale];
-  context.drawImage(frame, (frame.width - w) / 2, (frame.height - h) / 2, w, h, x, 0, width - 1, height);
+/** Draw a whole frame into a place of the strip. */
+function fit(context: CanvasRenderingContext2D, frame: ImageBitmap, x: number, width: number, height: number): void {
+  const scale = Math.min((width - 4) / frame.width, height / frame.height);
+  const [w, h] = [frame.width * scale, frame.height * scale];
+  context.drawImage(frame, x + (width - w) / 2, (height - h) / 2, w, h);
 }
 
-/** One bar per temporal step: the share of its cells that a setting keeps. */
+/** One bar per temporal step: the share of its visual tokens that a setting keeps. */
 function Shares({ letter, kept }: { letter: keyof typeof COLOURS; kept: Kept }) {
   const canvas = useRef<HTMLCanvasElement>(null);
   const shares = Array.from({ length: kept.steps }, (_, at) => count(stepFlags(kept, at)) / (kept.rows * kept.columns));
@@ -124,7 +125,7 @@ function Shares({ letter, kept }: { letter: keyof typeof COLOURS; kept: Kept }) 
         width={1280}
         height={28}
         role="img"
-        aria-label={`Share of cells that setting ${letter} keeps, per step: ${shares.map((share) => `${Math.round(share * 100)} %`).join(", ")}`}
+        aria-label={`Share of visual tokens that setting ${letter} keeps, per step: ${shares.map((share) => `${Math.round(share * 100)} %`).join(", ")}`}
       />
     </div>
   );

@@ -1,11 +1,13 @@
 import { useEffect, useState } from "preact/hooks";
+import { DRAGGED_EXAMPLE, takeDragged } from "../state/examples";
 
 const filesOf = (transfer: DataTransfer | null): File[] => [...(transfer?.files ?? [])];
 
 /**
- * Take files that are dropped or pasted anywhere on the page; text that is dragged about is left to the browser.
+ * Take files and examples that are dropped anywhere on the page, and files that are pasted; text that is dragged about
+ * is left to the browser.
  *
- * @returns whether files are being dragged over the page.
+ * @returns whether something of these is being dragged over the page.
  */
 export function useFilesFromAnywhere(take: (files: File[]) => void): boolean {
   const [over, setOver] = useState(false);
@@ -13,10 +15,14 @@ export function useFilesFromAnywhere(take: (files: File[]) => void): boolean {
     const listening = new AbortController();
     const { signal } = listening;
     const drag = (event: DragEvent) => {
-      if (!event.dataTransfer?.types.includes("Files")) return;
+      const { dataTransfer } = event;
+      const example = dataTransfer?.types.includes(DRAGGED_EXAMPLE);
+      if (!dataTransfer || !(example || dataTransfer.types.includes("Files"))) return;
       event.preventDefault();
       setOver(event.type === "dragover");
-      if (event.type === "drop") take(filesOf(event.dataTransfer));
+      if (event.type !== "drop") return;
+      if (example) void takeDragged(dataTransfer.getData(DRAGGED_EXAMPLE));
+      else take(filesOf(dataTransfer));
     };
     for (const kind of ["drop", "dragover", "dragleave"] as const) document.addEventListener(kind, drag, { signal });
     const paste = (event: ClipboardEvent) => {
