@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,8 @@ from ..machine import RESULTS, hardware, has_cuda
 from ..random_model import parameters
 from ..servers import PRELOAD_AT_START
 from ..seven_b import Model, served
+from ..shapes import Shape
+from . import bound, micro
 from .arms import EVS, OURS, STOCK, Arm, matrix, off, pruning_arguments, stock, visual
 from .fleet import Fleet, Plan
 from .rounds import Clock, Load, Measured, measure
@@ -147,8 +149,13 @@ def main(
     if all_arms:
         loads = _loads(sizes, workload, concurrency or [1, 8, 32])
         arms = list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS))
+        speeds = micro.measure()
         found = run(folder, given, arms, loads, rounds)
-        name, result = "speed_matrix", {"cells": [summarise(one, ttft_target) for one in found]}
+        name, result = "speed_matrix", {"speeds": asdict(speeds), "cells": []}
+        for load, one in zip(loads, found, strict=True):
+            result["cells"].append(cell := summarise(one, ttft_target))
+            if not load.workload.parts:
+                bound.add_to(cell, Shape.of(folder), load.workload, arms, speeds)
     else:
         name, result = "speed", _few(folder, given, sizes, strategy, (concurrency or [4])[0], requests, rounds)
         result["setting"] = {"visual_tokens": rows * cols, "rounds": rounds, "requests": requests,

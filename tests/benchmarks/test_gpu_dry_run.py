@@ -96,7 +96,7 @@ def test_off_is_stock_and_budgets_are_kept(dry: tuple[subprocess.CompletedProces
     _, out = dry
     machine, exact = read(out, "machine"), read(out, "exact")["runners"]["v1"]
     assert "vllm_prune" in machine["plugins"]["vllm.general_plugins"]
-    assert min(machine["speeds"]["flops"], machine["speeds"]["bytes"]) > 1e6
+    assert min(machine["speeds"]["flops"], machine["speeds"]["bytes"]) > 1e5
     assert (exact["off"]["different"], exact["off"]["control_noticed"]) == ([], True)
     assert exact["off"]["tokens_compared"] > 20
     assert len(exact["visual"]) == 4
