@@ -29,8 +29,8 @@ from vllm_prune.sweep.graders import Expectation
 from vllm_prune.sweep.report import rows, table, write
 from vllm_prune.sweep.statistics import paired
 
+from .machine import RESULTS, hardware
 from .servers import Server
-from .speed import RESULTS, hardware
 from .tasks import GENERATORS, sample
 from .tasks import Sample as Generated
 from .tasks.draw import CELL

@@ -16,12 +16,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-WANTED = "VLLM_PRUNE_TESTS_RUNNER_V2"
+WANTED = "PRUNE_TESTS_RUNNER_V2"
 """Set for this process and its children once `install` has run."""
-ASYNCHRONOUS = "VLLM_PRUNE_TESTS_ASYNC"
+ASYNCHRONOUS = "PRUNE_TESTS_ASYNC"
 """Set for children whose engine shall schedule asynchronously, as on CUDA."""
 VARIABLES = {WANTED: "1", "TRITON_INTERPRET": "1", "TRITON_DEFAULT_BACKEND": "cpu", "VLLM_USE_V2_MODEL_RUNNER": "1"}
 SITE = Path(__file__).parent / "engine" / "sitecustomize"
@@ -125,6 +125,17 @@ def _add_backend(module: Any) -> None:
     module.backends["cpu"] = module.Backend(compiler=module.backends["nvidia"].compiler, driver=Driver)
 
 
+def _hasten(module: Any) -> None:
+    """Twice as fast: no check of every sum for overflow, and the language is prepared once per kernel.
+
+    Triton's interpreter prepares the modules that a function sees again for each function that a kernel calls.
+    """
+    module.interpreter_builder.options = module.InterpreterOptions(sanitize_overflow=False)
+    every, prepare = SimpleNamespace(__globals__={"tl": module.tl, "core": module.tl.core}), module._patch_lang
+    module._patch_lang = lambda function: prepare(every)
+    module.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
+
+
 def _complete_platform(module: Any) -> None:
     if ASYNCHRONOUS in os.environ:
         _schedule_ahead(module.CpuPlatform)
@@ -132,6 +143,7 @@ def _complete_platform(module: Any) -> None:
 
 COMPLETED: dict[str, Callable[[ModuleType], None]] = {
     "triton.backends": _add_backend,
+    "triton.runtime.interpreter": _hasten,
     "vllm.platforms.cpu": _complete_platform,
 }
 """What is done to a module once its body has run."""

@@ -89,7 +89,7 @@ class Oracle:
         self.hf: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
         self.processor: Any = AutoProcessor.from_pretrained(path)
         self.config: Any = self.hf.config
-        self.qwen3 = self.config.model_type == "qwen3_vl"
+        self.qwen3 = self.config.model_type.startswith("qwen3_")
 
     @torch.no_grad()
     def answer(self, request: Request, steps: int, evict: Evict | None = None) -> Expected:

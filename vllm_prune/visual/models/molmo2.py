@@ -26,6 +26,7 @@ from vllm.model_executor.models.molmo2 import (
     Molmo2ProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...budget.canonical import VisualSpec
 from ...budget.errors import BudgetError
@@ -276,12 +277,12 @@ def layout(kept: Tensor, plan: ItemPlan, grid: Grid) -> tuple[Tensor, Tensor]:
     frame = kept // grid.per_frame
     places = torch.arange(len(kept), device=device) + MARKS * frame + 1
     ends = [0, *accumulate(count + MARKS for count in plan.per_frame)]
-    starts = torch.tensor(ends[:-1], device=device)
+    bounds = async_tensor_h2d(ends, device=device, dtype=torch.int64)
     numbers = torch.arange(grid.frames, device=device) * length
     origins = torch.empty(ends[-1], dtype=torch.int64, device=device)
     origins[places] = kept + MARKS * frame + 1
-    origins[starts] = numbers
-    origins[torch.tensor(ends[1:], device=device) - 1] = numbers + length - 1
+    origins[bounds[:-1]] = numbers
+    origins[bounds[1:] - 1] = numbers + length - 1
     return origins, places
 
 

@@ -240,8 +240,8 @@ def best_per_frame(scores: Tensor, per_frame: Sequence[int]) -> Tensor:
     order = by_frame.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(by_frame.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
-    limits = torch.tensor(list(per_frame), device=order.device)
-    return (rank < limits[:, None]).flatten().nonzero().squeeze(1)
+    limits = to_device(torch.tensor(list(per_frame)), order.device)
+    return places_of((rank < limits[:, None]).flatten(), sum(per_frame))
 
 
 def best(scores: Tensor, count: int, frames: int) -> Tensor:
@@ -257,5 +257,19 @@ def best(scores: Tensor, count: int, frames: int) -> Tensor:
         forced = first + torch.arange(frames, device=scores.device) * per_frame
         lifted = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
         lifted[forced] = True
-        order = torch.cat([forced, order[~lifted[order]]])
+        order = torch.cat([forced, order[places_of(~lifted[order], len(order) - frames)]])
     return order[:count]
+
+
+def places_of(mask: Tensor, count: int) -> Tensor:
+    """Where a bool [M] mask holds, int64 [count], ascending. The count is the caller's, so no host waits for it."""
+    return torch.nonzero_static(mask, size=count).squeeze(1)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without waiting for what runs there."""
+    if device.type == "cpu":
+        return tensor
+    from vllm.utils.torch_utils import async_tensor_h2d
+
+    return async_tensor_h2d(tensor, device=device)

@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...catalogue import VISUAL
 from ...grid import Grid
@@ -55,7 +56,8 @@ def kept_rows(plan: ItemPlan, source: ItemSource, rows: Tensor) -> tuple[Tensor,
 def _reduce(plan: ItemPlan, source: ItemSource) -> Reduction:
     started = time.perf_counter()
     if plan.indices is not None:
-        reduction = Reduction(torch.tensor(plan.indices, device=source.features.device))
+        indices = async_tensor_h2d(list(plan.indices), device=source.features.device, dtype=torch.int64)
+        reduction = Reduction(indices)
     else:
         strategy = VISUAL.create(plan.strategy, plan.option_values)
         context = context_of(plan, strategy.wanted(), source)
