@@ -61,6 +61,13 @@ def test_an_open_tower() -> None:
         assert tower_refusal(config(), spec(name, **options)) is None
 
 
+def test_options_decide_which_signals_are_needed() -> None:
+    hidden = config(compiled=True)
+    assert refused(hidden, spec("idpruner", importance="attention")).cause == "hidden_tower"
+    assert refused(hidden, spec("idpruner", importance="selector")).cause == "selector"
+    assert tower_refusal(hidden, spec("idpruner")) is None
+
+
 def test_a_cut_behind_the_last_block() -> None:
     finding = refused(config(), spec("divprune", where="tower", after=6))
     assert "at most 5" in finding.text

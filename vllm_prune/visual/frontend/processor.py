@@ -7,6 +7,7 @@ of its hash. Without a budget the parent runs unchanged.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,6 +23,7 @@ from ...budget.canonical import KEY, VisualSpec
 from ...budget.errors import BudgetError
 from ...catalogue import VISUAL
 from ...grid import MODALITIES, Grid, Modality, bitmap
+from ...signals import VisualSignal
 from ..item_plan import ItemPlan, decode, field_name, unpruned, with_cut
 from ..scorers.tower_shape import tower_shape
 from ..strategies.base import Cells, PixelStrategy
@@ -185,7 +187,7 @@ class PrunedProcessor(GridItems):
         if count == grid.tokens:
             return unpruned()
         patches = self.patches_of(modality, data, index)
-        if patches is None and VISUAL.strategy_class(budget.strategy).needs & {"scorer", "tower_attention"}:
+        if patches is None and _wanted(budget) & {"scorer", "tower_attention"}:
             raise ValueError(f"strategy {budget.strategy!r} looks into the tower, but this item came as embeddings")
         segments = self.segments_of(modality, data, index)
         split = VISUAL.strategy_class(budget.strategy).frame_split
@@ -282,6 +284,10 @@ class PrunedProcessor(GridItems):
 
 def _without(kwargs: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in kwargs.items() if key != KEY}
+
+
+def _wanted(budget: ItemBudget) -> frozenset[VisualSignal]:
+    return VISUAL.create(budget.strategy, json.loads(budget.options)).wanted()
 
 
 def _compares(budget: ItemBudget) -> bool:

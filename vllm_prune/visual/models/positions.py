@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...vllm_compat import cuda_graphs
 
@@ -90,7 +91,8 @@ class StepOffsets:
             torch.zeros(3, n, dtype=torch.int64, device=device) if part is None else part.to(device)
             for part, n in zip(relative, lengths, strict=True)
         ]
-        mask = is_media.to(device)
+        # vLLM's V1 runner has this mask on the host, V2 on the device.
+        mask = async_tensor_h2d(is_media, device=device) if is_media.is_cpu else is_media
         self.buffer[:, : len(mask)].masked_scatter_(mask.expand(3, -1), torch.cat(parts, dim=1))
         self.active = True
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...config.worker_facts import WorkerFacts
 from ...grid import Grid
@@ -23,7 +24,7 @@ from ..tower.cut import TowerCut
 from ..tower.key_bias import biased_attention
 from ..tower.received_attention import Listener, TowerAttention
 from ..tower.scored_cut import TowerScorer
-from ..tower.select import PrunePoint, build_cut, choose_cells, prune_point
+from ..tower.select import PrunePoint, build_cut, kept_rows, prune_point
 from ..tower.signals import Captures, ItemSource, needed
 from .placing import PlacedModel
 from .positions import COLUMNS, Run, StepOffsets, attach, grid_positions, lay_out, slots_of
@@ -137,8 +138,8 @@ class PrunedModel(PlacedModel, TowerCut):
         self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, captured: Any
     ) -> Tensor:
         grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
-        kept = choose_cells(plan, ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts))
-        return self._place(embedding[kept], kept, grid, kwargs, modality, index)
+        source = ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts)
+        return self._place(*kept_rows(plan, source, embedding), grid, kwargs, modality, index)
 
     def _grid(self, thw: Any) -> Grid:
         # A tensor from the runner, a list from vLLM's encoder-graph manager; on the CPU either way.
@@ -150,7 +151,7 @@ class PrunedModel(PlacedModel, TowerCut):
     ) -> Tensor:
         """Rows of kept cells with their coordinates."""
         relative = grid_positions(grid.frames, grid.rows, grid.cols, self.frame_step(modality, kwargs, index))
-        return attach(rows, relative.to(rows.device)[:, kept])
+        return attach(rows, async_tensor_h2d(relative, device=rows.device)[:, kept])
 
     def _micro_batches(self, kwargs: dict[str, Any], modality: str) -> Iterator[tuple[dict[str, Any], int, int]]:
         """Split a batch by raw patches: the tower's memory follows them, not the kept count."""
