@@ -162,6 +162,9 @@ FAMILIES: dict[str, Family] = {
     "InternVLForConditionalGeneration": _generic(
         "InternVL (HF)", "interns1:InternS1ForConditionalGeneration", per_frame=True, kv="yes"
     ),
+    "InternS1ForConditionalGeneration": _generic(
+        "Intern-S1", "interns1:InternS1ForConditionalGeneration", per_frame=True, tested=_BY_INHERITANCE
+    ),
     "LlavaOnevisionForConditionalGeneration": _generic(
         "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration"
     ),
