@@ -94,7 +94,6 @@ ROWS = {
     ),
     "glm4v": GLM4V,
     "glm4v_moe": replace(GLM4V, recipe=recipes.glm4v_moe, slow=True),
-    "exaone4_5": Row(recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"), slow=True),
     "idefics3": Row(
         recipes.idefics3, None, ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
         "<image>", None, ("<image>",), slow=True,
