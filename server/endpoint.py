@@ -25,6 +25,7 @@ from vllm_prune.request import current
 from vllm_prune.support.self_check import inspect_workers, kv_findings, visual_findings
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
+from vllm_prune.visual.models.abilities import families_of
 from vllm_prune.vllm_compat import item_sizes, version
 from vllm_prune.vllm_compat.plugin import patch_server
 from vllm_prune.vllm_compat.validation_errors import replace_validation_handler
@@ -151,8 +152,9 @@ def _config() -> PruneConfig:
 
 @router.get("/v1/pruning/strategies")
 async def strategies() -> JSONResponse:
-    """The catalogue."""
-    return JSONResponse({"object": "list", "data": entries()})
+    """The catalogue, with the architectures that can run each strategy."""
+    data = [{**entry, "families": families_of(entry)} for entry in entries()]
+    return JSONResponse({"object": "list", "data": data})
 
 
 @router.get("/v1/pruning/presets")

@@ -42,7 +42,7 @@ from ..scorers.tower_shape import MOLMO2_SIDE
 from ..strategies.base import Cells
 from ..tower.molmo2 import FrameAttention, FrameTower, joined_pooling
 from ..tower.scored_cut import TowerScorer
-from ..tower.select import PrunePoint, build_cut, choose_cells, prune_point
+from ..tower.select import PrunePoint, build_cut, kept_rows, prune_point
 from ..tower.signals import Captures, ItemSource, needed
 
 FLAT = {"pixel_values_videos": "video_num_crops", "video_token_pooling": "video_num_pooled_patches",
@@ -238,8 +238,9 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         self, rows: Tensor, plan: ItemPlan, grid: Grid, captured: Mapping[VisualSignal, Tensor | None]
     ) -> Tensor:
         cells = rows.view(grid.frames, grid.per_frame + MARKS, -1)[:, 1:-1].flatten(0, 1)
-        origins, _ = layout(choose_cells(plan, ItemSource(grid, cells, captured, self._facts)), plan, grid)
-        return rows[origins]
+        cells, kept = kept_rows(plan, ItemSource(grid, cells, captured, self._facts), cells)
+        origins, places = layout(kept, plan, grid)
+        return rows[origins].index_copy_(0, places, cells)
 
     def _encode_cut(self, videos: dict[str, Any], place: PrunePoint, plans: Sequence[ItemPlan]) -> list[Tensor]:
         grids, pixels = self._grids(videos), videos["pixel_values_videos"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -140,3 +141,11 @@ def lay_out(length: int, runs: Sequence[Run]) -> tuple[Tensor, int]:
         cursor = run.start + len(run.slots)
     positions[:, cursor:] = torch.arange(length - cursor) + following
     return positions, following - cursor
+
+
+def slots_of(feature: Any) -> np.ndarray:
+    """Prompt indices that take an embedding of an item, int64 [n]; `feature` is vLLM's feature spec of it."""
+    position = feature.mm_position
+    if position.is_embed is None:
+        return np.arange(position.offset, position.offset + position.length)
+    return position.offset + np.flatnonzero(position.is_embed.numpy())
