@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ..base import to_device
+
 SKETCH = 128
 """Width of the Johnson-Lindenstrauss sketch; wider tokens are projected down to it."""
 
@@ -53,14 +55,14 @@ def sketch(rows: Tensor) -> Tensor:
     width = rows.shape[-1]
     if width <= SKETCH:
         return unit_rows(rows)
-    signs = _signs(width).to(rows.device)
+    signs = _signs(width, rows.device)
     return unit_rows(torch.cat([part.float() @ signs for part in rows.split(_CHUNK_ROWS)]))
 
 
 @lru_cache(maxsize=16)
-def _signs(width: int) -> Tensor:
+def _signs(width: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(_SKETCH_SEED)
-    return torch.randint(0, 2, (width, SKETCH), generator=generator).float() * 2 - 1
+    return to_device(torch.randint(0, 2, (width, SKETCH), generator=generator).float() * 2 - 1, device)
 
 
 def highest(values: Tensor, count: int) -> Tensor:
