@@ -50,6 +50,8 @@ ALSO = (
 """Locations that no entry of the signature table and no class or import of ours leads to."""
 ELSEWHERE = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.gpu_worker")
 """Bases that depend on the machine; what counts of them is in `ALSO`."""
+SHIMS = "vllm.v1.worker.cpu."
+"""Where vLLM keeps what it puts in the place of other functions on a CPU."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -98,7 +100,8 @@ def imported() -> Iterator[Location]:
                 module = importlib.import_module(str(node.module))
                 for alias in node.names:
                     target = getattr(module, alias.name, None)
-                    if inspect.isroutine(target) and (location := Location.of(target)) is not None:
+                    location = Location.of(target) if inspect.isroutine(target) else None
+                    if location is not None and not location.module.startswith(SHIMS):
                         yield location
 
 
