@@ -91,6 +91,19 @@ class Shape:
         tower = self.depth * (4 * self.tower_width**2 + matrices * self.tower_width * self.tower_inner)
         return 2 * (language + tower)
 
+    @classmethod
+    def of(cls, folder: Path) -> Shape:
+        """Sizes of a checkpoint that is in a folder already."""
+        config = json.loads((folder / "config.json").read_text())
+        text, vision = config["text_config"], config["vision_config"]
+        heads = text["num_attention_heads"]
+        return cls(
+            Family(config["model_type"]), text["num_hidden_layers"], text["hidden_size"], text["intermediate_size"],
+            heads, text["num_key_value_heads"], text.get("head_dim") or text["hidden_size"] // heads, vision["depth"],
+            vision["hidden_size"], vision["intermediate_size"], vision["num_heads"],
+            tuple(text["rope_parameters"]["mrope_section"]),
+        )  # fmt: skip
+
 
 SEVEN_B = Shape(Family.qwen2_5_vl, 28, 3584, 18944, 28, 4, 128, 32, 1280, 3420, 16, (16, 24, 24))
 EIGHT_B = Shape(Family.qwen3_vl, 36, 4096, 12288, 32, 8, 128, 27, 1152, 4304, 16, (24, 20, 20))

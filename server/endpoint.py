@@ -33,6 +33,7 @@ from vllm_prune.vllm_compat.validation_errors import replace_validation_handler
 from .admission.accounts import Accounts
 from .admission.estimate import Sizes
 from .admission.ledger import Ledger
+from .admission.observed import ObservedRequests
 from .lifecycle import Lifecycle
 from .media import connector
 from .media.busy import add_handlers
@@ -61,6 +62,7 @@ class ServerState:
         media_findings: what the media intake does not guard, one line each; empty when it is in use.
         started: start-up is over.
         ledger: what is in flight.
+        observed: requests whose queries the workers keep.
         lifecycle: whether requests are taken.
         sizes: what the admission knows of the model.
         engine_client: vLLM's client of the engine, None before start-up is over.
@@ -72,6 +74,9 @@ class ServerState:
     media_findings: list[str] = field(default_factory=list)
     started: bool = False
     ledger: Ledger = field(default_factory=lambda: Ledger(configuration().admission))
+    observed: ObservedRequests = field(
+        default_factory=lambda: ObservedRequests(configuration().kv, configuration().admission.retry_after_seconds)
+    )
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     sizes: Sizes = field(default_factory=Sizes)
     engine_client: Any = None

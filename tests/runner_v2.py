@@ -27,6 +27,24 @@ VARIABLES = {WANTED: "1", "TRITON_INTERPRET": "1", "TRITON_DEFAULT_BACKEND": "cp
 SITE = Path(__file__).parent / "engine" / "sitecustomize"
 """Folder of the module that Python imports when it starts."""
 
+MECHANISMS = {
+    "KV eviction is exact": "test_kv_exact.py::test_logits_are_those_of_the_masked_reference[qwen2_5_vl]",
+    "scheduling a step ahead": "test_kv_async.py::test_answers_are_those_of_the_masked_reference",
+    "every row moved, preemption": "test_kv_async.py::test_preempted_requests_are_compacted_anew",
+    "two ranks in processes of their own": "test_kv_parallel.py::test_two_ranks_answer_as_one",
+    "observed queries and norms": "test_kv_observation.py::test_views_hold_what_transformers_computes[qwen3_vl-chunks]",
+    "windows wait for room": "test_kv_windows.py::test_windows_wait_for_room_and_answer_as_alone",
+    "shared blocks": "test_kv_sharing.py::test_neighbours_and_later_requests_are_answered_as_by_fresh_servers",
+    "leaks": "test_kv_leaks.py::test_requests_leave_nothing_behind[200]",
+    "off costs nothing": "test_kv_off.py::test_without_a_budget_nothing_is_added",
+    "visual budgets": "test_batches.py::test_together_as_alone[qwen3_vl]",
+    "preempted visual budgets": "test_preemption.py::test_preempted_requests_answer_the_same[qwen2_5_vl-prefix cache]",
+    "cuts inside the tower": "test_tower_cut.py::test_cuts_and_whole_items_share_a_batch[qwen2_5_vl]",
+    "stts": "test_stts.py::test_a_batch_of_many_budgets[qwen3_vl]",
+    "Molmo2": "test_molmo2.py::test_one_call_of_the_tower_for_many_budgets",
+}
+"""Tests of tests/engine that `make test` runs on V2, too; `make test RUNNER=v2` runs all of them there."""
+
 
 def is_on() -> bool:
     """Whether engines of this process and of its children run on V2."""

@@ -16,7 +16,7 @@ GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_si
 """CUDA graphs for decoding, no compilation, which takes a minute per server and gains such long prefills little."""
 ON_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "",
+    "VLLM_CPU_KVCACHE_SPACE": "", "VLLM_PRUNE_PRELOADED": "1",
 }  # fmt: skip
 """On a CPU: vLLM would bind every server's threads to the same cores, where they would wait for each other, and would
 put the worker in a process of its own, which on one GPU it is not."""
@@ -161,5 +161,5 @@ def tiny(cuda: bool, memory: int = 0) -> Scale:
     return Scale(
         name="tiny", cuda=cuda, memory=memory, shapes=(shapes.TINY_2_5, shapes.TINY_3), sizes=TINY, turn_answer=8,
         short_answer=4, cap=24, levels=(2, 1), requests={1: 1, 2: 2}, tight=2, ample=1, rounds=1, patience=6, quiet=0.0,
-        start_seconds=600, stop_seconds=8, at_once=4 if cuda else 2, runners=("v2", "v1") if cuda else ("v1",),
+        start_seconds=600, stop_seconds=8, at_once=4 if cuda else 3, runners=("v2", "v1") if cuda else ("v1",),
     )  # fmt: skip

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from ..shapes import Shape, build
+from ..speed import bound
 from ..speed.arms import EVS, OURS, STOCK, VIDCOM2, Arm, off, peer, stock, visual
-from ..speed.bound import ratio, request_of, seconds
 from ..speed.fleet import Fleet
 from ..speed.micro import Speeds
 from ..speed.rounds import Clock, Load, measure
 from ..speed.summary import summarise
-from ..speed.workloads import Workload
 from .runner import Context
 
 WORKLOADS = ("video", "screenshot")
@@ -95,23 +93,8 @@ def _cell(context: Context, fleet: Fleet, shape: Shape, name: str, level: int, r
     measured = measure(fleet, taking, load, scale.rounds, clock, seed=WORKLOADS.index(name), tell=context.tell)
     cell = summarise(measured) | {"fits_in_cache": level * workload.rows * shape.row_bytes <= context.shared["cache"]}
     if "speeds" in context.shared:
-        _bound(cell, shape, workload, taking, Speeds(**context.shared["speeds"]))
+        bound.add_to(cell, shape, workload, taking, Speeds(**context.shared["speeds"]))
     context.problems |= {f"{name} x {level}, {arm}": text for arm, text in measured.errors.items()}
     if not cell["rows"]:
         raise RuntimeError("no whole round fitted in the time")
     return cell
-
-
-def _bound(cell: dict[str, Any], shape: Shape, workload: Workload, arms: Sequence[Arm], speeds: Speeds) -> None:
-    """Beside each arm's throughput the most that arithmetic allows, see `speed.bound`."""
-    by_name, batch = {arm.name: arm for arm in arms}, cell["concurrency"]
-    for row in cell["rows"]:
-        arm = by_name[row["arm"]]
-        least = seconds(shape, request_of(workload, arm), speeds, batch)
-        most = ratio(shape, workload, arm, by_name["stock"], speeds, batch)
-        row |= {
-            "least_seconds": {"tower": least.tower, "prefill": least.prefill, "decode": least.decode},
-            "share_of_device_bound": row["requests_per_second"] * least.total,
-            "ratio_bound": most,
-            "share_of_ratio_bound": row["throughput_ratio"] / most,
-        }

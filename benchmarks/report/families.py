@@ -26,7 +26,7 @@ def _row(name: str, family: Family) -> list[str]:
         family.name,
         f"`{name}`",
         "yes" if "image" in family.modalities else "refused",
-        videos if "video" in family.modalities else "-" if family.image_rows else "refused",
+        videos if "video" in family.modalities else "-",
         "yes" if family.cuts else "refused",
         PLACES[family.positions],
         family.kv,

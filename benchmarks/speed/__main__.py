@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,8 @@ from ..machine import RESULTS, hardware, has_cuda
 from ..random_model import parameters
 from ..servers import PRELOAD_AT_START
 from ..seven_b import Model, served
+from ..shapes import Shape
+from . import bound, micro
 from .arms import EVS, OURS, STOCK, Arm, matrix, off, pruning_arguments, stock, visual
 from .fleet import Fleet, Plan
 from .rounds import Clock, Load, Measured, measure
@@ -132,6 +134,9 @@ def main(
     shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
     all_arms: Annotated[bool, typer.Option("--matrix", help="All arms instead of the few.")] = False,
     workload: Annotated[list[str] | None, typer.Option(help="With --matrix; may repeat. All by default.")] = None,
+    ttft_target: Annotated[
+        float | None, typer.Option(help="Seconds to the first token that goodput counts; stock's median by default.")
+    ] = None,
     save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print; `--save` keeps the result."""
@@ -142,7 +147,15 @@ def main(
     command = "python -m benchmarks.speed " + " ".join(sys.argv[1:])
     about = {"command": command, "hardware": hardware(), "parameters": parameters(folder)}
     if all_arms:
-        name, result = "speed_matrix", _matrix(folder, given, sizes, workload, concurrency or [1, 8, 32], rounds)
+        loads = _loads(sizes, workload, concurrency or [1, 8, 32])
+        arms = list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS))
+        speeds = micro.measure()
+        found = run(folder, given, arms, loads, rounds)
+        name, result = "speed_matrix", {"speeds": asdict(speeds), "cells": []}
+        for load, one in zip(loads, found, strict=True):
+            result["cells"].append(cell := summarise(one, ttft_target))
+            if not load.workload.parts:
+                bound.add_to(cell, Shape.of(folder), load.workload, arms, speeds)
     else:
         name, result = "speed", _few(folder, given, sizes, strategy, (concurrency or [4])[0], requests, rounds)
         result["setting"] = {"visual_tokens": rows * cols, "rounds": rounds, "requests": requests,
@@ -163,14 +176,11 @@ def _few(
     return quick_result(alone, loaded)
 
 
-def _matrix(
-    folder: Path, given: Sequence[str], sizes: Sizes, names: Sequence[str] | None, levels: Sequence[int], rounds: int
-) -> dict[str, Any]:
+def _loads(sizes: Sizes, names: Sequence[str] | None, levels: Sequence[int]) -> list[Load]:
     everything: dict[str, Workload] = workloads(sizes)
-    chosen = [everything[name] for name in names or everything]
-    loads = [Load(one, level, max(2, level), CELL) for one in chosen for level in levels]
-    arms = list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS))
-    return {"cells": [summarise(one) for one in run(folder, given, arms, loads, rounds)]}
+    if unknown := set(names or ()) - everything.keys():
+        raise typer.BadParameter(f"no such workload: {', '.join(unknown)}; there are {', '.join(everything)}")
+    return [Load(everything[name], level, max(2, level), CELL) for name in names or everything for level in levels]
 
 
 if __name__ == "__main__":

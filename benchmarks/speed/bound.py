@@ -9,10 +9,12 @@ vocabulary, launches, the choice itself, the processor and HTTP: this is a floor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..shapes import Family, Shape
-from .arms import Arm
+from .arms import STOCK, Arm
 from .micro import Speeds
 from .workloads import Workload
 
@@ -65,7 +67,7 @@ class Seconds:
         return self.tower + self.prefill + self.decode
 
 
-def request_of(workload: Workload, arm: Arm, text: int = 32) -> Request:
+def request_of(shape: Shape, workload: Workload, arm: Arm, text: int = 32) -> Request:
     """The sizes of a workload's request under an arm's budget."""
     pictures = [PATCHES * rows * cols for rows, cols in workload.screens]
     if workload.video is not None:
@@ -73,7 +75,7 @@ def request_of(workload: Workload, arm: Arm, text: int = 32) -> Request:
         pictures += [PATCHES * rows * cols] * (frames // 2)
     kv = (arm.pruning or {}).get("kv") or {}
     whole = Request(tuple(pictures), text + workload.words, workload.tokens, arm.keep, rows=kv.get("keep", 1.0))
-    return replace(whole, cut_after=CUT_AFTER) if arm.place == "tower" else whole
+    return replace(whole, cut_after=min(CUT_AFTER, shape.depth - 1)) if arm.place == "tower" else whole
 
 
 def seconds(shape: Shape, request: Request, speeds: Speeds, batch: int) -> Seconds:
@@ -129,5 +131,20 @@ def block_operations(shape: Shape, block: int, patches: float) -> float:
 
 def ratio(shape: Shape, workload: Workload, arm: Arm, stock: Arm, speeds: Speeds, batch: int) -> float:
     """The largest possible throughput of an arm over stock's."""
-    least, whole = (seconds(shape, request_of(workload, one), speeds, batch).total for one in (arm, stock))
+    least, whole = (seconds(shape, request_of(shape, workload, one), speeds, batch).total for one in (arm, stock))
     return whole / least
+
+
+def add_to(cell: dict[str, Any], shape: Shape, workload: Workload, arms: Sequence[Arm], speeds: Speeds) -> None:
+    """Put the bound beside each arm's throughput in a load's summary."""
+    by_name, batch = {arm.name: arm for arm in arms}, cell["concurrency"]
+    for row in cell["rows"]:
+        arm = by_name[row["arm"]]
+        least = seconds(shape, request_of(shape, workload, arm), speeds, batch)
+        most = ratio(shape, workload, arm, by_name[STOCK], speeds, batch)
+        row |= {
+            "least_seconds": {"tower": least.tower, "prefill": least.prefill, "decode": least.decode},
+            "share_of_device_bound": row["requests_per_second"] * least.total,
+            "ratio_bound": most,
+            "share_of_ratio_bound": row["throughput_ratio"] / most,
+        }

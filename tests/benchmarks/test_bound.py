@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.shapes import EIGHT_B, SEVEN_B, TINY_2_5
+from benchmarks.shapes import EIGHT_B, SEVEN_B, TINY_2_5, TINY_3, Shape, build
 from benchmarks.speed.arms import kv, off, peer, stock, visual
 from benchmarks.speed.bound import (
     Request,
+    add_to,
     block_operations,
     language_weights,
     prefill_operations,
@@ -20,7 +23,7 @@ from benchmarks.speed.bound import (
     seconds,
     tower_operations,
 )
-from benchmarks.speed.micro import Speeds
+from benchmarks.speed.micro import Speeds, measure
 from benchmarks.speed.workloads import GPU, workloads
 
 SPEEDS = Speeds(1e12, 1e11, "device", "bfloat16")
@@ -80,6 +83,30 @@ def test_smaller_budgets_and_earlier_cuts_may_be_faster() -> None:
 
 def test_kv_budgets_only_shorten_decoding() -> None:
     workload = workloads(GPU)["five screenshots"]
-    whole, evicted = (seconds(SEVEN_B, request_of(workload, arm), SPEEDS, 8) for arm in (stock(), kv(0.2)))
+    whole, evicted = (seconds(SEVEN_B, request_of(SEVEN_B, workload, arm), SPEEDS, 8) for arm in (stock(), kv(0.2)))
     assert (whole.tower, whole.prefill) == (evicted.tower, evicted.prefill)
     assert evicted.decode < whole.decode
+
+
+def test_sizes_are_read_from_a_folder(tmp_path: Path) -> None:
+    for shape in (SEVEN_B, EIGHT_B, TINY_2_5, TINY_3):
+        assert Shape.of(build(shape, tmp_path / f"{shape.family}-{shape.layers}")) == shape
+
+
+def test_a_summary_gets_the_bound_beside_it() -> None:
+    workload, arms = workloads(GPU)["video"], [stock(), visual(0.25, "tower")]
+    rows: list[dict[str, Any]] = [
+        {"arm": arm.name, "requests_per_second": 2.0, "throughput_ratio": 1.5} for arm in arms
+    ]
+    add_to({"concurrency": 8, "rows": rows}, SEVEN_B, workload, arms, SPEEDS)
+    assert rows[0]["ratio_bound"] == 1.0
+    assert rows[1]["share_of_ratio_bound"] == pytest.approx(1.5 / rows[1]["ratio_bound"])
+    least = rows[1]["least_seconds"]
+    assert rows[1]["share_of_device_bound"] == pytest.approx(2 * sum(least.values()))
+
+
+@pytest.mark.slow
+def test_the_micro_benchmarks_measure_something() -> None:
+    speeds = measure("tiny", repeats=3)
+    assert speeds.flops > 1e6
+    assert speeds.bytes > 1e6

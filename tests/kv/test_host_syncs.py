@@ -99,7 +99,7 @@ def two_compactions(device: torch.device, name: str, options: str, monkeypatch: 
     worker = Worker(device, monkeypatch)
     spec = KvSpec(name, options, keep="0.5", window=WINDOW, buffer=BUFFER)
     shown = [SimpleNamespace(mm_position=SimpleNamespace(offset=at, length=12, is_embed=None)) for at in (3, 20, 40)]
-    request = track(spec, list(range(PROMPT)), shown, worker.store, WindowLimits(WINDOW, 16))
+    request = track(spec, list(range(PROMPT)), shown, worker.store, WindowLimits(WINDOW, 16, 1))
     slots = (torch.tensor(SOURCE)[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:PROMPT]
     worker.prefill(request, slots)
     worker.compactor.run(Compaction("a", PROMPT, PROMPT // 2, 0, SOURCE, MIDDLE), request)

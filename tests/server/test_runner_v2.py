@@ -1,9 +1,10 @@
-"""`vllm-prune serve` on vLLM's Model Runner V2: a budget over HTTP is honoured, reported and counted."""
+"""`vllm-prune serve` on vLLM's Model Runner V2: a budget over HTTP is honoured, reported, counted and traced."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,29 +12,48 @@ import pytest
 from benchmarks.servers import EAGER, Server
 
 from .. import runner_v2
+from .collector import Collector, attributes
 from .conftest import DEMO
-from .test_kv import KV, PARTS, user
+from .media_files import user
+from .test_kv import KV, PARTS
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+BUDGET = {"visual": {"keep": 0.5, "strategy": "uniform"}, "kv": {**KV, "strategy": "snapkv"}}
+ARGUMENTS = [*EAGER, "--max-num-seqs", "4", "--block-size", "32"]
+
+
+def ask(server: Server, pruning: Any, **headers: str) -> Any:
+    """Usage of one answer of 60 tokens."""
+    body = {"messages": user(PARTS), "max_tokens": 60, "ignore_eos": True, "temperature": 0, "pruning": pruning}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["usage"]
 
 
 def test_a_server_on_v2_compacts(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
     here = {name: value for name, value in os.environ.items() if name == "PYTHONPATH"}
-    arguments = [*EAGER, "--max-num-seqs", "4", "--block-size", "32"]
-    with Server(DEMO, "prune", arguments, log=log, environment=runner_v2.environment(here)) as server:
-        model = httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"]
-        pruning = {"visual": {"keep": 0.5, "strategy": "uniform"}, "kv": {**KV, "strategy": "snapkv"}}
-        request = {"model": model, "messages": user(PARTS), "max_tokens": 60, "ignore_eos": True, "temperature": 0}
-        off, on = (
-            httpx.post(f"{server.url}/v1/chat/completions", json={**request, "pruning": budget}, timeout=120).json()
-            for budget in (None, pruning)
-        )
-        counted = server.metric("vllm_prune_kv_compactions_total", strategy="snapkv")
-    usage = on["usage"]["pruning"]
+    with Collector() as collector:
+        traced = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+        }
+        environment = {**traced, **runner_v2.environment(here)}
+        with Server(DEMO, "prune", ARGUMENTS, log=log, environment=environment) as server:
+            on = ask(server, BUDGET, traceparent=f"00-{TRACE}-00f067aa0ba902b7-01")
+            off = ask(server, None)
+            counted = server.metric("vllm_prune_kv_compactions_total", strategy="snapkv")
+            spans = collector.wait(lambda spans: "compact" in {span.name for span in spans})
     assert "Using V2 Model Runner" in log.read_text()
-    assert off["usage"]["pruning"]["kv"] is None
-    assert usage["visual"]["kept_tokens"] * 2 == usage["visual"]["input_tokens"]
-    assert usage["kv"]["compactions"] > 2
-    assert usage["kv"]["kept_tokens"] == on["usage"]["prompt_tokens"] // 5
-    assert counted == usage["kv"]["compactions"]
+    assert off["pruning"]["kv"] is None
+    visual, kv = on["pruning"]["visual"], on["pruning"]["kv"]
+    assert visual["kept_tokens"] * 2 == visual["input_tokens"]
+    assert kv["compactions"] > 2
+    assert kv["kept_tokens"] == on["prompt_tokens"] // 5
+    assert counted == kv["compactions"]
+    worked = {span.name: span for span in spans if span.trace_id.hex() == TRACE}
+    assert {"encode", "score", "compact"} <= set(worked)
+    assert attributes(worked["encode"])["vllm_prune.items"] == len(PARTS)
+    assert attributes(worked["compact"])["vllm_prune.strategy"] == "snapkv"

@@ -328,23 +328,32 @@ def llava_onevision(tokenizer: Any, folder: Path) -> Any:
     return model
 
 
-def mistral3(tokenizer: Any, folder: Path) -> Any:
-    """Mistral 3: a text token ends each row of an image."""
-    from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PixtralImageProcessor, PixtralProcessor
+def _pixtral_processor(tokenizer: Any, folder: Path, merge: int = 2) -> None:
+    from transformers import PixtralImageProcessor, PixtralProcessor
 
     PixtralProcessor(
         image_processor=PixtralImageProcessor(size={"longest_edge": 448}, patch_size=14, **_HALF),
         tokenizer=tokenizer,
         patch_size=14,
-        spatial_merge_size=2,
+        spatial_merge_size=merge,
         image_token="[IMG]",
         image_break_token="[IMG_BREAK]",
         image_end_token="[IMG_END]",
         chat_template=_TEMPLATE,
     ).save_pretrained(folder)
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
+
+
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+PIXTRAL_TOWER = {**SIGLIP, "model_type": "pixtral", "image_size": 448, "head_dim": 32, "rope_parameters": ROPE}
+
+
+def mistral3(tokenizer: Any, folder: Path) -> Any:
+    """Mistral 3: a text token ends each row of an image."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    _pixtral_processor(tokenizer, folder)
     config = Mistral3Config(
-        vision_config={**SIGLIP, "model_type": "pixtral", "image_size": 448, "head_dim": 32, "rope_parameters": rope},
+        vision_config=PIXTRAL_TOWER,
         text_config={"model_type": "mistral", "head_dim": 64, "sliding_window": None, **_plain_text(tokenizer)},
         image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
         spatial_merge_size=2,
@@ -352,3 +361,53 @@ def mistral3(tokenizer: Any, folder: Path) -> Any:
         tie_word_embeddings=False,
     )
     return Mistral3ForConditionalGeneration(config)
+
+
+def llava_next(tokenizer: Any, folder: Path) -> Any:
+    """LLaVA-NeXT: as LLaVA-OneVision, with CLIP's tower and without videos."""
+    from transformers import (
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    size, pins = {"height": 112, "width": 112}, [[112, 224], [224, 112], [224, 224]]
+    LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(
+            size={"shortest_edge": 112}, crop_size=size, image_grid_pinpoints=pins, **_HALF
+        ),
+        tokenizer=tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    config = LlavaNextConfig(
+        vision_config={**SIGLIP, "model_type": "clip_vision_model"},
+        text_config={"model_type": "llama", **_plain_text(tokenizer)},
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=pins,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+    )
+    model = LlavaNextForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.image_newline)
+    return model
+
+
+def pixtral(tokenizer: Any, folder: Path) -> Any:
+    """Pixtral as transformers saves it: LLaVA's architecture with Pixtral's tower and separators."""
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    _pixtral_processor(tokenizer, folder, merge=1)
+    config = LlavaConfig(
+        vision_config=PIXTRAL_TOWER,
+        text_config={"model_type": "mistral", "head_dim": 64, "sliding_window": None, **_plain_text(tokenizer)},
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        tie_word_embeddings=False,
+    )
+    return LlavaForConditionalGeneration(config)

@@ -85,6 +85,10 @@ ROWS = {
     "mistral3": Row(
         recipes.mistral3, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",)
     ),
+    "pixtral": Row(
+        recipes.pixtral, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",), slow=True
+    ),
+    "llava_next": Row(recipes.llava_next, None, ("<image>",), "<image>", None, ("<image>",), slow=True),
     "glm4v": GLM4V,
     "glm4v_moe": replace(GLM4V, recipe=recipes.glm4v_moe, slow=True),
     "exaone4_5": Row(recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"), slow=True),

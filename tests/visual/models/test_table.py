@@ -36,8 +36,25 @@ def test_an_adapter_is_vllm_s_model_with_ours_in_front(architecture: str) -> Non
     assert supports_mrope(adapter) == (family.positions != "compact")
     assert issubclass(adapter, GenericModel) == (family.kind == "generic")
     processor = adapter._processor_factory.processor
-    assert issubclass(processor, PrunedProcessor)
-    assert issubclass(processor, GenericProcessor) == (family.kind == "generic")
+    if isinstance(processor, type):
+        assert issubclass(processor, PrunedProcessor)
+        assert issubclass(processor, GenericProcessor) == (family.kind == "generic")
+
+
+def test_a_processor_that_vllm_picks_by_the_checkpoint() -> None:
+    class Picked:
+        def __init__(self, info: str, dummy_inputs: None) -> None:
+            self.info = info
+
+    class Mixin:
+        pass
+
+    build = derived._processor(Picked, Mixin, FAMILIES["LlavaForConditionalGeneration"])
+    indirect = derived._processor(lambda info, dummy_inputs: Picked(info, dummy_inputs), Mixin, None)  # type: ignore
+    for made in (build("about", None), indirect("about", None)):
+        assert isinstance(made, Picked)
+        assert isinstance(made, Mixin)
+        assert made.info == "about"
 
 
 def test_vllm_s_classes_keep_their_processors() -> None:

@@ -8,6 +8,7 @@ parts that vLLM has registered for the parent.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -46,8 +47,7 @@ def make_adapter(architecture: str, family: Family) -> type[Any]:
     parent = vllm_class(family.parent)
     parts = parent._processor_factory
     model_mixin, processor_mixin = mixins(family)
-    bases = (processor_mixin, parts.processor)
-    processor = _subclass(f"Prune{parts.processor.__name__}", bases, {"family": family})
+    processor = _processor(parts.processor, processor_mixin, family)
     attributes: dict[str, Any] = {"family": family}
     if family.one_row:
         attributes |= {"one_row": True, "supports_mrope": True}
@@ -55,6 +55,17 @@ def make_adapter(architecture: str, family: Family) -> type[Any]:
     register = MULTIMODAL_REGISTRY.register_processor(processor, info=parts.info, dummy_inputs=parts.dummy_inputs)
     registered: type[Any] = register(adapter)
     return registered
+
+
+def _processor(parent: Callable[..., Any], mixin: type[Any], family: Family) -> Callable[..., Any]:
+    """What makes the adapter's processor; where vLLM has a function that picks the class, so have we."""
+    if isinstance(parent, type):
+        return _subclass(f"Prune{parent.__name__}", (mixin, parent), {"family": family})
+
+    def build(info: Any, dummy_inputs: Any) -> Any:
+        return _processor(type(parent(info, dummy_inputs)), mixin, family)(info, dummy_inputs)
+
+    return build
 
 
 def mixins(family: Family) -> tuple[type[Any], type[Any]]:

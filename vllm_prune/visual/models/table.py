@@ -143,6 +143,15 @@ FAMILIES: dict[str, Family] = {
     "Idefics3ForConditionalGeneration": Family(
         "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",)
     ),
+    "SmolVLMForConditionalGeneration": Family(
+        "SmolVLM", "smolvlm:SmolVLMForConditionalGeneration", modalities=("image",), tested=_BY_INHERITANCE
+    ),
+    "LlavaForConditionalGeneration": Family(
+        "LLaVA 1.5, Pixtral (HF)", "llava:LlavaForConditionalGeneration", modalities=("image",), image_rows=True
+    ),
+    "LlavaNextForConditionalGeneration": Family(
+        "LLaVA-NeXT", "llava_next:LlavaNextForConditionalGeneration", modalities=("image",)
+    ),
     "InternVLForConditionalGeneration": Family(
         "InternVL (HF)", "interns1:InternS1ForConditionalGeneration", per_frame=True
     ),
