@@ -68,11 +68,14 @@ def from_table() -> Iterator[Location]:
         if not entry.module.startswith("vllm") or not entry.expected:
             continue
         try:
-            location = Location.of(entry.load())
+            holder, target = entry.holder(), entry.load()
         except UnknownSignature as error:
             raise SystemExit(f"mend the signature table first: {error}") from None
-        if location is not None:
-            yield location
+        # Data has no body; in the place of what this process has replaced there is one by its name.
+        attribute, owner = entry.home().name.rpartition(".")[2], Location.of(holder)
+        module = getattr(holder, "__name__", "") if inspect.ismodule(holder) else ""
+        replaced = Location(owner.module, f"{owner.name}.{attribute}") if owner else Location(module, attribute)
+        yield Location.of(target) or replaced
 
 
 def overridden() -> Iterator[Location]:
