@@ -30,14 +30,17 @@ ENGINES = "engine"
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the choice of the model runner."""
     parser.addoption(
-        "--runner", choices=("v1", "v2"), default="v1", help="vLLM's model runner in all engines that tests start"
+        "--runner",
+        choices=("v1", "v2", "v2-mechanisms"),
+        default="v1",
+        help="vLLM's model runner in all engines that tests start; v2-mechanisms: those of tests/runner_v2.py only",
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare this process for Runner V2 before anything imports vLLM."""
     config.addinivalue_line("markers", "runner(name, reason): has a meaning on this model runner of vLLM only")
-    if config.getoption("--runner") == "v2":
+    if config.getoption("--runner") != "v1":
         runner_v2.install()
 
 
@@ -55,10 +58,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             group = next((name for name in SHARED if name in used), str(place))
             item.add_marker(pytest.mark.xdist_group(group))
         needs = item.get_closest_marker("runner")
-        if needs is not None and needs.args[0] != item.config.getoption("--runner"):
+        if needs is not None and needs.args[0] != ("v2" if runner_v2.is_on() else "v1"):
             item.add_marker(pytest.mark.skip(reason=needs.args[1]))
+    _select_mechanisms(items)
     items.sort(key=_turn)
     _skip_gpu(items)
+
+
+def _select_mechanisms(items: list[pytest.Item]) -> None:
+    """With `--runner v2-mechanisms`, leave only the tests that stand for a mechanism; each must be there."""
+    if not items or items[0].config.getoption("--runner") != "v2-mechanisms":
+        return
+    names = {item.nodeid.rpartition("tests/engine/")[2]: item for item in items}
+    if missing := set(runner_v2.MECHANISMS.values()) - set(names):
+        raise pytest.UsageError(f"tests/runner_v2.py names tests that are not collected: {sorted(missing)}")
+    selected = [names[name] for name in runner_v2.MECHANISMS.values()]
+    items[0].config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+    items[:] = [item for item in items if item in selected]
 
 
 def _turn(item: pytest.Item) -> int:

@@ -16,16 +16,34 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
-WANTED = "VLLM_PRUNE_TESTS_RUNNER_V2"
+WANTED = "PRUNE_TESTS_RUNNER_V2"
 """Set for this process and its children once `install` has run."""
-ASYNCHRONOUS = "VLLM_PRUNE_TESTS_ASYNC"
+ASYNCHRONOUS = "PRUNE_TESTS_ASYNC"
 """Set for children whose engine shall schedule asynchronously, as on CUDA."""
 VARIABLES = {WANTED: "1", "TRITON_INTERPRET": "1", "TRITON_DEFAULT_BACKEND": "cpu", "VLLM_USE_V2_MODEL_RUNNER": "1"}
 SITE = Path(__file__).parent / "engine" / "sitecustomize"
 """Folder of the module that Python imports when it starts."""
+
+MECHANISMS = {
+    "KV eviction is exact": "test_kv_exact.py::test_logits_are_those_of_the_masked_reference[qwen2_5_vl]",
+    "scheduling a step ahead": "test_kv_async.py::test_answers_are_those_of_the_masked_reference",
+    "every row moved, preemption": "test_kv_async.py::test_preempted_requests_are_compacted_anew",
+    "two ranks in processes of their own": "test_kv_parallel.py::test_two_ranks_answer_as_one",
+    "observed queries and norms": "test_kv_observation.py::test_views_hold_what_transformers_computes[qwen3_vl-chunks]",
+    "windows wait for room": "test_kv_windows.py::test_windows_wait_for_room_and_answer_as_alone",
+    "shared blocks": "test_kv_sharing.py::test_neighbours_and_later_requests_are_answered_as_by_fresh_servers",
+    "leaks": "test_kv_leaks.py::test_requests_leave_nothing_behind[200]",
+    "off costs nothing": "test_kv_off.py::test_without_a_budget_nothing_is_added",
+    "visual budgets": "test_batches.py::test_together_as_alone[qwen3_vl]",
+    "preempted visual budgets": "test_preemption.py::test_preempted_requests_answer_the_same[qwen2_5_vl-prefix cache]",
+    "cuts inside the tower": "test_tower_cut.py::test_cuts_and_whole_items_share_a_batch[qwen2_5_vl]",
+    "stts": "test_stts.py::test_a_batch_of_many_budgets[qwen3_vl]",
+    "Molmo2": "test_molmo2.py::test_one_call_of_the_tower_for_many_budgets",
+}
+"""Tests of tests/engine that `make test` runs on V2, too; `make test RUNNER=v2` runs all of them there."""
 
 
 def is_on() -> bool:
@@ -125,6 +143,17 @@ def _add_backend(module: Any) -> None:
     module.backends["cpu"] = module.Backend(compiler=module.backends["nvidia"].compiler, driver=Driver)
 
 
+def _hasten(module: Any) -> None:
+    """Twice as fast: no check of every sum for overflow, and the language is prepared once per kernel.
+
+    Triton's interpreter prepares the modules that a function sees again for each function that a kernel calls.
+    """
+    module.interpreter_builder.options = module.InterpreterOptions(sanitize_overflow=False)
+    every, prepare = SimpleNamespace(__globals__={"tl": module.tl, "core": module.tl.core}), module._patch_lang
+    module._patch_lang = lambda function: prepare(every)
+    module.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
+
+
 def _complete_platform(module: Any) -> None:
     if ASYNCHRONOUS in os.environ:
         _schedule_ahead(module.CpuPlatform)
@@ -132,6 +161,7 @@ def _complete_platform(module: Any) -> None:
 
 COMPLETED: dict[str, Callable[[ModuleType], None]] = {
     "triton.backends": _add_backend,
+    "triton.runtime.interpreter": _hasten,
     "vllm.platforms.cpu": _complete_platform,
 }
 """What is done to a module once its body has run."""

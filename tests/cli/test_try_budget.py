@@ -120,11 +120,14 @@ def test_answers_tokens_and_times_side_by_side(contract: Contract, picture: Path
     assert [body["pruning"]["visual"] for body in contract.bodies] == [
         {"keep": 1.0, "return_kept": True}, {"keep": 0.5, "return_kept": True}, {"keep": 0.25, "return_kept": True}
     ]  # fmt: skip
+    names = set()
     for body in contract.bodies:
         assert body["model"] == "first"
         (image, text) = body["messages"][0]["content"]
         assert text["text"] == "what is it?"
+        names.add(image["uuid"])
         assert base64.b64decode(image["image_url"]["url"].split(",")[1]) == picture.read_bytes()
+    assert len(names) == 3, "times of a picture that the server knows say nothing"
     with Image.open(out) as sheet:
         assert sheet.format == "PNG"
         assert sheet.width > 3 * 280

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.report import RESULTS
 from benchmarks.report.headline import table_rows
-from vllm_prune.visual.models.table import ADAPTERS
+from vllm_prune.visual.models.table import FAMILIES
 from vllm_prune.vllm_compat.version import SUPPORTED
 
 from .pages import PAGES, ROOT, name
@@ -35,7 +35,7 @@ def test_models_versions_cost_and_gain_are_on_the_first_screens() -> None:
 
 def test_the_limits_name_every_family() -> None:
     page = (ROOT / "docs" / "limits.md").read_text()
-    assert [name for name in ADAPTERS if f"| `{name}` |" not in page] == []
+    assert [name for name in FAMILIES if f"| `{name}` |" not in page] == []
 
 
 def test_the_headline_has_four_budgets_with_their_hardware() -> None:

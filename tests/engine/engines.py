@@ -84,6 +84,14 @@ def runner_of(llm: Any) -> Any:
     return getattr(worker, "worker", worker).model_runner
 
 
+def features_of(llm: Any) -> list[Any]:
+    """vLLM's multimodal features of each request that an engine runs."""
+    runner = runner_of(llm)
+    if runner_v2.is_on():
+        return list(runner.encoder_cache.mm_features.values())
+    return [state.mm_features for state in runner.requests.values()]
+
+
 def model_of(llm: Any) -> Any:
     """The model object inside an engine."""
     return runner_of(llm).model

@@ -164,5 +164,6 @@ def test_mixed_batches_observe_every_request(engines: EnginePool) -> None:
     assert llm.reset_prefix_cache()
     for output, want in zip(evict(llm, requests, specs, 50), alone, strict=True):
         compare(answer_of(output), want)
-    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    assert not runner.kv_compactor.store.armed
+    store = runner_of(llm).kv_store
+    assert not store.armed
+    assert (store.target == store.capacity).all()

@@ -87,7 +87,7 @@ def test_without_a_budget_nothing_is_added(engines: EnginePool) -> None:
     assert stock == ours
     assert len(plain) == len(steps) == STEPS - 1
     for before, after in zip(plain, steps, strict=True):
-        assert "aten::mm" in before or "aten::addmm" in before or "aten::linear" in before
+        assert any("attention" in name for name in before)
         assert [name for name in after if name != RECORD] == before
     # A control: the list shows what a budget costs, and what comes after it is free again.
     _, evicting = answers(llm, [KvSpec("random", keep="0.5", buffer=64), None, None])

@@ -14,7 +14,7 @@ import torch
 from vllm_prune.budget.errors import BudgetError
 
 from ..vllm_names import prefix_ranges
-from .engines import EnginePool, answer_of, generate, reset, runner_of
+from .engines import EnginePool, answer_of, features_of, generate, reset
 from .media import Request, image, video
 from .molmo2.checkpoint import build
 from .molmo2.oracle import Oracle
@@ -106,8 +106,8 @@ def test_bidirectional_ranges(llm: Any, oracle: Oracle, name: str) -> None:
     reset(llm)
     llm.llm_engine.add_request("ranges", request.for_vllm(), SamplingParams(max_tokens=2))
     llm.llm_engine.step()
-    [state] = runner_of(llm).requests.values()
-    ranges = prefix_ranges(state.mm_features)
+    [features] = features_of(llm)
+    ranges = prefix_ranges(features)
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+import asyncio
+import importlib.util
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,9 @@ async def test_nothing_else_is_there(page: httpx.AsyncClient, name: str) -> None
     assert b"secret" not in body
 
 
+PATHS = ("/playground", "/playground/", "/playground/playground.js", "/playground/examples/page.png")
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 async def test_off_means_404_and_nothing_loaded(tmp_path: Path, enabled: bool) -> None:
     from .engine import arguments, front_end
@@ -111,10 +116,36 @@ async def test_off_means_404_and_nothing_loaded(tmp_path: Path, enabled: bool) -
         with configured(tmp_path, f"playground: {{enabled: {str(enabled).lower()}}}"):
             async with front_end(arguments()) as (client, _):
                 assert (module in sys.modules) == enabled
-                answer = await client.get("/playground/playground.js")
-                bundle = Path(routes.__file__).parent / "dist" / "playground.js"
-                assert answer.status_code == (200 if enabled and bundle.is_file() else 404)
-                assert ("content-security-policy" in answer.headers) == (answer.status_code == 200)
+                answers = [await client.get(path, follow_redirects=False) for path in PATHS]
+                assert [one.status_code for one in answers] == ([200, 307, 200, 200] if enabled else [404] * 4)
+                assert all(("content-security-policy" in one.headers) == enabled for one in answers)
+                assert (module in sys.modules) == enabled
     finally:
         sys.modules[module] = loaded
         importlib.import_module("vllm_prune_server.playground").routes = loaded
+
+
+async def test_the_page_costs_nothing_until_somebody_opens_it() -> None:
+    """Including it in a server opens no file of its bundle and starts no thread and no task."""
+    opened: list[str] = []
+    watching = True
+
+    def hook(event: str, values: tuple[Any, ...]) -> None:
+        if watching and event == "open" and "playground/dist" in str(values[0]):
+            opened.append(str(values[0]))
+
+    sys.addaudithook(hook)
+    try:
+        before = set(threading.enumerate()), asyncio.all_tasks()
+        fresh = importlib.util.module_from_spec(routes.__spec__)  # type: ignore[arg-type]
+        routes.__spec__.loader.exec_module(fresh)  # type: ignore[union-attr]
+        app = FastAPI()
+        app.include_router(fresh.router)
+        await asyncio.sleep(0.05)
+        assert (set(threading.enumerate()), asyncio.all_tasks()) == before
+        assert opened == []
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+            assert (await client.get("/playground")).status_code == 200
+        assert len(opened) == 1, "the hook sees files of the page"
+    finally:
+        watching = False

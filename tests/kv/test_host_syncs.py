@@ -67,7 +67,7 @@ class Worker:
         model = nn.ModuleDict({"model": nn.ModuleDict({"layers": norms})})
         store = SaliencyStore(model, [f"model.{name}" for name in names], self.device)
         assert store.hooked
-        store.norms = torch.zeros(LAYERS, BLOCKS * BLOCK + 1, device=self.device)
+        store.norms = torch.zeros(2, LAYERS, BLOCKS * BLOCK + 1, device=self.device)
         self.step = SimpleNamespace(slot_mapping={})
         monkeypatch.setattr("vllm.forward_context.get_forward_context", lambda: self.step)
         monkeypatch.setattr("vllm.forward_context.is_forward_context_available", lambda: True)
@@ -81,7 +81,8 @@ class Worker:
         mapping = torch.cat([slots[-30:], torch.full((2,), -1)])
         self.step.slot_mapping = {name: self.put(mapping) for name in self.saliency.names}
         for index in range(LAYERS):
-            self.saliency.record(self.put(torch.randn(32, 24, generator=source)), index)
+            hidden, normed = self.put(torch.randn(2, 32, 24, generator=source))
+            self.saliency.record(hidden, normed, index)
 
     def observe(self, request: Any, positions: range, first: int, source: torch.Generator) -> None:
         """A step whose tokens from `first` on are at those positions."""
@@ -98,7 +99,7 @@ def two_compactions(device: torch.device, name: str, options: str, monkeypatch: 
     worker = Worker(device, monkeypatch)
     spec = KvSpec(name, options, keep="0.5", window=WINDOW, buffer=BUFFER)
     shown = [SimpleNamespace(mm_position=SimpleNamespace(offset=at, length=12, is_embed=None)) for at in (3, 20, 40)]
-    request = track(spec, list(range(PROMPT)), shown, worker.store, WindowLimits(WINDOW, 16))
+    request = track(spec, list(range(PROMPT)), shown, worker.store, WindowLimits(WINDOW, 16, 1))
     slots = (torch.tensor(SOURCE)[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:PROMPT]
     worker.prefill(request, slots)
     worker.compactor.run(Compaction("a", PROMPT, PROMPT // 2, 0, SOURCE, MIDDLE), request)
@@ -153,10 +154,11 @@ def test_norms_are_recorded_while_graphs_are_captured(monkeypatch: pytest.Monkey
     """A store that is not armed records nothing, unless what it does becomes part of a graph."""
     worker = Worker(torch.device("cpu"), monkeypatch)
     store, seen = worker.saliency, list[int]()
-    monkeypatch.setattr(SaliencyStore, "record", lambda self, hidden, layer: seen.append(layer))
+    monkeypatch.setattr(SaliencyStore, "record", lambda self, hidden, normed, layer: seen.append(layer))
     monkeypatch.setitem(saliency_module._STORES, store.key, store)
     for armed, capturing in ((False, False), (False, True), (True, False)):
         store.armed = armed
         monkeypatch.setattr("vllm_prune.vllm_compat.cuda_graphs.capturing", lambda capturing=capturing: capturing)
-        saliency_module._record_norm(torch.zeros(1, 4), store.anchor, store.key, 2 * armed + capturing)
+        hidden = torch.zeros(1, 4)
+        saliency_module._record_norm(hidden, hidden, store.anchor, store.key, 2 * armed + capturing)
     assert seen == [1, 2]

@@ -25,7 +25,7 @@ class Scheduler(CompactingMixin, Base):
     def __init__(self) -> None:
         self.kv_specs, self.added, self.compacting = {}, [], object()  # type: ignore[assignment]
         self.tallies, self.unsent = {}, {}
-        self.windows = WindowSlots(WindowLimits(64, 512))
+        self.windows = WindowSlots(WindowLimits(64, 512, 64))
 
 
 def request(wire: object) -> Any:

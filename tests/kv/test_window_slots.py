@@ -43,10 +43,12 @@ def engine(sequences: int, additional: Any = None) -> Any:
 
 
 def test_the_store_holds_a_default_window_for_each_sequence_or_one_longest() -> None:
-    assert WindowLimits.of(engine(256)) == WindowLimits(64, 2048)
-    assert WindowLimits.of(engine(2)) == WindowLimits(64, 64)
-    assert WindowLimits.of(engine(2, {"vllm_prune": {"max_window": 300}})) == WindowLimits(300, 300)
-    assert WindowLimits.of(engine(2, SimpleNamespace())) == WindowLimits(64, 64)
+    assert WindowLimits.of(engine(256)) == WindowLimits(64, 2048, 256)
+    assert WindowLimits.of(engine(2)) == WindowLimits(64, 64, 2)
+    assert WindowLimits.of(engine(2, {"vllm_prune": {"max_window": 300}})) == WindowLimits(300, 300, 2)
+    assert WindowLimits.of(engine(2, SimpleNamespace())) == WindowLimits(64, 64, 2)
+    assert WindowLimits.of(engine(256, {"vllm_prune": {"observed_requests": 16}})) == WindowLimits(64, 128, 16)
+    assert WindowLimits.of(engine(4, {"vllm_prune": {"observed_requests": 16}})) == WindowLimits(64, 64, 4)
 
 
 def test_only_strategies_that_look_at_queries_hold_slots() -> None:
@@ -88,7 +90,7 @@ def test_only_strategies_that_say_so_are_quadratic(name: str) -> None:
 
 
 def test_a_long_window_is_not_starved_by_short_ones() -> None:
-    slots = WindowSlots(WindowLimits(64, 64))
+    slots = WindowSlots(WindowLimits(64, 64, 8))
     for name, spec in (("a", KvSpec("snapkv", keep="0.5")), ("long", LONG), ("b", KvSpec("snapkv", keep="0.5"))):
         slots.register(name, spec, 1000)
     slots.register("none", KvSpec("keydiff", keep="0.5"), 1000)
@@ -105,6 +107,19 @@ def test_a_long_window_is_not_starved_by_short_ones() -> None:
     slots.release("b")
     slots.release("none")
     assert (slots.free, slots.held, slots.needed) == (64, {}, {})
+
+
+def test_no_more_requests_are_observed_than_configured() -> None:
+    """Slots are left, as the store holds one longest window at least."""
+    slots = WindowSlots(WindowLimits(64, 64, 2))
+    for name in "abc":
+        slots.register(name, KvSpec("snapkv", keep="0.5"), 1000)
+    slots.register("none", KvSpec("keydiff", keep="0.5"), 1000)
+    slots.begin_step()
+    assert [slots.acquire(name) for name in ("a", "b", "c", "none", "a")] == [True, True, False, True, True]
+    slots.release("a")
+    slots.begin_step()
+    assert slots.acquire("c")
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 200), st.booleans()), max_size=60))

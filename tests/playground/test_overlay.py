@@ -112,7 +112,8 @@ def test_several_pictures_have_a_bitmap_each(page: Page, previews: Previews) -> 
     assert_drawn(page, previews.flags(0)[0])
     page.get_by_role("button", name="2 two.png").click()
     (flags,) = previews.flags(1)
-    expect(overlay(page)).to_have_attribute("aria-label", f"Setting A keeps {flags.sum()} of 40 visual tokens, 8 rows of 5")
+    label = f"Setting A keeps {flags.sum()} of 40 visual tokens, 8 rows of 5"
+    expect(overlay(page)).to_have_attribute("aria-label", label)
     assert_drawn(page, flags)
     page.get_by_role("button", name="Remove one.png").click()
     expect(page.locator(".files li")).to_have_count(1)

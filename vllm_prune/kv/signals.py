@@ -60,7 +60,8 @@ def _saliency(source: LayerSource) -> dict[str, Any]:
     if source.request.positions:
         return {}
     assert source.compactor.saliency is not None
-    return {"saliency": source.compactor.saliency.at(source.layer, source.slots).expand(source.heads, -1)}
+    hidden, normed = source.compactor.saliency.at(source.layer, source.slots)
+    return {"saliency": hidden.expand(source.heads, -1), "normed_saliency": normed.expand(source.heads, -1)}
 
 
 PROVIDERS: dict[KvSignal, Provider] = {

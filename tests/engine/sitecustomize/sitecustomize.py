@@ -6,7 +6,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-if "VLLM_PRUNE_TESTS_RUNNER_V2" in os.environ:
+if "PRUNE_TESTS_RUNNER_V2" in os.environ:
     _spec = importlib.util.spec_from_file_location("runner_v2_of_tests", Path(__file__).parents[2] / "runner_v2.py")
     assert _spec is not None
     assert _spec.loader is not None

@@ -42,8 +42,9 @@ def pooled(scores: Array, kernel: int, most: bool = False) -> Array:
 
 
 def gui_kv(
-    view: LayerView, gamma: str, alpha: float = 2, tau: float = 3.5, kernel: int = 5, rank: int = 4, flagged: str = "1"
-) -> Array:
+    view: LayerView, gamma: str, alpha: float = 2, tau: float = 3.5, kernel: int = 5, rank: int = 4, flagged: str = "1",
+    residual: bool = False,
+) -> Array:  # fmt: skip
     """[H, L - W] scores of GUI-KV, the group's mean; redundant rows are minus one, below all others."""
     heads, rows = view.keys.shape[:2]
     free = rows - view.window
@@ -54,8 +55,9 @@ def gui_kv(
     if last == TEXT:
         return scores
     current = np.flatnonzero(media == last)
-    assert view.saliency is not None
-    norms = view.saliency[0].double().numpy()[current]
+    source = view.saliency if residual else view.normed_saliency
+    assert source is not None
+    norms = source[0].double().numpy()[current]
     z = (norms - norms.mean()) / (norms.std(ddof=1) + 1e-8)
     share = np.exp(z / tau) / np.exp(z / tau).sum()
     for place, value in zip(current, share, strict=True):

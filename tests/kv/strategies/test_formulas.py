@@ -31,6 +31,8 @@ def test_gui_kv(media: int, gamma: str, window: int) -> None:
     np.testing.assert_allclose(scores("gui_kv", seen, **small), long_form.gui_kv(seen, gamma, 0.7, 1.3, 3, 2), **CLOSE)
     fewer = scores("gui_kv", seen, redundant_share=0.5)
     np.testing.assert_allclose(fewer, long_form.gui_kv(seen, gamma, flagged="0.5"), **CLOSE)
+    by_text = scores("gui_kv", seen, norm_source="residual")
+    np.testing.assert_allclose(by_text, long_form.gui_kv(seen, gamma, residual=True), **CLOSE)
 
 
 def test_gui_kv_compares_with_a_part_of_the_key_space() -> None:
@@ -65,7 +67,7 @@ def test_gui_kv_variants_differ_as_they_should() -> None:
     kept = protected.select(seen, min(text, 30))[0]
     assert (seen.media.gather(1, kept) == TEXT).all()
     assert "saliency" not in KV.create("gui_kv", {"norm_source": "value"}).wanted()
-    values = scores("gui_kv", replace(seen, saliency=None), norm_source="value")
+    values = scores("gui_kv", replace(seen, saliency=None, normed_saliency=None), norm_source="value")
     assert not np.allclose(values, scores("gui_kv", seen))
 
 

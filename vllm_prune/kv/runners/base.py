@@ -213,7 +213,7 @@ def _head_offset(layer: Any) -> int:
 def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
     """Put a subclass of `CompactingRunner` in front of a runner's class, before the runner has loaded its model."""
     cls = type(runner)
-    runner.__class__ = type(f"Compacting{cls.__name__}", (kind, cls), {})
+    runner.__class__ = type(f"Compacting{cls.__name__}", (kind, cls), {"__module__": kind.__module__})
     runner.kv_requests = {}
     runner.kv_findings = [kv_finding("worker", "its cache is not initialised")]
     runner.kv_compactor = None

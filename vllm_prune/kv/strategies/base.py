@@ -48,6 +48,7 @@ class LayerView:
         queries: [W, H * G, D] float32, after rotary embedding, of the last W tokens in order; None unless needed.
         saliency: [H, L] float32, norm of each row's hidden state at the layer's input; None unless needed, and
             given at the first compaction only.
+        normed_saliency: as `saliency`, behind the layer's input norm.
         rotation: [P, D] float32, cosines then sines of the rotary angles of P positions (first half | second
             half of each row: D/2 cosines, D/2 sines); None unless needed.
         logits: given a range of KV heads and one of window queries, gives [heads, G, queries, L] float32, causal
@@ -70,6 +71,7 @@ class LayerView:
     scale: float
     queries: Tensor | None = None
     saliency: Tensor | None = None
+    normed_saliency: Tensor | None = None
     rotation: Tensor | None = None
     logits: Callable[[slice, slice], Tensor] | None = None
     carried: Mapping[str, Tensor] = field(default_factory=dict)

@@ -28,7 +28,8 @@ class GuiKvOptions(NoKvOptions):
             it and at most 32, which is the paper's 32 of 128.
         selection: choose rows for each KV head, or the same rows for all heads of a layer.
         basis: the screenshot's first tokens (the paper's), evenly spread tokens, or the main directions of all.
-        norm_source: norms of hidden states, or of the values in the cache.
+        norm_source: which norms are salient: of hidden states behind the layer's input norm (the authors' code), of
+            hidden states in front of it (the paper's text), or of the values in the cache.
         redundant_share: share of the paper's count of redundant tokens that is ranked last; 0 looks for none.
         protect: whether text is kept before anything visual.
     """
@@ -39,7 +40,7 @@ class GuiKvOptions(NoKvOptions):
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
     selection: Literal["per_kv_head", "per_layer"] = "per_kv_head"
     basis: Literal["lead", "stride", "gram"] = "lead"
-    norm_source: Literal["residual", "value"] = "residual"
+    norm_source: Literal["normed", "residual", "value"] = "normed"
     redundant_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     protect: Literal["none", "text"] = "none"
 
@@ -58,7 +59,7 @@ class GuiKv(KvStrategy):
 
     def wanted(self) -> frozenset[KvSignal]:
         """Only the norms that the options name."""
-        return frozenset({"queries", "saliency" if self.options.norm_source == "residual" else "values"})
+        return frozenset({"queries", "values" if self.options.norm_source == "value" else "saliency"})
 
     def unfit(self, head_size: int) -> str | None:
         """A basis of as many columns as a key has values spans every key: what is left of each is rounding noise."""
@@ -92,14 +93,18 @@ class GuiKv(KvStrategy):
         if not view.items or len(view.items[-1]) < 2:
             return boost
         current = view.items[-1]
-        if self.options.norm_source == "residual":
-            assert view.saliency is not None
-            norms = view.saliency[:, current]
-        else:
-            norms = view.values()[:, current].norm(dim=-1)
+        norms = self._norms(view)[:, current]
         z = (norms - norms.mean(dim=1, keepdim=True)) / (norms.std(dim=1, keepdim=True) + 1e-8)
         boost[:, current] = self.options.alpha * (z / self.options.tau).softmax(dim=1)
         return boost
+
+    def _norms(self, view: LayerView) -> Tensor:
+        """What `norm_source` names, [H, L]."""
+        if self.options.norm_source == "value":
+            return view.values().norm(dim=-1)
+        norms = view.normed_saliency if self.options.norm_source == "normed" else view.saliency
+        assert norms is not None
+        return norms
 
     def _redundant(self, view: LayerView) -> Tensor:
         """1 for the rows of earlier screenshots that lie closest to the current one's key subspace, [H, L]."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...vllm_compat import cuda_graphs
 
@@ -89,7 +91,8 @@ class StepOffsets:
             torch.zeros(3, n, dtype=torch.int64, device=device) if part is None else part.to(device)
             for part, n in zip(relative, lengths, strict=True)
         ]
-        mask = is_media.to(device)
+        # vLLM's V1 runner has this mask on the host, V2 on the device.
+        mask = async_tensor_h2d(is_media, device=device) if is_media.is_cpu else is_media
         self.buffer[:, : len(mask)].masked_scatter_(mask.expand(3, -1), torch.cat(parts, dim=1))
         self.active = True
 
@@ -138,3 +141,11 @@ def lay_out(length: int, runs: Sequence[Run]) -> tuple[Tensor, int]:
         cursor = run.start + len(run.slots)
     positions[:, cursor:] = torch.arange(length - cursor) + following
     return positions, following - cursor
+
+
+def slots_of(feature: Any) -> np.ndarray:
+    """Prompt indices that take an embedding of an item, int64 [n]; `feature` is vLLM's feature spec of it."""
+    position = feature.mm_position
+    if position.is_embed is None:
+        return np.arange(position.offset, position.offset + position.length)
+    return position.offset + np.flatnonzero(position.is_embed.numpy())

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from ..version import SUPPORTED, minor_of, vllm_version
+
 
 class UnknownSignature(ImportError):
     """A name of vLLM is in none of its known places, or lacks a parameter that we rely on."""
@@ -57,12 +59,14 @@ class VllmSignature:
     Attributes:
         module, name, parameters: its home in the newest supported vLLM; see `Home`.
         older: homes in older supported versions, newest first.
+        since: the first supported minor version that has it, empty for all; an older vLLM is not expected to.
     """
 
     module: str
     name: str
     parameters: tuple[str, ...] = ()
     older: tuple[Home, ...] = ()
+    since: str = ""
 
     @property
     def homes(self) -> tuple[Home, ...]:
@@ -77,8 +81,16 @@ class VllmSignature:
         """
         return _first_home(self)
 
+    @property
+    def expected(self) -> bool:
+        """Whether the installed vLLM should have it."""
+        installed = minor_of(vllm_version())
+        return not self.since or installed not in SUPPORTED or SUPPORTED.index(installed) >= SUPPORTED.index(self.since)
+
     def problem(self) -> str | None:
-        """What is wrong with it in the installed vLLM, None when one of its homes is as expected."""
+        """What is wrong with it in the installed vLLM, None when one of its homes is as expected, or none has to be."""
+        if not self.expected:
+            return None
         problems = []
         for home in self.homes:
             problem = home.problem()

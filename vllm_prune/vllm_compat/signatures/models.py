@@ -6,6 +6,7 @@ from .entry import VllmSignature
 
 _BLOCK = ("cu_seqlens", "rotary_pos_emb_cos", "rotary_pos_emb_sin", "max_seqlen", "sequence_lengths")
 _PROCESSOR = "vllm.multimodal.processing.processor"
+_MTP = "vllm.model_executor.models.qwen3_5_mtp"
 _MOLMO2 = "vllm.model_executor.models.molmo2"
 MODEL_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor.apply", ("inputs", "timing_ctx")),
@@ -61,4 +62,13 @@ MODEL_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_MOLMO2, "Molmo2ProcessingInfo.get_num_image_tokens", ("image_height", "image_width", "processor")),
     VllmSignature(_MOLMO2, "Molmo2ProcessingInfo._get_video_second_idx", ("metadata", "do_sample_frames")),
     VllmSignature(_MOLMO2, "build_flat_video_bool_length", ("video_grids", "hf_config")),
+    VllmSignature("vllm.config", "ModelConfig.uses_mrope"),
+    VllmSignature("vllm.config", "ModelConfig.mrope_num_dims"),
+    VllmSignature("vllm.multimodal.processing", "PromptUpdateDetails", ("full", "is_embed")),
+    VllmSignature("vllm.multimodal.processing", "PromptInsertion", ("insertion",)),
+    VllmSignature("vllm.multimodal.processing", "PromptReplacement", ("replacement",)),
+    VllmSignature("vllm.multimodal.processing", "BaseProcessingInfo.parse_mm_data", ("mm_data", "validate")),
+    VllmSignature("vllm.multimodal.inputs", "MultiModalKwargsItems.from_hf_inputs", ("hf_inputs", "config_by_key")),
+    VllmSignature("vllm.multimodal.inputs", "PlaceholderRange", ("offset", "length", "is_embed")),
+    VllmSignature(_MTP, "Qwen3_5MTP.embed_input_ids", ("input_ids", "multimodal_embeddings", "is_multimodal")),
 )
