@@ -11,6 +11,7 @@ from typing import Any
 from . import visual
 from .runner import Context
 from .scale import ON_CPU
+from .tower_child import MARK
 
 
 def command(context: Context) -> list[str]:
@@ -19,18 +20,21 @@ def command(context: Context) -> list[str]:
 
 
 def run(context: Context) -> None:
-    """Run the child and put the prediction beside what it measured."""
+    """Run the child and put the prediction beside what it measured, also where it did not come to its end."""
     visual.close(context)
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} | ({} if context.scale.cuda else ON_CPU)
-    done = subprocess.run(
-        command(context), capture_output=True, text=True, timeout=max(1.0, context.clock.left), env=environment,
-        check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise RuntimeError(f"exit code {done.returncode}: {done.stdout[-2000:]}{done.stderr[-4000:]}")
-    context.result |= json.loads(done.stdout.strip().splitlines()[-1])
+    log = context.work / "tower.log"
+    with context.part("engine"), log.open("w") as sink:
+        done = subprocess.run(
+            command(context), stdout=sink, stderr=subprocess.STDOUT, timeout=max(1.0, context.clock.left),
+            env=environment, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"exit code {done.returncode}: {log.read_text(errors='replace')[-4000:]}")
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(MARK)]
+    context.result["results"] = results = [json.loads(line.removeprefix(MARK)) for line in lines]
     whole: dict[int, Any] = {}
-    for row in context.result["results"]:
+    for row in results:
         first = whole.setdefault(row["frames"], row)
         row |= {
             "request_ratio": first["seconds"] / row["seconds"],

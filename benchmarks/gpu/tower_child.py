@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from ..stts.agreement import engine, model_of, video_of
 FULL = {"frames": (128, 256), "side": 10, "repeats": 3, "room": 16384}
 TINY = {"frames": (4,), "side": 3, "repeats": 1, "room": 512}
 KERNELS = 12
+MARK = "row "
+"""What lines with figures begin with, among those that vLLM prints."""
 PROMPT = "<|im_start|>user\n<|vision_start|><|video_pad|><|vision_end|>what is it ?<|im_end|>\n"
 
 
@@ -87,22 +89,22 @@ def _mark() -> Any:
     return event
 
 
-def measure(shape: Shape, sizes: dict[str, Any]) -> list[dict[str, Any]]:
+def measure(shape: Shape, sizes: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every length under no budget, and under 50% and 25% in the tower."""
     cuda, room = has_cuda(), sizes["room"]
     options: dict[str, Any] = {"load_format": "dummy", "max_model_len": room, "max_num_batched_tokens": room,
                                "max_num_seqs": 2, "gpu_memory_utilization": 0.02 if cuda else 0.2,
                                "kv_cache_memory_bytes": (2 << 30) if cuda else (64 << 20)}  # fmt: skip
     llm = engine(shapes.build(shape), "bfloat16" if cuda else "float32", **options)
-    blocks, results = Blocks(), []
+    blocks = Blocks()
     blocks.watch(model_of(llm).visual.blocks, cuda)
     for frames in sizes["frames"]:
         workload = Workload("video", 1, video=(frames, sizes["side"], sizes["side"]))
         for arm in (stock(), visual(0.5, "tower"), visual(0.25, "tower")):
             found = _requests(llm, shape, workload, arm, blocks, sizes["repeats"])
-            results.append({"frames": frames, "visual_tokens": workload.visual_tokens, "arm": arm.name, **found})
-            results[-1]["operations"] = tower_operations(shape, request_of(shape, workload, arm))
-    return results
+            operations = tower_operations(shape, request_of(shape, workload, arm))
+            yield {"frames": frames, "visual_tokens": workload.visual_tokens, "arm": arm.name,
+                   "operations": operations, **found}  # fmt: skip
 
 
 def _requests(llm: Any, shape: Shape, workload: Workload, arm: Any, blocks: Blocks, repeats: int) -> dict[str, Any]:
@@ -143,11 +145,10 @@ def _one(llm: Any, shape: Shape, workload: Workload, arm: Any, blocks: Blocks) -
 
 
 def main(size: str) -> None:
-    """Print one line of JSON."""
+    """Print each figure as soon as it is there."""
     full = size == "full"
-    shape = shapes.SEVEN_B if full else shapes.TINY_2_5
-    results = measure(shape, FULL if full else TINY)
-    print(json.dumps({"model": asdict(shape), "results": results}))
+    for row in measure(shapes.SEVEN_B if full else shapes.TINY_2_5, FULL if full else TINY):
+        print(MARK + json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
