@@ -63,6 +63,12 @@ def started(context: Context, shape: Shape) -> tuple[Fleet, str]:
     context.tell(f"starting {', '.join(names)}")
     began = context.clock.left
     errors = fleet.start(plans, scale.at_once)
+    if OURS in errors and runner != scale.runners[-1]:
+        runner = scale.runners[-1]
+        context.tell(f"ours did not start on {scale.runners[0]}; trying {runner}")
+        errors[f"{OURS} on {scale.runners[0]}"] = errors.pop(OURS)
+        errors |= fleet.start([scale.plan(OURS, OURS, shape, cache, runner)])
+    context.shared["runner"] = runner
     context.result |= {"start_errors": errors, "notes": fleet.notes, "start_seconds": began - context.clock.left}
     context.problems |= {f"start of {name}": text for name, text in errors.items()}
     context.save()
