@@ -6,6 +6,7 @@ HOST   ?= 127.0.0.1
 PORT   ?= 8000
 MODEL  ?= benchmarks/demo_model/checkpoint
 ARGS   ?=
+RUNNER ?= v1
 
 BIN   := $(VENV)/bin
 # `exec`, as a shell in between would keep the signals that make hands on.
@@ -16,15 +17,21 @@ ENGINES := tests/engine tests/kv tests/visual
 PYTEST := "$(BIN)/python" -m pytest -q -n 2 --dist loadgroup
 PYTESTS = status=0; \
 	$(PYTEST) $(ENGINES) || status=$$?; \
+	$(PYTEST) --runner v2-mechanisms tests/engine || status=$$?; \
 	$(PYTEST) --no-loadscope-reorder $(ENGINES:%=--ignore=%) || status=$$?; \
 	exit $$status
+# Which of vLLM's model runners the engine tests run on is decided when vLLM is imported.
+ifeq ($(RUNNER),v2)
+PYTESTS = exec $(PYTEST) --runner v2 tests/engine
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test quick bench lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo '  Variables: MODEL, HOST, PORT, ARGS="--any-vllm-serve-argument ...", VENV, PYTHON'
+	@echo '  Variables: MODEL, HOST, PORT, ARGS="--any-vllm-serve-argument ...", VENV, PYTHON,'
+	@echo '  RUNNER=v2 for engine tests on Model Runner V2'
 
 serve: ## set up .venv and serve MODEL on HOST:PORT
 	@$(SETUP)

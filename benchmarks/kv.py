@@ -27,10 +27,11 @@ from rich.table import Table
 
 from vllm_prune.cli.host import installed_libraries, preload_list
 
+from .machine import RESULTS, hardware, quiet_seconds
 from .random_model import parameters
 from .servers import PRELOAD_AT_START, Server
 from .seven_b import Model, served
-from .speed import RESULTS, hardware, quiet_seconds, screens
+from .speed.media import screens
 
 BLOCK = 32
 SCREENS = 5

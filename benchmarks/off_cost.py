@@ -18,33 +18,33 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
-import psutil
 import typer
 from rich.progress import Progress
 
 from vllm_prune.cli.host import installed_libraries, preload_list
 
+from .machine import RESULTS, hardware, quiet_seconds
 from .random_model import build, parameters
 from .servers import PRELOAD_AT_START, Server
-from .speed import RESULTS, Arm, ask, hardware, quiet_seconds, screens
+from .speed.arms import Arm, stock
+from .speed.client import ask
+from .speed.media import screens
+from .speed.meters import processor_seconds
+from .speed.workloads import Chat
 
-ARMS = (Arm("stock", "stock", None), Arm("off", "prune", None))
-
-
-def processor_seconds(server: Server) -> float:
-    """User and system time of a server and all its processes."""
-    assert server.process is not None
-    root = psutil.Process(server.process.pid)
-    return sum(sum(one.cpu_times()[:2]) for one in [root, *root.children(recursive=True)])
+ARMS = (stock(), Arm("off", "ours"))
+KINDS = {"stock": "stock", "ours": "prune"}
 
 
 async def one(server: Server, model: str, arm: Arm, image: str) -> dict[str, float]:
     """Latency and processor time of one request."""
     await asyncio.sleep(quiet_seconds())
     before = processor_seconds(server)
+    content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "what is on the screen?"}]
+    chat: Chat = [{"role": "user", "content": content}]
     async with httpx.AsyncClient(timeout=300, trust_env=False) as client:
-        answer = await ask(client, server, model, arm, image, 8)
-    return {"latency": answer["seconds"], "cpu": processor_seconds(server) - before}
+        answer = await ask(client, server.url, model, chat, 8, arm.pruning)
+    return {"latency": answer.seconds, "cpu": processor_seconds(server) - before}
 
 
 def measure(folder: Path, side: tuple[int, int], pairs: int) -> dict[str, list[dict[str, float]]]:
@@ -57,7 +57,7 @@ def measure(folder: Path, side: tuple[int, int], pairs: int) -> dict[str, list[d
         task = progress.add_task("pairs", total=pairs)
         servers = {
             arm.name: stack.enter_context(
-                Server(folder, arm.kind, arguments, log=logs / f"{arm.name}.log", environment=preloaded)
+                Server(folder, KINDS[arm.server], arguments, log=logs / f"{arm.name}.log", environment=preloaded)
             )
             for arm in ARMS
         }

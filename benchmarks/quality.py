@@ -3,6 +3,9 @@
 Visual budgets on every image task and on video, KV budgets on the image tasks, and target coverage without a model.
 Writes JSON, CSV and a plot under `benchmarks/results/`. A task that the committed model does not answer unpruned (see
 `demo_model/evaluation.json`) is left out: its answers cannot say what pruning loses.
+
+With `--strategy` only those are measured, and with `--save` their rows take the place of what the committed results say
+of them: `--strategy kv:gui_kv`.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ from vllm_prune.sweep.graders import Expectation
 from vllm_prune.sweep.report import rows, table, write
 from vllm_prune.sweep.statistics import paired
 
+from .machine import RESULTS, hardware
 from .servers import Server
-from .speed import RESULTS, hardware
 from .tasks import GENERATORS, sample
 from .tasks import Sample as Generated
 from .tasks.draw import CELL
@@ -40,6 +43,8 @@ FILMS = ("clips", "video")
 """Tasks whose samples are videos."""
 LARGE = ("detail",)
 """Tasks of up to 1,800 visual tokens, which take as long as all others together."""
+PARTS = ("none", "visual", "video", "kv")
+"""Order of the rows."""
 ANSWERED = 0.7
 """Unpruned accuracy below which a task says nothing about pruning."""
 MARGIN = 0.1
@@ -142,21 +147,57 @@ class Table:
         return found
 
 
-def measure(client: Client, model: str, tasks: Sequence[str], n: int, store: Path | None) -> list[Table]:
-    """Ask everything: images, then videos, then the cache."""
+def chosen(names: Sequence[str], part: str, only: Sequence[str]) -> list[str]:
+    """The strategies of a part that are to be measured: all, or those that `only` names as PART:NAME."""
+    return [name for name in names if not only or f"{part}:{name}" in only]
+
+
+def measure(
+    client: Client, model: str, tasks: Sequence[str], n: int, store: Path | None, only: Sequence[str] = ()
+) -> list[Table]:
+    """Ask images, then videos, then the cache; of each part everything, or what `only` names."""
     images, films = ([task for task in tasks if (task in FILMS) is moving] for moving in (False, True))
     found = []
-    asked = held_out(images, n)
-    cells = run(client, model, asked, visual_arms(strategies(client, "image"), KEEPS), store)
-    found.append(Table("visual tokens of images", "visual", asked, cells))
-    if films:
+    if names := chosen(strategies(client, "image"), "visual", only):
+        asked = held_out(images, n)
+        cells = run(client, model, asked, visual_arms(names, KEEPS), store)
+        found.append(Table("visual tokens of images", "visual", asked, cells))
+    if films and (names := chosen(strategies(client, "video"), "video", only)):
         asked = held_out(films, n)
-        cells = run(client, model, asked, visual_arms(strategies(client, "video"), KEEPS), store)
+        cells = run(client, model, asked, visual_arms(names, KEEPS), store)
         found.append(Table("visual tokens of videos", "video", asked, cells))
-    asked = held_out(images, n, AFTER_EVICTION)
-    cells = run(client, model, asked, kv_arms(kv_strategies(client), KV_KEEPS), store)
-    found.append(Table("KV, answers after a line break", "kv", asked, cells))
+    if names := chosen(kv_strategies(client), "kv", only):
+        asked = held_out(images, n, AFTER_EVICTION)
+        cells = run(client, model, asked, kv_arms(names, KV_KEEPS), store)
+        found.append(Table("KV, answers after a line break", "kv", asked, cells))
     return found
+
+
+def replaced(
+    committed: dict[str, Any], measured: Sequence[dict[str, Any]], only: Sequence[str], command: str
+) -> dict[str, Any]:
+    """Committed results in which the rows of some strategies are those of a later run.
+
+    Args:
+        committed: as in `quality.json`.
+        measured: rows of the later run; those of baselines, which it asks as well, are left out.
+        only: the strategies, as PART:NAME.
+        command: of the later run.
+
+    Raises:
+        ValueError: one of them was not measured, or the later run asked other numbers of samples.
+    """
+    fresh = [row for row in measured if f"{row['part']}:{row['strategy']}" in only]
+    if missing := set(only) - {f"{row['part']}:{row['strategy']}" for row in fresh}:
+        raise ValueError(f"no rows of {', '.join(sorted(missing))}; names are PART:NAME, PART is visual, video or kv")
+    counts = {(row["part"], row["group"]): row["n"] for row in committed["rows"] if row["n"]}
+    for row in fresh:
+        if row["n"] and row["n"] != counts.get((row["part"], row["group"])):
+            raise ValueError(f"{row['n']} samples of {row['part']} {row['group']}, committed results have others")
+    kept = [row for row in committed["rows"] if f"{row['part']}:{row['strategy']}" not in only]
+    later = dict.fromkeys(only, command)
+    rows_in_order = sorted([*kept, *fresh], key=lambda row: (PARTS.index(row["part"]), row["strategy"]))
+    return {**committed, "rows": rows_in_order, "later": {**committed.get("later", {}), **later}}
 
 
 def main(
@@ -166,6 +207,9 @@ def main(
     ] = None,
     dtype: Annotated[str, typer.Option(help="float32 is several times faster where bfloat16 is emulated.")] = "float32",
     store: Annotated[Path | None, typer.Option(help="Folder of finished cells, to go on from.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="Measure these alone, repeatable: visual:NAME, video:NAME or kv:NAME.")
+    ] = None,
     save: Annotated[bool, typer.Option(help="Write quality.json, .csv and .png under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print."""
@@ -174,7 +218,10 @@ def main(
     arguments = ["--max-num-seqs", "16", "--dtype", dtype]
     with Server(CHECKPOINT, "prune", arguments, log=log) as server:
         client, model = Client(server.url, concurrency=8), server.model_name
-        tables = measure(client, model, tasks, n, store)
+        tables = measure(client, model, tasks, n, store, strategy or ())
+        if strategy:
+            _finish(console, tables, strategy, n, save)
+            return
         visual = tables[0]
         default = next(cell for cell in visual.cells if (cell.arm.strategy, cell.arm.keep) == ("divprune", 0.5))
         again = repeated(client, model, visual.samples, default.arm, default)
@@ -188,6 +235,17 @@ def main(
     console.print(again)
     if save:
         write(RESULTS, [row for one in tables for row in one.rows()], about, "quality")
+
+
+def _finish(console: Console, tables: Sequence[Table], only: Sequence[str], n: int, save: bool) -> None:
+    """Print what was measured of some strategies, and put it among the committed results."""
+    for one in tables:
+        console.print(table(one.rows(), f"{one.title}, {n} samples of each task"))
+    if save:
+        committed = json.loads((RESULTS / "quality.json").read_text())
+        command = "python -m benchmarks.quality " + " ".join(sys.argv[1:])
+        about = replaced(committed, [row for one in tables for row in one.rows()], only, command)
+        write(RESULTS, about.pop("rows"), about, "quality")
 
 
 if __name__ == "__main__":

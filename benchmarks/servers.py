@@ -20,6 +20,10 @@ EAGER = ("--enforce-eager",)
 """For servers that are started for something the compiler has no part in: they are there in half the time."""
 START_SECONDS = 300
 
+_SCRIPT = Path(sys.executable).parent / "vllm-prune"
+LAUNCHER = (str(_SCRIPT),) if _SCRIPT.exists() else (sys.executable, "-m", "vllm_prune.cli.main")
+"""Our command, also where the packages only lie on the path and no script is installed."""
+
 # What in-process engines of a test session leave in the environment; a server is to start as a user's would.
 ENGINE_LEAVES = (
     "LOCAL_WORLD_SIZE",
@@ -46,6 +50,8 @@ class Server:
         config: operator's configuration for ours.
         log: file that takes the server's output.
         environment: variables on top of this process's.
+        start_seconds: how long it may take to start.
+        stop_seconds: how long it may take to end before it is killed.
     """
 
     def __init__(
@@ -56,7 +62,10 @@ class Server:
         config: Path | None = None,
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        start_seconds: float = START_SECONDS,
+        stop_seconds: float = 60,
     ) -> None:
+        self.start_seconds, self.stop_seconds = start_seconds, stop_seconds
         self.model, self.kind, self.config, self.log = model, kind, config, log
         self.arguments = list(arguments)
         self.environment = dict(environment or {})
@@ -70,7 +79,7 @@ class Server:
             self._command(), env=self._environment(), stdout=sink, stderr=subprocess.STDOUT,
             # A group to kill, but no session: Linux shares the cores out by session, and beside the spinning
             # engine of another one this process gets no turn for seconds.
-            preexec_fn=os.setpgrp,
+            process_group=0,
         )  # fmt: skip
         self._wait()
         return self
@@ -81,7 +90,7 @@ class Server:
             # `vllm serve` itself does not start from the CPU distribution; this module is the same server.
             return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.model), *place]
         own = ["--config", str(self.config)] if self.config else []
-        return [str(Path(sys.executable).parent / "vllm-prune"), "serve", str(self.model), *own, *place]
+        return [*LAUNCHER, "serve", str(self.model), *own, *place]
 
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
@@ -95,7 +104,7 @@ class Server:
 
     def _wait(self) -> None:
         assert self.process is not None
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"{self.kind} server exited with {self.process.returncode}{self._tail()}")
@@ -106,7 +115,7 @@ class Server:
                 pass
             time.sleep(0.2)
         self.stop()
-        raise TimeoutError(f"{self.kind} server did not answer in {START_SECONDS} s{self._tail()}")
+        raise TimeoutError(f"{self.kind} server did not answer in {self.start_seconds:g} s{self._tail()}")
 
     def _tail(self) -> str:
         if self.log is None or not self.log.exists():
@@ -119,7 +128,7 @@ class Server:
         if self.process.poll() is None:
             self.process.send_signal(sig)
         try:
-            return self.process.wait(60)
+            return self.process.wait(self.stop_seconds)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             return self.process.wait()
@@ -145,7 +154,8 @@ def _explain(log: str, last: int = 12, most: int = 3000) -> str:
     """What to read first in a failed server's log: its own error lines, the engine's among them, then its end."""
     lines = log.splitlines()
     errors = [line for line in lines if ("ERROR" in line or "Error:" in line) and "  File " not in line]
-    return "\n".join([*errors, "... the log ends with", *lines[-last:]])[-most:]
+    # The configuration is one line of many thousands of characters.
+    return "\n".join(line[:400] for line in [*errors, "... the log ends with", *lines[-last:]])[-most:]
 
 
 def free_port() -> int:

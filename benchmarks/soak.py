@@ -24,9 +24,9 @@ import psutil
 import typer
 from rich.progress import Progress
 
+from .machine import RESULTS, hardware
 from .random_model import DEMO
 from .servers import Server
-from .speed import RESULTS, hardware
 from .tasks import sample
 
 CONFIG = """

@@ -29,7 +29,7 @@ def grid_of(tokens: int, modality: Modality) -> Grid:
 
 
 def call(name: str, grid: Grid, count: int, width: int, device: torch.device, dtype: torch.dtype) -> Callable[[], None]:
-    """A function that makes strategy `name` choose `count` cells and waits until it has."""
+    """A function that makes strategy `name` choose `count` cells, gather and merge them, and waits until it has."""
     generator = torch.Generator().manual_seed(0)
     strategy = VISUAL.create(name)
     if isinstance(strategy, PixelStrategy):
@@ -38,7 +38,7 @@ def call(name: str, grid: Grid, count: int, width: int, device: torch.device, dt
     tokens = torch.randn(grid.tokens, width, generator=generator).to(device, dtype)
     attention = torch.rand(grid.tokens, generator=generator).to(device)
     context = Context(seed=1, tower_attention=attention, scores=attention)
-    return lambda: _discard(strategy.select(tokens, grid, count, context))
+    return lambda: _discard(strategy.reduce(tokens, grid, count, context).rows(tokens))
 
 
 def _discard(kept: torch.Tensor) -> None:

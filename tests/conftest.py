@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from . import engine_guard
+from . import engine_guard, runner_v2
 from .engine_guard import pytest_runtest_protocol  # noqa: F401 - a hook
 
 # The first call of a torch kernel takes long on a busy machine, which says nothing about the code under test.
@@ -27,6 +27,23 @@ ENGINES = "engine"
 """Folder whose tests start engines."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the choice of the model runner."""
+    parser.addoption(
+        "--runner",
+        choices=("v1", "v2", "v2-mechanisms"),
+        default="v1",
+        help="vLLM's model runner in all engines that tests start; v2-mechanisms: those of tests/runner_v2.py only",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare this process for Runner V2 before anything imports vLLM."""
+    config.addinivalue_line("markers", "runner(name, reason): has a meaning on this model runner of vLLM only")
+    if config.getoption("--runner") != "v1":
+        runner_v2.install()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts an engine, give tests that share a server, or a file, to one process, skip `gpu` tests."""
@@ -40,8 +57,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             used = getattr(item, "fixturenames", ())
             group = next((name for name in SHARED if name in used), str(place))
             item.add_marker(pytest.mark.xdist_group(group))
+        needs = item.get_closest_marker("runner")
+        if needs is not None and needs.args[0] != ("v2" if runner_v2.is_on() else "v1"):
+            item.add_marker(pytest.mark.skip(reason=needs.args[1]))
+    _select_mechanisms(items)
     items.sort(key=_turn)
     _skip_gpu(items)
+
+
+def _select_mechanisms(items: list[pytest.Item]) -> None:
+    """With `--runner v2-mechanisms`, leave only the tests that stand for a mechanism; each must be there."""
+    if not items or items[0].config.getoption("--runner") != "v2-mechanisms":
+        return
+    names = {item.nodeid.rpartition("tests/engine/")[2]: item for item in items}
+    if missing := set(runner_v2.MECHANISMS.values()) - set(names):
+        raise pytest.UsageError(f"tests/runner_v2.py names tests that are not collected: {sorted(missing)}")
+    selected = [names[name] for name in runner_v2.MECHANISMS.values()]
+    items[0].config.hook.pytest_deselected(items=[item for item in items if item not in selected])
+    items[:] = [item for item in items if item in selected]
 
 
 def _turn(item: pytest.Item) -> int:

@@ -92,7 +92,7 @@ def test_the_wheel_has_every_module_and_its_data(built: dict[str, set[str]]) -> 
         for name in OURS
         for path in (ROOT / name).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
-        if path.suffix in (".py", ".typed", ".yaml", ".html", ".css", ".js") or "dist" in path.parts
+        if path.suffix in (".py", ".typed", ".json", ".yaml", ".html", ".css", ".js") or "dist" in path.parts
     }
     assert {name for name in built["wheel"] if ".dist-info/" not in name} == wanted
     assert built["wheel of the sdist"] == built["wheel"]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import engine_results, headline, quality, settings, strategies, stts
+from . import engine_results, families, headline, quality, settings, strategies, stts
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -20,6 +20,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benc
 PARTS: dict[str, Callable[[], str]] = {
     "headline": lambda: headline.table_or_note(RESULTS),
     "strategy_names": strategies.names_by_kind,
+    "families": families.families,
     "catalogue": strategies.visual_table,
     "kv_catalogue": strategies.kv_table,
     "options": strategies.visual_options,

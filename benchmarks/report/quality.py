@@ -36,8 +36,17 @@ def budgets(results: Path) -> str:
     lines += [[f"{keep:.0%}", *(by_arm.get((part, name, keep), "-") for part, name in arms)] for keep in keeps]
     return table(head, lines) + (
         f"\n\nRight answers of the demo model, {result['samples']} held-out samples of each task, "
-        f"{result['hardware']['device']}. Command: `{result['command']}`."
+        f"{result['hardware']['device']}. Command: `{result['command']}`.{_later(result)}"
     )
+
+
+def _later(result: dict[str, Any]) -> str:
+    """Which strategies a later run has measured, and by which command."""
+    by_command: dict[str, list[str]] = {}
+    for name, command in result.get("later", {}).items():
+        by_command.setdefault(command, []).append(f"`{name.partition(':')[2]}`")
+    runs = [f"{', '.join(dict.fromkeys(names))} by `{command}`" for command, names in by_command.items()]
+    return f" Measured later, in the same way: {'; '.join(runs)}." if runs else ""
 
 
 def tables(results: Path) -> str:
@@ -61,7 +70,7 @@ def tables(results: Path) -> str:
         f"begin with a line break, so that they are decided after the eviction. In brackets the 95% interval of the "
         f"paired difference to `random` at the same ratio, in points. `{again['arm']}` was asked twice: "
         f"{again['texts_that_differ']} texts differ. {result['hardware']['device']}, vLLM "
-        f"{result['hardware']['vllm']}. Command: `{result['command']}`."
+        f"{result['hardware']['vllm']}. Command: `{result['command']}`.{_later(result)}"
     )
     picture = "![Accuracy against the share kept](../benchmarks/results/quality.png)"
     return "\n\n".join([*blocks, picture, text])

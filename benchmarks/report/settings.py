@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from vllm_prune.config.admission import Admission
+from vllm_prune.config.kv import Kv
 from vllm_prune.config.limits import KvLimits, Limits
 from vllm_prune.config.load import Defaults
 from vllm_prune.config.logging import Logging
@@ -24,6 +25,7 @@ SECTIONS: dict[str, type[Any]] = {
     "limits": Limits,
     "limits.kv": KvLimits,
     "admission": Admission,
+    "kv": Kv,
     "tenants": Tenant,
     "tenants.rate": Rate,
     "media": Media,

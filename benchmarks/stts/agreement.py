@@ -29,7 +29,7 @@ from vllm_prune.visual.scorers.stts import files
 from vllm_prune.visual.scorers.stts.training import PrunedTower, pruned_logits
 
 from ..demo_model.batches import collate
-from ..speed import RESULTS, hardware
+from ..machine import RESULTS, hardware
 from ..tasks import Sample
 from .arms import load_model
 from .train import CHECKPOINT, held_out

@@ -29,7 +29,7 @@ from vllm_prune.visual.frontend.frame_split import FrameSplit, frame_counts
 from vllm_prune.visual.scorers.stts import files
 from vllm_prune.visual.scorers.stts.training import Pruned, PrunedTower
 
-from ..speed import RESULTS, hardware
+from ..machine import RESULTS, hardware
 from ..tasks import Sample
 from .arms import Case, choose_per_frame, load_model
 from .train import CHECKPOINT, held_out

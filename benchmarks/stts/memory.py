@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..speed import RESULTS, hardware
+from ..machine import RESULTS, hardware
 from .towers import CACHE, LENGTHS, build, film, sizes
 
 # Freed blocks go back to the kernel at once, so that the mark is that of live tensors.

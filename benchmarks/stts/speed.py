@@ -29,8 +29,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .. import seven_b
+from ..machine import RESULTS, hardware
 from ..seven_b import Model
-from ..speed import RESULTS, hardware
 from . import towers
 from .agreement import engine, video_of
 from .towers import CACHE, LENGTHS, film, sizes

@@ -26,7 +26,7 @@ from vllm_prune.config.load import configuration
 from vllm_prune.config.media import Media
 from vllm_prune.request import current, stage
 from vllm_prune.telemetry import metrics
-from vllm_prune.vllm_compat import media_connector
+from vllm_prune.vllm_compat import media_budgets, media_connector
 
 from .busy import DecoderUnavailable, QueueOverflow
 from .data_urls import inline
@@ -59,7 +59,7 @@ class PruneMediaConnector(MediaConnector):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.settings = settings or configuration().media
+        self.settings = _within_vllms(settings or configuration().media)
         self.decoders = decoders or pool()
         domains = tuple(self.allowed_media_domains)
         self.fetcher = fetcher or Fetcher(self.settings, domains, envs.VLLM_MEDIA_URL_ALLOW_REDIRECTS)
@@ -126,13 +126,20 @@ class PruneMediaConnector(MediaConnector):
 
     async def _download(self, url: str, media_io: Any) -> bytes:
         if not envs.VLLM_MEDIA_CACHE:
-            return await self.fetcher.fetch(url, media_io.get_max_bytes())
+            return await self.fetcher.fetch(url, media_io.get_max_bytes(), self._charge_download)
         parse(url, self.settings, self.fetcher.domains)
         data = await self._in_turn(self._get_cached_bytes, url)
         if data is None:
-            data = await self.fetcher.fetch(url, media_io.get_max_bytes())
+            data = await self.fetcher.fetch(url, media_io.get_max_bytes(), self._charge_download)
             await self._in_turn(self._put_cached_bytes, url, data)
         return bytes(data)
+
+    def _charge_download(self, size: int) -> None:
+        try:
+            # vLLM's, one for all media of a request; 0.32 has none.
+            media_budgets.charge(getattr(self, "download_budget", None), size)
+        except media_budgets.RequestLimitExceeded:
+            raise Refused("request_bytes") from None
 
     def _decode(self, url: str, data: bytes | None, media_io: Any) -> Any:
         kind = ""
@@ -188,6 +195,12 @@ class PruneMediaConnector(MediaConnector):
         if error.detail:
             logger.debug("media refused (%s): %.500r", error.reason, error.detail)
         raise MediaError(error.reason, self.settings) from None
+
+
+def _within_vllms(settings: Media) -> Media:
+    """The operator's section, with vLLM's own limit on a file where that is lower."""
+    most = media_budgets.media_limits().file
+    return settings if most is None or most >= settings.max_bytes else settings.model_copy(update={"max_bytes": most})
 
 
 def modality_of(media_io: Any) -> str:

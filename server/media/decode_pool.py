@@ -17,6 +17,7 @@ from typing import Any
 
 from vllm_prune.config.load import configuration
 from vllm_prune.config.media import Media
+from vllm_prune.vllm_compat import media_budgets
 
 from .errors import MESSAGES, Refused
 from .fair_executor import FairExecutor, ShareKey
@@ -197,6 +198,7 @@ class DecodePool:
         from . import wire
         from .decode_worker import Job
 
+        media_io, budget = media_budgets.for_decoder(media_io)
         message = pickle.dumps(Job(media_io, kind, self.limits))
         if not data or len(message) > wire.MESSAGE:
             raise Refused("malformed")
@@ -208,9 +210,18 @@ class DecodePool:
         reason, _, detail = answer.decode(errors="replace").partition("\n")
         if result is None:
             raise Refused(reason if reason in MESSAGES else "crash", detail)
-        if detail:
-            logger.warning("%.200s", detail)
-        return wire.unpack(wire.view(result, self.limits.max_decoded_bytes), data)
+        used, _, remark = detail.partition("\n")
+        if remark:
+            logger.warning("%.200s", remark)
+        memory = wire.view(result, self.limits.max_decoded_bytes)
+        try:
+            # What a decoding process says is not trusted, as it may have been taken over.
+            media_budgets.charge(budget, max(0, int(used)))
+        except media_budgets.RequestLimitExceeded:
+            raise Refused("request_decoded_bytes") from None
+        except ValueError:
+            raise Refused("crash") from None
+        return wire.unpack(memory, data)
 
     def _exchange(self, message: bytes, descriptor: int) -> tuple[bytes, int | None]:
         from . import wire

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_prune.config.media import Media
+from vllm_prune.vllm_compat.media_budgets import RequestLimitExceeded, count_of
 
 CONTROL = 4096
 FILES = 64
@@ -127,11 +128,12 @@ def _serve_one(channel: socket.socket) -> bool:
     job: Job = pickle.loads(message)
     _limit_processor(job.limits)
     reason, detail, result = _guarded(lambda: _decode(job, descriptor))
+    used = count_of(job.media_io).used
     if result is None:
         wire.send(channel, f"{reason}\n{detail}".encode(errors="replace")[: wire.MESSAGE])
     else:
         try:
-            wire.send(channel, f"ok\n{detail}".encode(), result)
+            wire.send(channel, f"ok\n{used}\n{detail}".encode(), result)
         finally:
             os.close(result)
     return True
@@ -156,6 +158,8 @@ def _guarded(work: Callable[[], tuple[int, str]]) -> tuple[str, str, int | None]
         return "", remark, result
     except Refused as error:
         return error.reason, "", None
+    except RequestLimitExceeded:
+        return "request_decoded_bytes", "", None
     except MemoryError:
         return "memory", "", None
     except OSError as error:

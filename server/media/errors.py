@@ -10,6 +10,7 @@ from vllm.exceptions import VLLMValidationError
 
 from vllm_prune.config.media import Media
 from vllm_prune.request import current
+from vllm_prune.vllm_compat.media_budgets import media_limits
 
 _UNREACHABLE = "the media URL could not be fetched; give one on a public host that answers, or send a data: URL"
 MESSAGES = {
@@ -23,6 +24,8 @@ MESSAGES = {
     "status": "the host of the media URL did not answer with a file; check that the URL is right and public",
     "encoding": "the host of the media URL compresses its answer; give a URL that serves the file as it is",
     "timeout": "the media file did not arrive within {0.fetch_seconds:g} s; use a faster host or a smaller file",
+    "request_bytes": "the media files of the request are together larger than {1.downloads} bytes "
+    "(VLLM_MAX_MEDIA_REQUEST_DOWNLOAD_SIZE_MB of the server); send fewer or smaller ones",
     "bytes": "the media file is larger than {0.max_bytes} bytes; send a smaller one",
     "data_url": "the data: URL is malformed; write data:<type>;base64, and then the file in base64",
     "base64": "the base64 in the data: URL holds other characters, or its end is cut off; encode the whole file again",
@@ -37,6 +40,8 @@ MESSAGES = {
     "frames": "the media have more frames than the {0.max_frames} (of {0.max_source_frames} in a file) that are taken, "
     "or more than {0.max_video_pixels} pixels in all; send a shorter or smaller video",
     "decoded_bytes": "decoded, the media take more than {0.max_decoded_bytes} bytes; send smaller ones",
+    "request_decoded_bytes": "decoded, the media of the request take more than {1.decoded} bytes "
+    "(VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES of the server); send fewer or smaller ones",
     "malformed": "the media could not be decoded; send a complete file in a common format such as PNG, JPEG or MP4",
     "image_format": "the file is no picture in a format that is taken, or its start is cut off; send PNG, JPEG, WebP, "
     "GIF, AVIF or TIFF",
@@ -71,7 +76,7 @@ class MediaError(VLLMValidationError):
     def __init__(self, reason: str, settings: Media) -> None:
         context = current()
         param = context.media_param if context is not None else "messages"
-        super().__init__(MESSAGES[reason].format(settings), parameter=param)
+        super().__init__(MESSAGES[reason].format(settings, media_limits()), parameter=param)
         self.reason = reason
 
     def __str__(self) -> str:

@@ -23,6 +23,8 @@ from .urls import Target, check_addresses, literal, parse
 
 Resolver = Callable[[str, int], Awaitable[list[str]]]
 """From host and port to all addresses, as text."""
+Charge = Callable[[int], None]
+"""Counts bytes that arrive; raises `Refused` where they are too many."""
 
 # Apart from the other threads, and no tenant has all of them: a lookup cannot be stopped, and takes as long as the
 # system's resolver waits for a name server that never answers.
@@ -69,12 +71,13 @@ class Fetcher:
         self.hops = settings.max_redirects if redirects else 0
         self.tls = tls
 
-    async def fetch(self, url: str, most: int | None = None) -> bytes:
+    async def fetch(self, url: str, most: int | None = None, charge: Charge = lambda size: None) -> bytes:
         """The file behind an http or https URL.
 
         Args:
             url: as the client gave it.
             most: a lower limit on its bytes than the section's.
+            charge: called with the bytes of each part of a body that arrives; may refuse them.
 
         Raises:
             Refused: anything that keeps it from being fetched within the limits.
@@ -82,7 +85,7 @@ class Fetcher:
         started = time.monotonic()
         limit = min(self.settings.max_bytes, most or self.settings.max_bytes)
         try:
-            return await asyncio.wait_for(self._follow(url, limit), self.settings.fetch_seconds)
+            return await asyncio.wait_for(self._follow(url, limit, charge), self.settings.fetch_seconds)
         except (TimeoutError, httpx.TimeoutException):
             raise Refused("timeout") from None
         except httpx.InvalidURL:
@@ -95,11 +98,11 @@ class Fetcher:
             add_stage("fetch", seconds)
             metrics.observe_fetch(seconds)
 
-    async def _follow(self, url: str, limit: int) -> bytes:
+    async def _follow(self, url: str, limit: int, charge: Charge) -> bytes:
         target = parse(url, self.settings, self.domains)
         for _ in range(self.hops + 1):
             addresses = await self._addresses(target)
-            answer = await self._request(target, addresses, limit)
+            answer = await self._request(target, addresses, limit, charge)
             if isinstance(answer, bytes):
                 return answer
             target = self._redirected(target, answer)
@@ -109,7 +112,7 @@ class Fetcher:
         known = [target.host] if literal(target.host) else await self.resolver(target.host, target.port)
         return check_addresses(target, known, self.settings)
 
-    async def _request(self, target: Target, addresses: list[str], limit: int) -> bytes | str:
+    async def _request(self, target: Target, addresses: list[str], limit: int, charge: Charge) -> bytes | str:
         """The body, or the place that the answer redirects to."""
         seconds = httpx.Timeout(self.settings.fetch_seconds, connect=self.settings.connect_seconds)
         trusted = self.tls or default_tls()
@@ -121,7 +124,7 @@ class Fetcher:
                 except (httpx.ConnectError, httpx.ConnectTimeout):
                     continue
                 try:
-                    return await _body(response, limit)
+                    return await _body(response, limit, charge)
                 finally:
                     await response.aclose()
         raise Refused("connection")
@@ -151,7 +154,7 @@ def _pinned(client: httpx.AsyncClient, target: Target, address: str) -> httpx.Re
     return client.build_request("GET", where, headers=headers, extensions={"sni_hostname": target.host})
 
 
-async def _body(response: httpx.Response, limit: int) -> bytes | str:
+async def _body(response: httpx.Response, limit: int, charge: Charge) -> bytes | str:
     if response.status_code in _REDIRECTS:
         return response.headers.get("location", "")
     if response.status_code != 200:
@@ -166,6 +169,7 @@ async def _body(response: httpx.Response, limit: int) -> bytes | str:
         body += chunk
         if len(body) > limit:
             raise Refused("bytes")
+        charge(len(chunk))
     return bytes(body)
 
 

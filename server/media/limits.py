@@ -62,12 +62,13 @@ def check_frame_list(text: str, media_io: VideoMediaIO, limits: Media) -> None:
         raise Refused("frame_sizes")
 
 
-def capped(loader: Any, most: int, sampled: list[int]) -> Any:
-    """A video loader that samples as `loader` does, and refuses more than `most` frames before decoding any.
+def capped(loader: Any, most: int, fitting: int | None, sampled: list[int]) -> Any:
+    """A video loader that samples as `loader` does, and refuses too many frames before decoding any.
 
     Args:
         loader: vLLM's.
-        most: frames that may be sampled.
+        most: frames that may be sampled by the operator's limits.
+        fitting: frames that the request may still decode by vLLM's limit, None for no limit.
         sampled: takes the indices of the sampled frames.
     """
     base: Any = type(loader)
@@ -78,6 +79,8 @@ def capped(loader: Any, most: int, sampled: list[int]) -> Any:
             indices = list(super().compute_frames_index_to_sample(source, target, **kwargs))
             if len(indices) > most:
                 raise Refused("frames")
+            if fitting is not None and len(indices) > fitting:
+                raise Refused("request_decoded_bytes")
             sampled[:] = indices
             return indices
 

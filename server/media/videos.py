@@ -13,6 +13,7 @@ from vllm.multimodal.media import VideoMediaIO
 from vllm.multimodal.video_decoders.opencv import OpenCVVideoBackendMixin
 
 from vllm_prune.config.media import Media
+from vllm_prune.vllm_compat.media_budgets import RequestLimitExceeded, count_of
 from vllm_prune.vllm_compat.video_capture import captures_from
 
 from .errors import Refused
@@ -36,17 +37,20 @@ def load_video(media_io: VideoMediaIO, data: bytes, limits: Media) -> tuple[Any,
         Refused: over a limit, or no frame can be decoded.
     """
     sampled: list[int] = []
-    loader = media_io.video_loader
+    loader, count = media_io.video_loader, count_of(media_io)
     result = _with_opencv(media_io, loader, data, limits, sampled)
     if result is None or _count(result) < len(sampled):
         other: list[int] = []
+        used, count.used = count.used, 0
         second = _with_pyav(media_io, loader, data, limits, other)
         if second is not None and (result is None or _count(second) > _count(result)):
             result, sampled = second, other
+        else:
+            count.used = used
     if result is None:
         raise Refused("no_frames")
-    count = _count(result)
-    remark = f"{count} of {len(sampled)} sampled frames of a video could be decoded" if count < len(sampled) else ""
+    decoded = _count(result)
+    remark = f"{decoded} of {len(sampled)} sampled frames of a video could be decoded" if decoded < len(sampled) else ""
     return result, remark
 
 
@@ -64,9 +68,10 @@ def _with_opencv(media_io: VideoMediaIO, loader: Any, data: bytes, limits: Media
         if min(width, height, frames) <= 0:
             return None
         _check(width, height, frames, limits)
-        media_io.video_loader = capped(loader, _most(width, height, limits), sampled)
+        fitting = count_of(media_io).frames(width, height)
+        media_io.video_loader = capped(loader, _most(width, height, limits), fitting, sampled)
         result = media_io.load_bytes(data)
-    except (Refused, MemoryError):
+    except (Refused, RequestLimitExceeded, MemoryError):
         raise
     except Exception as error:
         if getattr(error, "code", None) == -4:
@@ -83,7 +88,8 @@ def _with_pyav(media_io: VideoMediaIO, loader: Any, data: bytes, limits: Media, 
     if capture is None:
         return None
     _check(capture.width, capture.height, capture.frames, limits)
-    media_io.video_loader = capped(loader, _most(capture.width, capture.height, limits), sampled)
+    fitting = count_of(media_io).frames(capture.width, capture.height)
+    media_io.video_loader = capped(loader, _most(capture.width, capture.height, limits), fitting, sampled)
     # A loader that opens the file a second time starts anew.
     with captures_from(lambda _: capture.rewound()):
         result = media_io.load_bytes(data)

@@ -50,8 +50,11 @@ class Admit:
         ledger, tenant = self.state.ledger, context.tenant
         name = tenant.name if tenant is not None else None
         demand = None
-        if ledger.settings.weighs and context.document is not None:
+        observed = self.state.observed.counts(context.decision)
+        if (ledger.settings.weighs or observed) and context.document is not None:
             demand = demand_of(context.document, context.body_bytes, route_of(path), context.decision, self.state.sizes)
+        if observed and demand is not None:
+            self.state.observed.enter(demand, context.exits)
         amount = demand.amount() if demand is not None else Amount(requests=1)
         reservation = await ledger.admit(name, amount, context.exits)
         context.reservation = HeldRoom(reservation, demand) if demand is not None else None

@@ -96,6 +96,9 @@ class Answer:
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _with_report(self, body: bytes) -> bytes:
+        if not body:
+            # To a client that has left, vLLM answers nothing.
+            return body
         document = json.loads(body)
         if self.where == "top":
             decision = self.context.decision

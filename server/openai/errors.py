@@ -19,6 +19,7 @@ Reason = Literal[
     "media_queue",
     "media_unavailable",
     "not_active",
+    "observed_requests",
     "tenant_concurrency",
     "tenant_rate",
     "unauthorized",

@@ -117,6 +117,7 @@ REFUSED: frozenset[str] = frozenset(
         "/v2/embed",
         "/generative_scoring",
         "/v1/systemone",
+        "/v1/decisions",
         # The server's own management.
         "/ping",
         "/v1/load_lora_adapter",

@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "vllm_prune.shares",
         "vllm_prune.signals",
         "vllm_prune.telemetry",
+        "vllm_prune.vllm_compat.cuda_graphs",
         "vllm_prune.vllm_compat.version",
         "vllm_prune.vllm_compat.signatures",
     ),

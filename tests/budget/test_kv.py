@@ -55,6 +55,7 @@ def test_a_budget_above_the_prompt_caps_decoding() -> None:
     assert spec.due(100, 137, False)
     assert spec.gamma(100) == 1.0
     assert KvSpec("x", max_tokens=25).gamma(100) == 0.25
+    assert KvSpec("x", keep="0.29").gamma(95) == 27 / 95
 
 
 @given(SPECS, st.integers(1, 5000))

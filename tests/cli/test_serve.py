@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,8 +10,9 @@ import psutil
 import pytest
 import torch
 
+from vllm_prune.cli import serve
 from vllm_prune.cli.host import CPU_CACHE, DEMO_CACHE
-from vllm_prune.cli.serve import _defaults, has_flag, is_demo, is_path
+from vllm_prune.cli.serve import V2_RUNNER, _defaults, has_flag, is_demo, is_path
 
 from .command import run
 
@@ -65,6 +67,23 @@ def test_front_ends_that_run_none_of_our_code_are_refused() -> None:
     grpc = run("serve", HUB_NAME, "--grpc")
     assert grpc.returncode == 2
     assert "--grpc" in grpc.stderr
+
+
+@pytest.mark.parametrize(("chosen", "cuda", "runner"), [
+    (None, True, "0"), (None, False, None), ("1", True, "1"), ("0", True, "0"), ("1", False, "1"),
+])  # fmt: skip
+def test_the_runner_is_v1_on_cuda_unless_the_user_has_chosen(
+    chosen: str | None,
+    cuda: bool,
+    runner: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(serve, "has_cuda", lambda: cuda)
+    monkeypatch.setattr(os, "environ", {} if chosen is None else {V2_RUNNER: chosen})
+    serve.choose_runner()
+    assert os.environ.get(V2_RUNNER) == runner
+    assert (f"{V2_RUNNER}=0" in capsys.readouterr().out) == (runner != chosen)
 
 
 def test_flags_are_seen_in_either_spelling() -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from vllm_prune.config.kv import Kv
 from vllm_prune.config.load import PruneConfig
 from vllm_prune.config.worker_facts import FactsError, WorkerFacts
 
-FACTS = WorkerFacts(True, "/scorer", None, 128)
-WIRE = {"launched": True, "scorer": "/scorer", "max_window": 128}
+FACTS = WorkerFacts(True, "/scorer", None, 128, 16)
+WIRE = {"launched": True, "scorer": "/scorer", "max_window": 128, "observed_requests": 16}
 
 
 @lru_cache
@@ -51,6 +52,9 @@ def test_facts_are_read_back_from_vllms_configuration() -> None:
 def test_paths_are_those_of_the_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     config = PruneConfig.model_validate({"stts": {"scorer": "a"}, "vision_selector": {"weights": "/b"}})
+    config = config.model_copy(update={"kv": Kv(observed_requests=9)})
+    assert WorkerFacts.configured(config).observed_requests == 9
+    config = config.model_copy(update={"kv": Kv()})
     assert WorkerFacts.configured(config) == WorkerFacts(True, f"{tmp_path}/a", "/b")
 
 

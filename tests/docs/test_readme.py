@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.report import RESULTS
 from benchmarks.report.headline import table_rows
-from vllm_prune.visual.models.table import ADAPTERS
+from vllm_prune.visual.models.table import FAMILIES
 from vllm_prune.vllm_compat.version import SUPPORTED
 
 from .pages import PAGES, ROOT, name
@@ -28,14 +28,14 @@ def test_models_versions_cost_and_gain_are_on_the_first_screens() -> None:
     first = "\n".join(README.read_text().splitlines()[:FIRST_SCREENS])
     for words in ("Qwen2.5-VL", "Qwen3-VL", "Molmo2", "<!-- /headline -->", "limits"):
         assert words in first, f"{words} comes too late"
-    assert f"| vLLM | {SUPPORTED} |" in first
+    assert f"| vLLM | {', '.join(SUPPORTED)} |" in first
     python = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert f"| Python | {python.removeprefix('>=').partition(',')[0]} or later" in first
 
 
 def test_the_limits_name_every_family() -> None:
     page = (ROOT / "docs" / "limits.md").read_text()
-    assert [name for name in ADAPTERS if f"| `{name}` |" not in page] == []
+    assert [name for name in FAMILIES if f"| `{name}` |" not in page] == []
 
 
 def test_the_headline_has_four_budgets_with_their_hardware() -> None:

@@ -20,6 +20,7 @@ import torch
 
 from .checkpoints import FAMILIES, build
 from .engines import EnginePool
+from .families import rows
 from .oracle import Oracle
 
 
@@ -46,7 +47,22 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("checkpoints")
     built = {family: build(family, root / family) for family in FAMILIES}
-    return {**built, "demo": Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"}
+    demo = Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"
+    return _Checkpoints(root, {**built, "demo": demo})
+
+
+class _Checkpoints(dict[str, Path]):
+    """Folders by name; those of `families.rows` are written when they are first looked up."""
+
+    def __init__(self, root: Path, built: dict[str, Path]) -> None:
+        super().__init__(built)
+        self._root = root
+
+    def __missing__(self, name: str) -> Path:
+        family = next(row for row in rows.ROWS if name in (row, rows.for_engine(row)))
+        self[family] = rows.build(family, self._root / family)
+        self[rows.for_engine(family)] = self._root / rows.for_engine(family)
+        return self[name]
 
 
 @pytest.fixture(scope="session")

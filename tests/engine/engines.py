@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from .. import runner_v2
 from .media import Request
 from .oracle import Answer, Mismatch, compare
 
@@ -65,7 +66,9 @@ def start(path: Path, **options: Any) -> Any:
     """A new `LLM`."""
     from vllm import LLM
 
-    return LLM(model=str(path), **{**DEFAULTS, **options})
+    llm = LLM(model=str(path), **{**DEFAULTS, **options})
+    assert llm.llm_engine.vllm_config.use_v2_model_runner == runner_v2.is_on()
+    return llm
 
 
 def reset(llm: Any) -> None:
@@ -79,6 +82,14 @@ def runner_of(llm: Any) -> Any:
     """The model runner inside an engine."""
     worker = llm.llm_engine.model_executor.driver_worker
     return getattr(worker, "worker", worker).model_runner
+
+
+def features_of(llm: Any) -> list[Any]:
+    """vLLM's multimodal features of each request that an engine runs."""
+    runner = runner_of(llm)
+    if runner_v2.is_on():
+        return list(runner.encoder_cache.mm_features.values())
+    return [state.mm_features for state in runner.requests.values()]
 
 
 def model_of(llm: Any) -> Any:

@@ -13,7 +13,9 @@ from torch import Tensor
 from vllm_prune.budget.kv import KEY, KvSpec
 from vllm_prune.kv.suitability import SCHEDULER, WORKER
 
+from .engines import answer_of
 from .media import Request
+from .oracle import Oracle, compare
 
 EVICTING: dict[str, Any] = {"scheduler_cls": SCHEDULER, "worker_cls": WORKER}
 
@@ -99,6 +101,26 @@ def evict(llm: Any, requests: Sequence[Request], specs: Sequence[KvSpec | None],
         for spec in specs
     ]
     return llm.generate([request.for_vllm() for request in requests], sampling, use_tqdm=False)
+
+
+def compare_with_masked(
+    llm: Any, requests: Sequence[Request], specs: Sequence[KvSpec | None], steps: int, oracle: Oracle
+) -> list[int]:
+    """Compare answers under KV budgets with transformers, the same rows taken out.
+
+    Returns:
+        Number of compactions of each request.
+    """
+    with journal() as kept_rows:
+        outputs = evict(llm, requests, specs, steps)
+    compactions = []
+    for request, spec, output in zip(requests, specs, outputs, strict=True):
+        prompt, kept = len(output.prompt_token_ids), kept_rows.of(int(output.request_id))
+        evictor = Evictor(prompt, spec.count(prompt), spec.buffer, kept) if spec is not None and kept else None
+        compare(answer_of(output), oracle.answer(request, steps, evictor))
+        assert evictor is None or evictor.done == len(kept)
+        compactions.append(len(kept))
+    return compactions
 
 
 def scheduler_of(llm: Any) -> Any:

@@ -35,7 +35,7 @@ BUDGETS: dict[str, Visual] = {
 # Their choice needs neither the item's seed nor anything beside the features.
 STRATEGIES = tuple(
     name
-    for name in ("divprune", "evs", "mc_evs", "vidcom2")
+    for name in ("divprune", "elastic_pool", "evs", "mc_evs", "vidcom2")
     if name in VISUAL.names() and not issubclass(VISUAL.strategy_class(name), PixelStrategy)
 )
 

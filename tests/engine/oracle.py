@@ -89,7 +89,7 @@ class Oracle:
         self.hf: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
         self.processor: Any = AutoProcessor.from_pretrained(path)
         self.config: Any = self.hf.config
-        self.qwen3 = self.config.model_type == "qwen3_vl"
+        self.qwen3 = self.config.model_type.startswith("qwen3_")
 
     @torch.no_grad()
     def answer(self, request: Request, steps: int, evict: Evict | None = None) -> Expected:
@@ -213,7 +213,13 @@ class Oracle:
         per_frame = None
         if self.qwen3 and item.modality == "video":
             per_frame = frame_counts(count, item.grid, item.patches, VISUAL.strategy_class(name).frame_split)
-        return strategy.select(item.features, item.grid, count, Context(), per_frame)
+        reduction = strategy.reduce(item.features, item.grid, count, Context(), per_frame)
+        if reduction.merge is not None:
+            levels = [item.features, *item.deepstack]
+            item.features, *item.deepstack = (
+                level.index_copy(0, reduction.kept, reduction.rows(level)) for level in levels
+            )
+        return reduction.kept
 
     def _deepstack(self, items: Sequence[Item], keep: Tensor) -> dict[str, Any]:
         if not any(item.deepstack for item in items):

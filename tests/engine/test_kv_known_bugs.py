@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from vllm_prune.budget.kv import KEY, KvSpec
-from vllm_prune.kv.query_window import StepPlan
+from vllm_prune.kv.runners.v1 import CompactingV1
+from vllm_prune.kv.runners.v2 import CompactingV2
 from vllm_prune.support import kv
 
 from . import media
 from .checkpoints import CELL
-from .engines import EnginePool, answer_of
+from .engines import EnginePool, answer_of, runner_of
 from .eviction import EVICTING, evict, free_blocks, journal, scheduler_of
 from .oracle import compare
 
@@ -33,13 +34,15 @@ def screens(count: int) -> list[Any]:
     ]
 
 
-def test_a_runner_without_an_adapter_is_refused_not_bypassed(engines: EnginePool) -> None:
-    config = engines.get(FAMILY, max_num_batched_tokens=64, **EVICTING).llm_engine.vllm_config
-    assert not kv.config_refusals(config)
-    v2 = SimpleNamespace(**{**vars(config), "use_v2_model_runner": True})
-    (finding,) = kv.config_refusals(v2)
-    assert finding.cause == "runner_v2"
-    assert "V2" in finding.text
+def test_every_runner_compacts_and_speculation_on_v2_is_refused_not_bypassed(engines: EnginePool) -> None:
+    llm = engines.get(FAMILY, max_num_batched_tokens=64, **EVICTING)
+    config = llm.llm_engine.vllm_config
+    assert isinstance(runner_of(llm), CompactingV2 if config.use_v2_model_runner else CompactingV1)
+    for v2 in (False, True):
+        either = SimpleNamespace(**{**vars(config), "use_v2_model_runner": v2})
+        assert not kv.config_refusals(either)
+        either.speculative_config = SimpleNamespace(method="ngram")
+        assert [finding.cause for finding in kv.config_refusals(either)] == ["speculative_v2"] * v2
 
 
 def test_nothing_is_compacted_while_its_prefill_is_in_chunks(engines: EnginePool) -> None:
@@ -152,26 +155,6 @@ def test_running_ahead_of_the_worker_counts_right(engines: EnginePool) -> None:
     assert scheduler.compacting.evicted == {}
 
 
-def test_observed_steps_keep_off_full_graphs(engines: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a full CUDA graph the wrapper around attention does not run, and the window would stay empty."""
-    from vllm.config import CUDAGraphMode
-
-    llm = engines.get(FAMILY, max_num_batched_tokens=64, **EVICTING)
-    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    dispatcher = runner.cudagraph_dispatcher
-    asked: list[Any] = []
-    wrapped = dispatcher.dispatch.__closure__
-    assert wrapped is not None
-    inner = next(cell for cell in wrapped if callable(cell.cell_contents))
-    monkeypatch.setattr(inner, "cell_contents", lambda *args, **kwargs: asked.append(kwargs.get("invalid_modes")))
-    monkeypatch.setattr(runner, "kv_plan", StepPlan([0], [0]))
-    dispatcher.dispatch(num_tokens=1)
-    dispatcher.dispatch(num_tokens=1, invalid_modes={CUDAGraphMode.PIECEWISE})
-    monkeypatch.setattr(runner, "kv_plan", StepPlan())
-    dispatcher.dispatch(num_tokens=1)
-    assert asked == [{CUDAGraphMode.FULL}, {CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE}, None]
-
-
 def test_mixed_batches_observe_every_request(engines: EnginePool) -> None:
     """Answers under eviction do not depend on what else is in the batch."""
     requests = screens(4)
@@ -181,6 +164,6 @@ def test_mixed_batches_observe_every_request(engines: EnginePool) -> None:
     assert llm.reset_prefix_cache()
     for output, want in zip(evict(llm, requests, specs, 50), alone, strict=True):
         compare(answer_of(output), want)
-    runner = llm.llm_engine.model_executor.driver_worker.worker.model_runner
-    assert runner.kv_compactor.store.source is None
-    assert not runner.kv_plan.source
+    store = runner_of(llm).kv_store
+    assert not store.armed
+    assert (store.target == store.capacity).all()

@@ -65,7 +65,9 @@ def test_views_hold_what_transformers_computes(
             torch.testing.assert_close(view.keys.cpu(), keys, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(view.values().cpu(), values, rtol=1e-4, atol=1e-4)
             assert view.saliency is not None
-            torch.testing.assert_close(view.saliency[0].cpu(), norms, rtol=1e-4, atol=1e-4)
+            assert view.normed_saliency is not None
+            both = torch.stack([view.saliency[0], view.normed_saliency[0]]).cpu()
+            torch.testing.assert_close(both, norms, rtol=1e-4, atol=1e-4)
             ours = window_attention(view).flatten(0, 1).cpu()
             torch.testing.assert_close(ours, attention[:, -view.window :], rtol=1e-4, atol=1e-5)
         _check_media(oracle, seen[0], output.prompt_token_ids)
@@ -78,9 +80,9 @@ def test_decoding_records_nothing(engines: EnginePool, monkeypatch: pytest.Monke
     recorded: list[int] = []
     original = SaliencyStore.record
 
-    def record(self: SaliencyStore, hidden: torch.Tensor, layer: int) -> None:
+    def record(self: SaliencyStore, hidden: torch.Tensor, normed: torch.Tensor, layer: int) -> None:
         recorded.append(len(hidden))
-        original(self, hidden, layer)
+        original(self, hidden, normed, layer)
 
     monkeypatch.setattr(SaliencyStore, "record", record)
     output = evict(llm, [media.ask(media.image(6 * cell, 28 * cell, 4))], [None], 20)[0]
@@ -100,7 +102,7 @@ def _check_media(oracle: Oracle, view: LayerView, prompt: list[int]) -> None:
 
 @torch.no_grad()
 def _prefill(oracle: Oracle, request: media.Request) -> list[tuple[torch.Tensor, ...]]:
-    """Per layer: keys, values, attention of all heads and input norms of the prompt's prefill."""
+    """Per layer: keys, values, attention of all heads, and norms before and behind the input norm, of the prefill."""
     text = oracle.hf.model.language_model
     found: dict[str, Any] = {}
     original = type(text).forward
@@ -112,10 +114,11 @@ def _prefill(oracle: Oracle, request: media.Request) -> list[tuple[torch.Tensor,
             kind, config._attn_implementation = config._attn_implementation, "eager"
             inputs = {key: value for key, value in kwargs.items() if key != "past_key_values"}
             norms: list[torch.Tensor] = []
-            hooks = [
-                layer.input_layernorm.register_forward_pre_hook(lambda _, args: norms.append(args[0][0].norm(dim=-1)))
-                for layer in self.layers
-            ]
+
+            def listen(module: Any, args: Any, output: torch.Tensor) -> None:
+                norms.append(torch.stack([args[0][0].norm(dim=-1), output[0].norm(dim=-1)]))
+
+            hooks = [layer.input_layernorm.register_forward_hook(listen) for layer in self.layers]
             output = original(self, **inputs, output_attentions=True, use_cache=True)
             for hook in hooks:
                 hook.remove()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from .. import runner_v2
 from .engines import EnginePool
 from .eviction import EVICTING
 from .kv_parallel_child import answers
@@ -27,7 +28,7 @@ def of_two_ranks(path: Path, out: Path) -> list[Any]:
     done = subprocess.run(
         [sys.executable, "-m", "tests.engine.kv_parallel_child", str(path), str(out)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **few},
+        env=runner_v2.in_child({**os.environ, "PYTHONPATH": str(ROOT), **few}),
         capture_output=True,
         text=True,
         timeout=600,

@@ -6,68 +6,20 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
-from vllm.v1.core.sched.scheduler import Scheduler
 
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.catalogue import KV
-from vllm_prune.kv.scheduler import CompactingMixin, Planned
-from vllm_prune.kv.strategies.base import KvStrategy, LayerView, Scores
 from vllm_prune.kv.suitability import WORKER
 
 from . import media
 from .checkpoints import CELL
 from .engines import EnginePool, generate
 from .eviction import evict, free_blocks, scheduler_of
+from .shuffling import Shuffle, ShufflingScheduler
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FAMILY = "qwen2_5_vl"
 STEPS = 300
-EVERY = 45
-
-
-class Shuffle(KvStrategy):
-    """Keeps everything, in an order of its own for every layer and head."""
-
-    name = "shuffle"
-    paper = summary = "test"
-
-    def score(self, view: LayerView) -> Scores:
-        """Not asked for."""
-        raise AssertionError
-
-    def select(self, view: LayerView, count: int) -> tuple[torch.Tensor, Scores]:
-        """A permutation."""
-        assert count == view.rows
-        noise = torch.Generator().manual_seed(view.seed % 1000 + 7 * view.layer + count)
-        order = torch.rand(len(view.keys), count, generator=noise).argsort(dim=1)
-        return order.to(view.keys.device), Scores(view.positions.float())
-
-
-class ShufflingScheduler(CompactingMixin, Scheduler):
-    """Orders a compaction to the same length every `EVERY` rows."""
-
-    done: dict[str, int]
-    preempted = 0
-
-    def _plan(self) -> list[Planned]:
-        self.done = getattr(self, "done", {})
-        assert self.compacting is not None
-        found = []
-        for request in self.running:
-            name, rows = request.request_id, request.num_computed_tokens
-            if name not in self.kv_specs or request.is_prefill_chunk or rows - self.done.get(name, 0) < EVERY:
-                continue
-            planned = self.compacting.compact(name, rows, rows)
-            if planned is not None:
-                found.append(Planned(*planned))
-                self.done[name] = rows
-        return found
-
-    def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        self.done.pop(request.request_id, None)
-        self.preempted += 1
-        return super()._preempt_request(request, *args, **kwargs)
 
 
 @pytest.fixture(autouse=True)

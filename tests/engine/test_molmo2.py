@@ -13,7 +13,8 @@ import torch
 
 from vllm_prune.budget.errors import BudgetError
 
-from .engines import EnginePool, answer_of, generate, reset, runner_of
+from ..vllm_names import prefix_ranges
+from .engines import EnginePool, answer_of, features_of, generate, reset
 from .media import Request, image, video
 from .molmo2.checkpoint import build
 from .molmo2.oracle import Oracle
@@ -99,15 +100,14 @@ def test_worst_error(outputs: dict[str, list[Any]], oracle: Oracle) -> None:
 def test_bidirectional_ranges(llm: Any, oracle: Oracle, name: str) -> None:
     """Each frame's marks and kept cells see each other both ways; times and text stay outside."""
     from vllm import SamplingParams
-    from vllm.v1.worker.gpu.attn_utils import compute_mm_prefix_ranges
 
     request = request_of(name)
     expected, counts = oracle.answer(request, 1)
     reset(llm)
     llm.llm_engine.add_request("ranges", request.for_vllm(), SamplingParams(max_tokens=2))
     llm.llm_engine.step()
-    [(own, state)] = runner_of(llm).requests.items()
-    [ranges] = compute_mm_prefix_ranges([own], {own: state.mm_features}).values()
+    [features] = features_of(llm)
+    ranges = prefix_ranges(features)
     while llm.llm_engine.has_unfinished_requests():
         llm.llm_engine.step()
 

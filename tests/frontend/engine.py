@@ -20,7 +20,6 @@ import httpx
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.api_server.app_state import init_app_state
 from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.renderers import renderer_from_config
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
@@ -35,6 +34,8 @@ from vllm_prune.kv.suitability import SCHEDULER, WORKER
 from vllm_prune.support.self_check import EXTENSION
 from vllm_prune.visual.item_plan import plan_of
 from vllm_prune.vllm_compat.plugin import patch_server
+
+from ..vllm_names import make_arg_parser
 
 DEMO = Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"
 TOKEN = "red"

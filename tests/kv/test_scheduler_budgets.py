@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from vllm_prune.budget.kv import KEY, KvSpec
-from vllm_prune.kv.runners.v1 import CompactingRunnerMixin
+from vllm_prune.kv.runners.base import CompactingRunner
 from vllm_prune.kv.scheduler import CompactingMixin
 from vllm_prune.kv.window_slots import WindowLimits, WindowSlots
 from vllm_prune.telemetry import metrics
@@ -25,7 +25,7 @@ class Scheduler(CompactingMixin, Base):
     def __init__(self) -> None:
         self.kv_specs, self.added, self.compacting = {}, [], object()  # type: ignore[assignment]
         self.tallies, self.unsent = {}, {}
-        self.windows = WindowSlots(WindowLimits(64, 512))
+        self.windows = WindowSlots(WindowLimits(64, 512, 64))
 
 
 def request(wire: object) -> Any:
@@ -62,7 +62,7 @@ def test_a_good_budget_is_taken() -> None:
 
 
 def test_the_runner_agrees_with_the_scheduler() -> None:
-    runner: Any = CompactingRunnerMixin.__new__(CompactingRunnerMixin)
+    runner: Any = CompactingRunner.__new__(CompactingRunner)
     runner.kv_requests, runner.kv_compactor = {}, object()
     state = SimpleNamespace(sampling_params=SimpleNamespace(extra_args={KEY: "{"}), prompt_token_ids=[1])
     runner._track("r", state)

@@ -11,7 +11,7 @@ from vllm_prune.kv.signals import LayerSource, fields_of, offers
 
 def compactor(saliency: bool = True, rotation: bool = True) -> Any:
     """The parts of a compactor that providers use."""
-    norms = SimpleNamespace(at=lambda layer, slots: slots.float() + 100 * layer)
+    norms = SimpleNamespace(at=lambda layer, slots: torch.stack([slots.float() + 100 * layer, -slots.float()]))
     store = SimpleNamespace(queries=lambda layer, window: ("queries", layer, window))
     rows = SimpleNamespace(logits=lambda queries, slots, scale: ("logits", queries, slots.tolist(), scale))
     layers = [SimpleNamespace(impl=SimpleNamespace(scale=0.5))] * 2
@@ -50,6 +50,7 @@ def test_only_what_is_wanted_is_computed() -> None:
 
 
 def test_saliency_is_that_of_the_slots_before_the_first_compaction() -> None:
-    saliency = fields_of({"saliency"}, source())["saliency"]
-    assert saliency.tolist() == [[105, 106], [105, 106]]
+    saliency = fields_of({"saliency"}, source())
+    assert saliency["saliency"].tolist() == [[105, 106], [105, 106]]
+    assert saliency["normed_saliency"].tolist() == [[-5, -6], [-5, -6]]
     assert fields_of({"saliency"}, source(positions=[torch.zeros(2, 2)])) == {}

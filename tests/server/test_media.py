@@ -55,6 +55,59 @@ def rejected(reason: str) -> float:
     return sum(one.value for one in samples if one.name == name and one.labels["reason"] == reason)
 
 
+class Downloads:
+    """vLLM 0.33's budget of what a request downloads, with a limit of its own."""
+
+    def __init__(self, limit: int) -> None:
+        self.left = limit
+
+    def charge(self, size: int) -> None:
+        if size > self.left:
+            raise ValueError
+        self.left -= size
+
+
+async def test_downloads_of_a_request_share_its_budget(pool: DecodePool, host: HostileHost) -> None:
+    """As its parser makes one connector for all media of a request; data URLs are no downloads."""
+    one = connector(pool)
+    one.download_budget = Downloads(2 * len(PICTURE) + 10)
+    for _ in range(2):
+        await one.fetch_image_async(host.url("/picture.png"))
+    assert one.download_budget.left == 10
+    before = rejected("request_bytes")
+    with pytest.raises(MediaError, match="together larger than") as error:
+        await one.fetch_image_async(host.url("/picture.png"))
+    assert error.value.parameter == "messages"
+    assert rejected("request_bytes") == before + 1
+    await one.fetch_image_async(data_url("image/png", PICTURE))
+
+
+@pytest.mark.skipif(not hasattr(envs, "VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES"), reason="since vLLM 0.33")
+async def test_vllms_budgets_reach_the_connector(
+    pool: DecodePool, host: HostileHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.connections import MediaRequestDownloadBudget
+    from vllm.multimodal.media import MediaDecodedBudget
+
+    monkeypatch.setattr(envs, "VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES", 2 * 4 * 120 * 160, raising=False)
+    budgets = {"decoded_budget": MediaDecodedBudget(), "download_budget": MediaRequestDownloadBudget()}
+    one = connector(pool, **budgets)
+    for _ in range(2):
+        await one.fetch_image_async(host.url("/picture.png"))
+    assert budgets["decoded_budget"].used == 2 * 4 * 120 * 160
+    assert budgets["download_budget"].used == 2 * len(PICTURE)
+    with pytest.raises(MediaError, match="VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES"):
+        await one.fetch_image_async(host.url("/picture.png"))
+
+
+def test_vllms_limit_on_a_file_holds_where_it_is_lower(pool: DecodePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(envs, "VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", 3, raising=False)
+    assert connector(pool, Media(max_bytes=5 << 20)).settings.max_bytes == 3 << 20
+    assert connector(pool, Media(max_bytes=2 << 20)).settings.max_bytes == 2 << 20
+    monkeypatch.setattr(envs, "VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB", 0, raising=False)
+    assert connector(pool, Media(max_bytes=5 << 20)).settings.max_bytes == 5 << 20
+
+
 async def refusal(connector: PruneMediaConnector, url: str, modality: str = "image") -> str:
     with pytest.raises(MediaError) as error:
         await getattr(connector, f"fetch_{modality}_async")(url)

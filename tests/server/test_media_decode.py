@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from vllm import envs
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.media import AudioMediaIO, ImageMediaIO, VideoMediaIO
 
@@ -23,7 +25,7 @@ from vllm_prune_server.media.errors import Refused
 from vllm_prune_server.media.fair_executor import ShareKey
 
 from .media_files import jpeg, mp4, png
-from .odd_files import animation, bomb, endless_mp4, flat_png, frame_list, slow_mp4, still, wav
+from .odd_files import animation, bomb, endless_mp4, flat_png, frame_list, recording, slow_mp4, still, wav
 
 pytestmark = pytest.mark.slow
 
@@ -180,6 +182,78 @@ def test_frame_lists_that_are_none(pool: DecodePool) -> None:
         assert refusal(pool, video(), text, "video/jpeg") == "image_format"
     for text in (b"\xff\xfe", frame_list(2).encode() + b",!"):
         assert refusal(pool, video(), text, "video/jpeg") == "malformed"
+
+
+class Budget:
+    """What vLLM 0.33 puts into the media IO of a request, with a limit of its own; its lock cannot be pickled."""
+
+    def __init__(self, used: int = 0) -> None:
+        self.used, self.lock = used, threading.Lock()
+
+    def charge(self, decoded_bytes: int) -> None:
+        if 0 < envs.VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES < self.used + decoded_bytes:
+            raise ValueError
+        self.used += decoded_bytes
+
+    def reserve(self, max_bytes: int) -> int:
+        return max_bytes
+
+    def settle(self, reserved: int, decoded_bytes: int) -> None:
+        self.charge(decoded_bytes)
+
+
+CHARGING = hasattr(envs, "VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES")
+"""Whether this vLLM's media IO charges what it decodes, as from 0.33 on."""
+
+
+def budgeted(media_io: Any, budget: Any) -> Any:
+    """A copy of a media IO with the budget of a request."""
+    copied = copy.copy(media_io)
+    if isinstance(media_io, VideoMediaIO):
+        copied.image_io = budgeted(media_io.image_io, budget)
+    else:
+        copied.decoded_budget = budget
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("media_io", "data", "kind", "size"),
+    [
+        (RGB, png(200, 300), "", 4 * 200 * 300),
+        (video(), mp4(12, 56, 56), "", 3 * 6 * 56 * 56),
+        (video(), recording("libvpx"), "", None),
+        (video(num_frames=5), frame_list(5).encode(), "video/jpeg", None),
+        (AudioMediaIO(), wav(), "", None),
+    ],
+    ids=["image", "video", "video without a frame count", "frame list", "audio"],
+)
+def test_decoded_bytes_are_charged_to_the_request(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch, media_io: Any, data: bytes, kind: str, size: int | None
+) -> None:
+    """As vLLM charges them in its own process; a request that has no room left is refused."""
+    monkeypatch.setattr(envs, "VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES", 1 << 30, raising=False)
+    budget = Budget()
+    pool.decode(budgeted(media_io, budget), data, kind)
+    if CHARGING:
+        theirs = Budget()
+        own = budgeted(media_io, theirs)
+        own.load_base64(kind, data.decode()) if kind else own.load_bytes(data)
+        assert budget.used == theirs.used > 0
+        assert size in (None, budget.used)
+        monkeypatch.setattr(envs, "VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES", 2 * budget.used - 1)
+        assert refusal(pool, budgeted(media_io, budget), data, kind) == "request_decoded_bytes"
+        assert budget.used == theirs.used
+
+
+def test_frames_over_the_requests_limit_are_refused_before_any_is_decoded(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On every vLLM that gives a budget, by what is left of it."""
+    monkeypatch.setattr(envs, "VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES", 3 * 56 * 56 * 6, raising=False)
+    assert len(pool.decode(budgeted(video(), Budget()), mp4(12, 56, 56)).media[0]) == 6
+    assert refusal(pool, budgeted(video(), Budget(used=1)), mp4(12, 56, 56)) == "request_decoded_bytes"
+    monkeypatch.setattr(envs, "VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES", 0)
+    assert len(pool.decode(budgeted(video(), Budget(used=1)), mp4(12, 56, 56)).media[0]) == 6
 
 
 def test_memory_is_limited(pool: DecodePool) -> None:

@@ -49,6 +49,18 @@ async def test_a_plain_file(host: HostileHost) -> None:
     assert await Fetcher(LOCAL).fetch(host.url("/file.png")) == FILE
 
 
+async def test_what_arrives_is_charged_and_may_be_refused(host: HostileHost) -> None:
+    arrived: list[int] = []
+    assert await Fetcher(LOCAL).fetch(host.url("/file.png"), charge=arrived.append) == FILE
+    assert sum(arrived) == len(FILE)
+
+    def refuse(size: int) -> None:
+        raise Refused("request_bytes")
+
+    with pytest.raises(Refused, match="request_bytes"):
+        await Fetcher(LOCAL).fetch(host.url("/file.png"), charge=refuse)
+
+
 async def test_the_name_stays_in_the_host_header(host: HostileHost) -> None:
     names = Names(["127.0.0.1"])
     assert await Fetcher(LOCAL, resolver=names).fetch(host.url("/file.png?a=%20b#c", "cdn.test")) == FILE

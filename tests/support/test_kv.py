@@ -38,6 +38,7 @@ def config(**changes: Any) -> Any:
             is_hybrid=False,
             is_attention_free=False,
             is_encoder_decoder=False,
+            get_head_size=lambda: 64,
         ),
         **{name: changes.get(name) for name in ("use_v2_model_runner", "kv_transfer_config", "speculative_config")},
     )
@@ -54,6 +55,7 @@ def layer(**changes: Any) -> Any:
 def test_what_is_supported_is_not_refused() -> None:
     assert kv.config_refusals(config()) == []
     assert kv.config_refusals(config(speculative_config=SimpleNamespace(method="ngram"))) == []
+    assert kv.config_refusals(config(use_v2_model_runner=True)) == []
     assert kv.config_refusals(config(cache_dtype="bfloat16")) == []
     off = SimpleNamespace(sliding_window=4096, use_sliding_window=False)
     assert kv.config_refusals(config(hf_text_config=off)) == []
@@ -65,7 +67,6 @@ def test_what_is_supported_is_not_refused() -> None:
     [
         ({"scheduler_cls": None}, "scheduler"),
         ({"worker_cls": "auto"}, "worker"),
-        ({"use_v2_model_runner": True}, "runner_v2"),
         ({"pipeline_parallel_size": 2}, "pipeline_parallel"),
         ({"decode_context_parallel_size": 2}, "context_parallel"),
         ({"prefill_context_parallel_size": 2}, "context_parallel"),
@@ -73,6 +74,8 @@ def test_what_is_supported_is_not_refused() -> None:
         ({"cache_dtype": "fp8"}, "cache_dtype"),
         ({"kv_transfer_config": object()}, "kv_connector"),
         ({"speculative_config": SimpleNamespace(method="eagle3")}, "speculative"),
+        ({"use_v2_model_runner": True, "speculative_config": SimpleNamespace(method="eagle3")}, "speculative"),
+        ({"use_v2_model_runner": True, "speculative_config": SimpleNamespace(method="ngram")}, "speculative_v2"),
         ({"runner_type": "pooling"}, "not_generating"),
         ({"use_mla": True}, "mla"),
         ({"hf_text_config": SimpleNamespace(sliding_window=4096)}, "sliding_window"),
@@ -151,6 +154,15 @@ def test_a_window_above_what_the_workers_hold_is_refused() -> None:
     larger = served()
     larger.additional_config = {"vllm_prune": {"max_window": 128}}
     assert kv.missing(KvSpec("snapkv", keep="0.5", window=65), larger) is None
+
+
+def test_options_that_do_not_fit_the_heads_are_refused() -> None:
+    offers = ("queries", "saliency", "values")
+    finding = kv.missing(KvSpec("gui_kv", '{"rank":64}', keep="0.5"), served(offers=offers))
+    assert finding is not None
+    assert (finding.cause, finding.param) == ("options", "pruning.kv.options")
+    assert "rank 64 spans every key of heads of size 64" in finding.text
+    assert kv.missing(KvSpec("gui_kv", '{"rank":63}', keep="0.5"), served(offers=offers)) is None
 
 
 def test_beam_search_is_refused_by_its_cause() -> None:

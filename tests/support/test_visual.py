@@ -11,7 +11,7 @@ import pytest
 from vllm_prune.budget.canonical import VisualSpec, canonical
 from vllm_prune.budget.errors import CAUSE_NAMES, Finding
 from vllm_prune.budget.fields import parse_visual
-from vllm_prune.support.visual import config_refusals, tower_refusal
+from vllm_prune.support.visual import config_refusals, tower_refusal, unsupported_model
 from vllm_prune.visual.scorers.stts.files import PLACE, save
 from vllm_prune.visual.scorers.stts.model import Scorer, Shape
 
@@ -61,6 +61,13 @@ def test_an_open_tower() -> None:
         assert tower_refusal(config(), spec(name, **options)) is None
 
 
+def test_options_decide_which_signals_are_needed() -> None:
+    hidden = config(compiled=True)
+    assert refused(hidden, spec("idpruner", importance="attention")).cause == "hidden_tower"
+    assert refused(hidden, spec("idpruner", importance="selector")).cause == "selector"
+    assert tower_refusal(hidden, spec("idpruner")) is None
+
+
 def test_a_cut_behind_the_last_block() -> None:
     finding = refused(config(), spec("divprune", where="tower", after=6))
     assert "at most 5" in finding.text
@@ -100,20 +107,54 @@ def test_a_scorer_needs_an_open_tower(changes: dict[str, Any], tmp_path: Path) -
     assert finding.param == "pruning.visual.strategy"
 
 
+def of_family(architecture: str, **changes: Any) -> Any:
+    served = config(**changes)
+    served.model_config.architectures = [architecture]
+    return served
+
+
+def test_what_an_adapter_does_not_give_is_refused_by_name() -> None:
+    generic = of_family("InternVLForConditionalGeneration")
+    for name, words in (("recv_attn", "attention inside"), ("stts", "a cut inside"), ("gui_dedup", "pixels")):
+        finding = refused(generic, spec(name))
+        assert (finding.cause, finding.param) == ("signal", "pruning.visual.strategy")
+        assert name in finding.text
+        assert words in finding.text
+        assert "InternVL (HF)" in finding.text
+    finding = refused(generic, spec("divprune", where="tower"))
+    assert (finding.cause, finding.param) == ("hidden_tower", "pruning.visual.options.where")
+    assert tower_refusal(generic, spec("divprune")) is None
+    assert tower_refusal(of_family("Qwen2VLForConditionalGeneration"), spec("gui_dedup")) is None
+    assert tower_refusal(of_family("Qwen3_5ForConditionalGeneration"), spec("recv_attn")) is None
+
+
+def test_a_model_without_an_adapter() -> None:
+    finding = unsupported_model(SimpleNamespace(architectures=["LlavaForConditionalGeneration"]))
+    assert finding.cause == "adapter"
+    assert "LlavaForConditionalGeneration has none; supported: Cosmos3ForConditionalGeneration, " in finding.text
+    assert "MTP" not in finding.text
+    assert "this model has none" in unsupported_model(SimpleNamespace(architectures=None)).text
+
+
 def whole_config(**changes: Any) -> Any:
     """The parts of a vLLM configuration that decide about visual pruning as a whole."""
     mm = SimpleNamespace(is_multimodal_pruning_enabled=lambda: changes.get("rate", False), mm_encoder_tp_mode="data")
     speculative = changes.get("speculative")
     return SimpleNamespace(
-        model_config=SimpleNamespace(multimodal_config=changes.get("mm", mm)),
+        model_config=SimpleNamespace(multimodal_config=changes.get("mm", mm), architectures=changes.get("served")),
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=changes.get("pipeline", 1), use_ubatching=changes.get("dbo", False)
         ),
-        speculative_config=SimpleNamespace(method=speculative) if speculative else None,
+        speculative_config=_speculative(speculative, changes.get("drafter")) if speculative else None,
         compilation_config=SimpleNamespace(cudagraph_mm_encoder=changes.get("graphs", False)),
         ec_transfer_config=changes.get("transfer"),
         lora_config=SimpleNamespace(enable_tower_connector_lora=True) if changes.get("lora") else None,
     )
+
+
+def _speculative(method: str, drafter: str | None) -> Any:
+    draft = None if drafter is None else SimpleNamespace(architectures=[drafter])
+    return SimpleNamespace(method=method, draft_model_config=draft)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +164,8 @@ def whole_config(**changes: Any) -> Any:
         ({"pipeline": 2}, "pipeline_parallel", "first rank"),
         ({"dbo": True}, "micro_batches", "DBO"),
         ({"speculative": "eagle3"}, "speculative", "eagle3"),
+        ({"speculative": "mtp", "drafter": "DeepSeekMTPModel"}, "speculative", "Qwen3_5MTP"),
+        ({"speculative": "mtp"}, "speculative", "mtp"),
         ({"transfer": object()}, "encoder_transfer", "disaggregation"),
         ({"lora": True}, "tower_lora", "LoRA"),
         ({"graphs": True}, "encoder_graphs", "unpruned size"),
@@ -139,3 +182,14 @@ def test_a_configuration_without_visual_pruning(changes: dict[str, Any], cause: 
 def test_what_is_supported_is_not_refused() -> None:
     assert config_refusals(whole_config()) == []
     assert config_refusals(whole_config(speculative="ngram")) == []
+    assert config_refusals(whole_config(speculative="mtp", drafter="Qwen3_5MTP")) == []
+
+
+def test_encoder_graphs_bypass_a_generic_adapter() -> None:
+    served = ["InternVLForConditionalGeneration"]
+    mm = SimpleNamespace(is_multimodal_pruning_enabled=lambda: False, mm_encoder_tp_mode="weights")
+    [finding] = config_refusals(whole_config(mm=mm, graphs=True, served=served))
+    assert finding.cause == "encoder_graphs"
+    assert "InternVL (HF)" in finding.text
+    assert config_refusals(whole_config(mm=mm, graphs=True, served=["Qwen3VLForConditionalGeneration"])) == []
+    assert config_refusals(whole_config(mm=mm, served=served)) == []

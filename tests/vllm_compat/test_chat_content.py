@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,35 +11,41 @@ import pytest
 from PIL import Image
 from vllm.exceptions import VLLMValidationError
 from vllm.multimodal.processing import BaseProcessingInfo
-from vllm.renderers import chat_utils
 
 from vllm_prune.vllm_compat import chat_content
 from vllm_prune.vllm_compat.chat_content import ContentError, TooManyItems, acceptable
+from vllm_prune.vllm_compat.signatures import entry_of, holder
+from vllm_prune.vllm_compat.signatures import load as load_name
 
 URL = "http://127.0.0.1:9/internal.png"
 # What a request body can hold, as Python's JSON reader returns it.
 VALUES = ["x", URL, 1, 1.5, True, [], ["x"], {}, {"url": URL}, {"url": 5}, {"data": 5}, {"data": "AAAA", "format": 5}]
-KINDS = sorted(chat_utils.MM_PARSER_MAP)
-TEXT = chat_utils._TEXT_CONTENT_PART_TYPES
+PART = "parse_chat_message_content_part"
+MESSAGES = holder(PART)
+KINDS = sorted(load_name("MM_PARSER_MAP"))
+TEXT = MESSAGES._TEXT_CONTENT_PART_TYPES
+BASE = holder("BaseMultiModalContentParser.parse_image")
+PARSERS = (load_name("MultiModalContentParser"), load_name("AsyncMultiModalContentParser"))
+TRACKERS = (holder("MultiModalItemTracker.resolve_items"), holder("AsyncMultiModalItemTracker.resolve_items"))
 
 
 @pytest.fixture(autouse=True)
 def patched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patch for one test, as other tests of this process rely on vLLM as it is."""
-    monkeypatch.setattr(chat_utils, "get_video_processor_cls_name", lambda model_config: None)
-    if getattr(chat_utils, "vllm_prune_patched", False):
+    monkeypatch.setattr(sys.modules[TRACKERS[0].__module__], "get_video_processor_cls_name", lambda model_config: None)
+    if getattr(MESSAGES, "vllm_prune_patched", False):
         return
-    for holder in (chat_utils.MultiModalContentParser, chat_utils.AsyncMultiModalContentParser):
-        for name in dir(holder):
+    for parser in PARSERS:
+        for name in dir(parser):
             if name.startswith("parse_"):
-                monkeypatch.setattr(holder, name, getattr(holder, name))
-    for holder in (chat_utils.MultiModalItemTracker, chat_utils.AsyncMultiModalItemTracker):
+                monkeypatch.setattr(parser, name, getattr(parser, name))
+    for kind in TRACKERS:
         for name in ("add", "resolve_items"):
-            monkeypatch.setattr(holder, name, getattr(holder, name))
+            monkeypatch.setattr(kind, name, getattr(kind, name))
     monkeypatch.setattr(BaseProcessingInfo, "validate_num_items", BaseProcessingInfo.validate_num_items)
-    part = "_parse_chat_message_content_part"
-    monkeypatch.setattr(chat_utils, part, getattr(chat_utils, part))
-    monkeypatch.setattr(chat_utils, "vllm_prune_patched", False, raising=False)
+    part = entry_of(PART).home().name
+    monkeypatch.setattr(MESSAGES, part, getattr(MESSAGES, part))
+    monkeypatch.setattr(MESSAGES, "vllm_prune_patched", False, raising=False)
     chat_content.patch_chat_content()
 
 
@@ -79,7 +86,7 @@ def tracker(**limits: int) -> Any:
         hf_config=SimpleNamespace(), multimodal_config=mm_config, get_multimodal_config=lambda: mm_config,
         enable_prompt_embeds=False, is_multimodal_model=True, allowed_local_media_path="", allowed_media_domains=None,
     )  # fmt: skip
-    made = chat_utils.AsyncMultiModalItemTracker(model_config)
+    made = TRACKERS[1](model_config)
     made.__dict__["mm_processor"] = SimpleNamespace(info=Info(limits))
     made.__dict__["model_cls"] = SimpleNamespace(get_placeholder_str=lambda modality, i: None)
     return made
@@ -90,7 +97,10 @@ async def load(part: Any, recorder: Recorder, **limits: int) -> tuple[Any, Any]:
     items = tracker(**{"image": 3, "video": 3, "audio": 3, **limits})
     parser = items.create_parser()
     parser.__dict__["_connector"] = recorder
-    chat_utils._parse_chat_message_content_part(part, parser, wrap_dicts=True, interleave_strings=False)
+    parse = load_name(PART)
+    # Passed by name, as vLLM does; 0.32 has no such parameter.
+    tracking = {"mm_tracker": items} if "mm_tracker" in inspect.signature(parse).parameters else {}
+    parse(part, parser, wrap_dicts=True, interleave_strings=False, **tracking)
     return await items.resolve_items()
 
 
@@ -115,12 +125,12 @@ async def test_what_json_holds_reaches_the_connector_or_is_refused(kind: str, uu
 
 
 def test_every_method_of_vllms_parsers_is_checked() -> None:
-    names = [name for name in vars(chat_utils.BaseMultiModalContentParser) if name.startswith("parse_")]
+    names = [name for name in vars(BASE) if name.startswith("parse_")]
     assert {"parse_image", "parse_image_pil", "parse_video", "parse_audio"} <= set(names)
-    for cls in (chat_utils.MultiModalContentParser, chat_utils.AsyncMultiModalContentParser):
+    for cls in PARSERS:
         for name in names:
             assert hasattr(inspect.unwrap(getattr(cls, name)), "__code__")
-            assert getattr(cls, name).__module__ == chat_utils.__name__
+            assert getattr(cls, name).__module__ == BASE.__module__
             assert getattr(cls, name).__wrapped__ is not None
 
 
@@ -212,6 +222,6 @@ def test_arguments_that_nobody_knows_are_for_objects_only() -> None:
 
 
 def test_patching_twice_wraps_once() -> None:
-    before = chat_utils.AsyncMultiModalContentParser.parse_image
+    before = PARSERS[1].parse_image
     chat_content.patch_chat_content()
-    assert chat_utils.AsyncMultiModalContentParser.parse_image is before
+    assert PARSERS[1].parse_image is before

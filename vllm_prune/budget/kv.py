@@ -121,8 +121,8 @@ class KvSpec:
         return rows > count + (self.buffer if compacted or count >= prompt else 0)
 
     def gamma(self, prompt: int) -> float:
-        """Share of the prompt that is kept, in (0, 1]."""
-        return float(self.keep) if self.keep is not None else min(1.0, self.count(prompt) / prompt)
+        """Share of the prompt that is kept, in (0, 1]: the count's, which is a whole number, not the requested one."""
+        return min(1.0, self.count(prompt) / prompt)
 
     def wire(self) -> str:
         """JSON text with a fixed key order."""

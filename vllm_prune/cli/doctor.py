@@ -36,7 +36,11 @@ def examine() -> list[Check]:
     except version.UnsupportedVersion as error:
         return [Check("vllm", False, str(error))]
     return [
-        Check("vllm", True, f"{version.vllm_version()} (supported: {version.SUPPORTED}.x)"),
+        Check(
+            "vllm",
+            True,
+            f"{version.vllm_version()} (supported: {version.supported()})",
+        ),
         *_platform(),
         _signatures(),
         _plugin(),
@@ -55,7 +59,10 @@ def _platform() -> list[Check]:
     from vllm.platforms import current_platform
 
     name = current_platform.device_name or current_platform.device_type
-    runner = "visual budgets: V1 and V2 alike, positions are placed inside the model; KV eviction: V1"
+    runner = (
+        "visual budgets and KV eviction: V1 and V2 alike. On CUDA vllm-prune serve selects V1, as KV eviction has run "
+        "on a GPU with V1 only; VLLM_USE_V2_MODEL_RUNNER=1 selects V2. V2 refuses KV budgets beside any speculation"
+    )
     return [
         Check("platform", True, f"{current_platform.device_type} ({name})"),
         Check("model runner", True, runner),
@@ -82,7 +89,7 @@ def _plugin() -> Check:
 def _adapters() -> list[Check]:
     from vllm import ModelRegistry
 
-    from ..visual.models.table import ADAPTERS
+    from ..visual.models.table import ADAPTERS, FAMILIES
 
     plugin.register_models()
     checks = []
@@ -95,6 +102,8 @@ def _adapters() -> list[Check]:
             continue
         registered = ModelRegistry.models[architecture].load_model_cls()
         detail = f"{target}" if registered is ours else f"registered is {registered}, not ours"
+        if architecture in FAMILIES:
+            detail = f"{FAMILIES[architecture].summary}; {detail}"
         checks.append(Check(architecture, registered is ours, detail))
     return checks
 

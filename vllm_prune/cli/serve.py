@@ -148,11 +148,13 @@ def has_flag(arguments: Sequence[str], flag: str) -> bool:
 
 
 def choose_runner() -> None:
-    """On CUDA, select the model runner that KV eviction has an adapter for, unless the user has chosen."""
+    """On CUDA, select the model runner on which KV eviction has run on a GPU, unless the user has chosen."""
     if V2_RUNNER not in os.environ and has_cuda():
         os.environ[V2_RUNNER] = "0"
         print(
-            f"vllm-prune: {V2_RUNNER}=0, as KV eviction runs on model runner V1; set it to 1 to do without", flush=True
+            f"vllm-prune: {V2_RUNNER}=0, as KV eviction has run on a GPU with model runner V1 only; "
+            "set it to 1 for V2, where it has run on a CPU",
+            flush=True,
         )
 
 

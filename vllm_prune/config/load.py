@@ -14,6 +14,7 @@ from ..budget.canonical import canonical, canonical_kv
 from ..budget.errors import BudgetError
 from ..budget.fields import KvField, PruningField, VisualField
 from .admission import Admission
+from .kv import Kv
 from .limits import Limits
 from .logging import Logging
 from .media import Media
@@ -71,6 +72,7 @@ class PruneConfig(Section):
     presets: dict[PresetName, PruningField] = Field(default_factory=dict)
     media: Media = Media()
     admission: Admission = Admission()
+    kv: Kv = Kv()
     tenants: Tenants = Field(default_factory=dict)
     logging: Logging = Logging()
     playground: Playground = Playground()

@@ -36,12 +36,14 @@ class WorkerFacts:
         scorer: file of the scorer of strategy `stts`; None for the one beside the checkpoint.
         selector: file or folder with the weights of strategy `vision_selector`; None for none.
         max_window: largest observation window that any request may have.
+        observed_requests: most requests with such a window at once; None for all that can run.
     """
 
     launched: bool = False
     scorer: str | None = None
     selector: str | None = None
     max_window: int = MAX_WINDOW
+    observed_requests: int | None = None
 
     @classmethod
     def of(cls, vllm_config: Any) -> WorkerFacts:
@@ -55,7 +57,7 @@ class WorkerFacts:
         """The facts of a configuration; relative paths are those of this process's working directory."""
         paths = (config.stts.scorer, config.vision_selector.weights)
         scorer, selector = (None if path is None else str(Path(path).absolute()) for path in paths)
-        return cls(True, scorer, selector, config.largest_window)
+        return cls(True, scorer, selector, config.largest_window, config.kv.observed_requests)
 
     def wire(self) -> dict[str, Any]:
         """The facts that differ from the defaults.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
 
 
 class UnknownLayout(RuntimeError):
@@ -36,7 +37,7 @@ class Blocks:
     @classmethod
     def of(cls, ids: tuple[int, ...], rows: int, size: int, device: torch.device) -> Blocks:
         """The first `rows` slots of the given blocks of `size` slots."""
-        starts = torch.tensor(ids, device=device) * size
+        starts = async_tensor_h2d(list(ids), device=device, dtype=torch.int64) * size
         return cls(ids, size, (starts[:, None] + torch.arange(size, device=device)).flatten()[:rows])
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ..budget.kv import KvSpec
 from ..catalogue import KV
@@ -32,6 +33,7 @@ class CachedRequest:
         strategy: the strategy, with its options.
         prompt: prompt tokens.
         media: int64 [prompt], media item of each prompt token, `TEXT` for text.
+        items: per media item int64 [n], its prompt tokens; items without any are left out.
         seed: depends on the prompt only.
         window_slots: slots of the query store, W of them; none where the strategy looks at no queries.
         evicted: logical length minus cached length.
@@ -43,6 +45,7 @@ class CachedRequest:
     strategy: KvStrategy
     prompt: int
     media: Tensor
+    items: tuple[Tensor, ...]
     seed: int
     window_slots: list[int]
     evicted: int = 0
@@ -87,7 +90,11 @@ def track(
     strategy = KV.create(spec.strategy, json.loads(spec.options))
     slots = store.acquire(limits.slots_of(spec, len(prompt)))
     spec = limits.bounded(spec, len(prompt))
-    return CachedRequest(spec, strategy, len(prompt), media, int.from_bytes(digest) >> 1, slots)
+    # Looked up here, as finding them on the device would wait for it.
+    rows = ((media == index).nonzero().squeeze(1) for index in range(len(features)))
+    items = tuple(async_tensor_h2d(tokens, device=store.device) for tokens in rows if len(tokens))
+    media = async_tensor_h2d(media, device=store.device)
+    return CachedRequest(spec, strategy, len(prompt), media, items, int.from_bytes(digest) >> 1, slots)
 
 
 class Compactor:
@@ -130,7 +137,8 @@ class Compactor:
         source = Blocks.of(command.source, command.rows, self.block_size, self.device)
         target = Blocks.of(command.target, command.keep, self.block_size, self.device)
         end = command.rows + command.evicted
-        slots = request.slots_of(range(end - request.window, end))
+        window = request.slots_of(range(end - request.window, end))
+        slots = async_tensor_h2d(window, device=self.device, dtype=torch.int64)
         positions, carried, scoring = [], [], 0.0
         for index, rows in enumerate(self.rows):
             keys, values = rows.read(source)
@@ -153,7 +161,7 @@ class Compactor:
         keys: Tensor,
         values: Tensor,
         source: Tensor,
-        window_slots: list[int],
+        window_slots: Tensor,
     ) -> LayerView:
         positions = self._positions(index, command, request, len(keys))
         source_of = LayerSource(self, index, request, source, window_slots, len(keys))
@@ -163,6 +171,7 @@ class Compactor:
             values=values.float,
             positions=positions,
             media=self._media(request, positions),
+            items=() if request.positions else request.items,
             layer=index,
             gamma=request.spec.gamma(request.prompt),
             window=request.window,
@@ -188,8 +197,7 @@ class Compactor:
         return {name: torch.nn.functional.pad(kept, (0, command.rows - kept.shape[1])) for name, kept in carried}
 
     def _media(self, request: CachedRequest, positions: Tensor) -> Tensor:
-        media = request.media.to(positions.device)
-        return torch.where(positions < request.prompt, media[positions.clamp(max=request.prompt - 1)], TEXT)
+        return torch.where(positions < request.prompt, request.media[positions.clamp(max=request.prompt - 1)], TEXT)
 
 
 def transient_bytes(layer: Any, rows: int) -> int:

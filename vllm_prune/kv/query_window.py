@@ -1,12 +1,20 @@
-"""The observation window: the last W queries of each request, copied on their way into attention."""
+"""The observation window: the last W queries of each request, copied on their way into attention.
+
+Rows, and the row that each token of a step goes to, lie at addresses that never change. The copy is one kernel per
+layer, so a CUDA graph that has captured it observes whatever tokens the step at hand names.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
+
+from ..vllm_compat import cuda_graphs
 
 
 @dataclass
@@ -28,33 +36,40 @@ class QueryStore:
     Args:
         layers: vLLM's attention layers in order.
         capacity: number of slots; all memory is allocated here.
+        tokens: most tokens of a step, padding included.
         device: where the queries live.
 
     Attributes:
         free: slots that no request holds.
-        source: token of the batch, per observed token of the coming step; None for a step that observes nothing.
-        target: slot, per observed token of the coming step.
+        rows: per layer [capacity + 1, query heads, D] in the model's dtype; the last row is scratch.
+        target: int64 [tokens], row of each token of the step at hand; scratch for those that are not observed.
     """
 
-    def __init__(self, layers: list[Any], capacity: int, device: torch.device) -> None:
+    def __init__(self, layers: list[Any], capacity: int, tokens: int, device: torch.device) -> None:
         self.capacity = capacity
         self.free = list(range(capacity))
-        self.source: Tensor | None = None
-        self.target: Tensor | None = None
+        self.device = device
+        self.target = torch.full((tokens,), capacity, dtype=torch.int64, device=device)
         self.rows = [
-            torch.zeros(capacity, layer.num_heads, layer.head_size, dtype=layer.dtype, device=device)
+            torch.zeros(capacity + 1, layer.num_heads, layer.head_size, dtype=layer.dtype, device=device)
             for layer in layers
         ]
+        self._written = 0
         for index, layer in enumerate(layers):
             layer.impl.forward = self._observing(index, layer.impl.forward)
+
+    @property
+    def armed(self) -> bool:
+        """Whether the step at hand observes any token."""
+        return self._written > 0
 
     def _observing(self, index: int, forward: Any) -> Any:
         # An attribute of the instance: attention is called outside compiled code, so this is never traced.
         def observe(layer: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self.source is not None:
-                assert self.target is not None
-                rows = self.rows[index]
-                rows.index_copy_(0, self.target, query.index_select(0, self.source).to(rows.dtype))
+            # This runs in steps without a full graph, and while one is captured; a replay runs the kernel alone.
+            if self.armed or cuda_graphs.capturing():
+                rows, count = self.rows[index], len(query)
+                rows.index_copy_(0, self.target[:count], query.reshape(count, *rows.shape[1:]).to(rows.dtype))
             return forward(layer, query, *args, **kwargs)
 
         return observe
@@ -76,14 +91,21 @@ class QueryStore:
         """Take back the slots of a request that has ended."""
         self.free += slots
 
-    def arm(self, plan: StepPlan, device: torch.device) -> None:
-        """Observe the planned tokens of the coming step."""
-        if not plan.source:
-            self.source = self.target = None
-            return
-        self.source = torch.tensor(plan.source, device=device)
-        self.target = torch.tensor(plan.target, device=device)
+    def arm(self, plan: StepPlan) -> None:
+        """Observe the planned tokens of the coming step. In stream order, so kernels of the step before are done."""
+        self.disarm()
+        if plan.source:
+            targets = np.full(max(plan.source) + 1, self.capacity, dtype=np.int64)
+            targets[plan.source] = plan.target
+            async_tensor_h2d(targets, out=self.target[: len(targets)])
+            self._written = len(targets)
 
-    def queries(self, index: int, slots: list[int]) -> Tensor:
-        """float32 [W, query heads, D] of layer `index`, in the order of `slots`."""
-        return self.rows[index][slots].float()
+    def disarm(self) -> None:
+        """Observe nothing: graphs are replayed for dummy steps, too, with whatever the targets hold."""
+        if self.armed:
+            self.target[: self._written].fill_(self.capacity)
+            self._written = 0
+
+    def queries(self, index: int, slots: Tensor) -> Tensor:
+        """float32 [W, query heads, D] of layer `index`, in the order of `slots`, int64 [W] on the store's device."""
+        return self.rows[index].index_select(0, slots).float()

@@ -1,4 +1,7 @@
-"""Norm of every token's hidden state at the input of each layer, kept per slot of the cache (GUI-KV section 3.1).
+"""Norms of every token at the input of each layer, kept per slot of the cache (GUI-KV section 3.1).
+
+Both of the hidden state, which is what the paper's text says, and of what the layer's input norm makes of it, which is
+what its code takes.
 
 Stored by slot, it survives prefix-cache hits as the rows themselves do. The hook's body is one custom
 operator that looks opaque to the compiler, so it also runs in compiled models and CUDA graphs.
@@ -11,17 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..vllm_compat import cuda_graphs
+
 _LIBRARY = torch.library.Library("vllm_prune", "FRAGMENT")
 _STORES: dict[int, SaliencyStore] = {}
 
 
-def _record_norm(hidden: Tensor, anchor: Tensor, store: int, layer: int) -> None:
+def _record_norm(hidden: Tensor, normed: Tensor, anchor: Tensor, store: int, layer: int) -> None:
     saliency = _STORES.get(store)
-    if saliency is not None and saliency.armed:
-        saliency.record(hidden, layer)
+    if saliency is not None and (saliency.armed or cuda_graphs.capturing()):
+        saliency.record(hidden, normed, layer)
 
 
-def _record_norm_fake(hidden: Tensor, anchor: Tensor, store: int, layer: int) -> None:
+def _record_norm_fake(hidden: Tensor, normed: Tensor, anchor: Tensor, store: int, layer: int) -> None:
     return None
 
 
@@ -35,7 +40,7 @@ def _define() -> None:
 
 
 class SaliencyStore:
-    """Residual norms per layer and slot.
+    """Norms per layer and slot.
 
     Args:
         model: the loaded model; its decoder layers' `input_layernorm` modules get a hook.
@@ -44,8 +49,9 @@ class SaliencyStore:
 
     Attributes:
         hooked: whether every attention layer has an input norm.
-        norms: [layers, slots + 1] float32 once the cache is there; the last column takes padding.
-        armed: whether the coming step is recorded. Graphs are captured armed, so that they record at every replay.
+        norms: [2, layers, slots + 1] float32 once the cache is there, those of hidden states and of normed ones; the
+            last column takes padding.
+        armed: whether the step at hand is recorded. Where a CUDA graph has captured the kernels, every replay is.
     """
 
     def __init__(self, model: nn.Module, names: list[str], device: torch.device) -> None:
@@ -68,14 +74,14 @@ class SaliencyStore:
 
         def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             # Fused norms return (normed, residual); the first layer's only takes the residual as its input.
-            residual = output[1] if isinstance(output, tuple) else args[0]
-            torch.ops.vllm_prune.record_norm(residual, anchor, key, index)
+            normed, residual = output if isinstance(output, tuple) else (output, args[0])
+            torch.ops.vllm_prune.record_norm(residual, normed, anchor, key, index)
 
         return after
 
     def allocate(self, slots: int) -> None:
         """Start to record, once the number of slots is known."""
-        self.norms = torch.zeros(len(self.names), slots + 1, device=self.anchor.device)
+        self.norms = torch.zeros(2, len(self.names), slots + 1, device=self.anchor.device)
         _STORES[self.key] = self
 
     def close(self) -> None:
@@ -83,7 +89,7 @@ class SaliencyStore:
         _STORES.pop(self.key, None)
         self.norms = None
 
-    def record(self, hidden: Tensor, layer: int) -> None:
+    def record(self, hidden: Tensor, normed: Tensor, layer: int) -> None:
         """Store the norms of a step's tokens at the slots that this step writes."""
         from vllm.forward_context import get_forward_context, is_forward_context_available
 
@@ -94,12 +100,13 @@ class SaliencyStore:
         if slots is not None:
             count = min(len(slots), len(hidden))
             # Padding has slot -1, which is the last column.
-            self.norms[layer][slots[:count]] = hidden[:count].float().norm(dim=-1)
+            for kind, rows in enumerate((hidden, normed)):
+                self.norms[kind, layer][slots[:count]] = rows[:count].float().norm(dim=-1)
 
     def at(self, layer: int, slots: Tensor) -> Tensor:
-        """float32 [n], norms of the tokens in the given slots."""
+        """float32 [2, n], norms of the tokens in the given slots: of hidden states, and of normed ones."""
         assert self.norms is not None
-        return self.norms[layer][slots]
+        return self.norms[:, layer][:, slots]
 
 
 def _input_norm(attention: str) -> str:

@@ -22,7 +22,8 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from ..budget.errors import BudgetError
 from ..budget.kv import KvSpec
 from ..telemetry import engine_spans, metrics
-from ..vllm_compat.signatures import KV_SIGNATURES, signature_problems
+from ..vllm_compat.signatures import signature_problems
+from ..vllm_compat.signatures.kv import signatures_of_runner
 from . import ctrl_c
 from .blocks import CompactingManager
 from .commands import CompactingOutput, Compaction
@@ -202,7 +203,7 @@ class CompactingScheduler:
         Raises:
             RuntimeError: vLLM's internals are not those that this version was written for.
         """
-        if problems := signature_problems(KV_SIGNATURES):
+        if problems := signature_problems(signatures_of_runner(vllm_config.use_v2_model_runner)):
             raise RuntimeError(f"KV eviction does not know this vLLM: {'; '.join(problems)}. Drop --scheduler-cls.")
         ctrl_c.ignore_when_launched()
         base = AsyncScheduler if vllm_config.scheduler_config.async_scheduling else Scheduler

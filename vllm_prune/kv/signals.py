@@ -23,7 +23,7 @@ class LayerSource:
         layer: index of the layer.
         request: what is compacted.
         slots: int64 [L], cache slots of its rows.
-        window_slots: slots of the query store that hold its last W queries, in order.
+        window_slots: int64 [W], slots of the query store that hold its last W queries, in order.
         heads: KV heads of this rank.
     """
 
@@ -31,7 +31,7 @@ class LayerSource:
     layer: int
     request: CachedRequest
     slots: Tensor
-    window_slots: list[int]
+    window_slots: Tensor
     heads: int
 
 
@@ -60,7 +60,8 @@ def _saliency(source: LayerSource) -> dict[str, Any]:
     if source.request.positions:
         return {}
     assert source.compactor.saliency is not None
-    return {"saliency": source.compactor.saliency.at(source.layer, source.slots).expand(source.heads, -1)}
+    hidden, normed = source.compactor.saliency.at(source.layer, source.slots)
+    return {"saliency": hidden.expand(source.heads, -1), "normed_saliency": normed.expand(source.heads, -1)}
 
 
 PROVIDERS: dict[KvSignal, Provider] = {

@@ -21,18 +21,21 @@ class WindowLimits:
 
     Attributes:
         max_window: longest window of one request, in rows.
-        slots: rows that the store has in every layer: a default window for each sequence that can run at once, or
-            one longest window, if that is more.
+        slots: rows that the store has in every layer: a default window for each request that may have one at once,
+            or one longest window, if that is more.
+        requests: most requests that have a window at once.
     """
 
     max_window: int
     slots: int
+    requests: int
 
     @classmethod
     def of(cls, vllm_config: Any) -> WindowLimits:
         """The limits of an engine; its scheduler and all its workers find the same."""
-        max_window = WorkerFacts.of(vllm_config).max_window
-        return cls(max_window, max(max_window, DEFAULT_WINDOW * vllm_config.scheduler_config.max_num_seqs))
+        facts, sequences = WorkerFacts.of(vllm_config), vllm_config.scheduler_config.max_num_seqs
+        requests = sequences if facts.observed_requests is None else min(sequences, facts.observed_requests)
+        return cls(facts.max_window, max(facts.max_window, DEFAULT_WINDOW * requests), requests)
 
     def bounded(self, spec: KvSpec, prompt: int) -> KvSpec:
         """The budget as it is carried out: window and buffer within what the engine can bear.
@@ -49,8 +52,12 @@ class WindowLimits:
 
     def slots_of(self, spec: KvSpec, prompt: int) -> int:
         """Slots that a request holds: its window, or none where its strategy looks at no queries."""
-        observes = "queries" in KV.create(spec.strategy, json.loads(spec.options)).wanted()
-        return self.bounded(spec, prompt).window if observes else 0
+        return self.bounded(spec, prompt).window if observes(spec) else 0
+
+
+def observes(spec: KvSpec) -> bool:
+    """Whether a budget's strategy looks at the last queries."""
+    return "queries" in KV.create(spec.strategy, json.loads(spec.options)).wanted()
 
 
 class WindowSlots:
@@ -88,7 +95,7 @@ class WindowSlots:
         count = self.needed.get(request_id, 0)
         if count == 0 or request_id in self.held:
             return True
-        if self._exhausted or count > self.free:
+        if self._exhausted or count > self.free or len(self.held) == self.limits.requests:
             self._exhausted = True
             return False
         self.held[request_id] = count

@@ -10,7 +10,9 @@ from ..budget.errors import Finding, kv_finding
 from ..config.worker_facts import WorkerFacts
 from ..telemetry import metrics
 from . import ctrl_c
-from .runners.v1 import make_compacting
+from .runners.base import make_compacting
+from .runners.v1 import CompactingV1
+from .runners.v2 import CompactingV2
 from .signals import PROVIDERS, offers
 
 if current_platform.is_cpu():
@@ -20,23 +22,21 @@ else:
 
 
 class CompactingWorker(PlatformWorker):
-    """vLLM's worker; its V1 runner becomes a compacting one as soon as it exists."""
+    """vLLM's worker; its model runner becomes a compacting one as soon as it exists."""
 
     def init_device(self) -> None:
-        """Construct the runner as vLLM does, then put our mixin in front of it."""
+        """Construct the runner as vLLM does, V1 or V2, then put our class for it in front."""
         ctrl_c.ignore_when_launched()
         super().init_device()
         metrics.set_model_name(metrics.served_name(self.vllm_config.model_config))
-        if not self.use_v2_model_runner:
-            # Hooks change the compiled graph, so a compile cache of a server without them must not serve it.
-            if isinstance(self.vllm_config.additional_config, dict):
-                self.vllm_config.additional_config["vllm_prune_saliency"] = True
-            make_compacting(self.model_runner)
+        # Hooks change the compiled graph, so a compile cache of a server without them must not serve it.
+        if isinstance(self.vllm_config.additional_config, dict):
+            self.vllm_config.additional_config["vllm_prune_saliency"] = True
+        make_compacting(self.model_runner, CompactingV2 if self.use_v2_model_runner else CompactingV1)
 
     def determine_available_memory(self) -> int:
         """Allocate the windows' queries first, so that vLLM sizes the KV cache beside them."""
-        if not self.use_v2_model_runner:
-            self.model_runner.reserve_windows()
+        self.model_runner.reserve_windows()
         return int(super().determine_available_memory())
 
     def initialize_from_config(self, *args: Any, **kwargs: Any) -> Any:

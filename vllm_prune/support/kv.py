@@ -36,7 +36,8 @@ def missing(spec: KvSpec, vllm_config: Any) -> Finding | None:
     for name in sorted(strategy.wanted()):
         if (finding := signals.KV[name](vllm_config)) is not None:
             return replace(finding, text=f"KV strategy {spec.strategy!r} cannot run here: {finding.text}")
-    return None
+    problem = strategy.unfit(int(vllm_config.model_config.get_head_size()))
+    return None if problem is None else kv_finding("options", problem, "pruning.kv.options")
 
 
 def beam_search() -> Finding:
@@ -46,16 +47,13 @@ def beam_search() -> Finding:
 
 def config_refusals(vllm_config: Any) -> list[Finding]:
     """Why a server with this configuration cannot evict; empty when it can."""
-    refused = [
+    return [
         *_installed(vllm_config),
         *_parallelism(vllm_config.parallel_config),
         *_cache(vllm_config),
         *_model(vllm_config.model_config),
+        *_speculation(vllm_config),
     ]
-    speculative = vllm_config.speculative_config
-    if speculative is not None and speculative.method != "ngram":
-        refused.append(kv_finding("speculative", f"that of {speculative.method} has its own cache"))
-    return refused
 
 
 def _installed(vllm_config: Any) -> list[Finding]:
@@ -64,9 +62,22 @@ def _installed(vllm_config: Any) -> list[Finding]:
         refused.append(kv_finding("scheduler", f"start with vllm-prune serve, or --scheduler-cls {SCHEDULER}"))
     if vllm_config.parallel_config.worker_cls != WORKER:
         refused.append(kv_finding("worker", f"start with vllm-prune serve, or --worker-cls {WORKER}"))
-    if vllm_config.use_v2_model_runner:
-        refused.append(kv_finding("runner_v2", "it has no adapter yet; set VLLM_USE_V2_MODEL_RUNNER=0"))
     return refused
+
+
+def _speculation(vllm_config: Any) -> list[Finding]:
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return []
+    if speculative.method != "ngram":
+        return [kv_finding("speculative", f"that of {speculative.method} has its own cache")]
+    if vllm_config.use_v2_model_runner:
+        # The host counts drafts as computed before they are verified, and what is observed follows its counts.
+        why = (
+            f"that of {speculative.method} has not been proven exact there; drop it, or set VLLM_USE_V2_MODEL_RUNNER=0"
+        )
+        return [kv_finding("speculative_v2", why)]
+    return []
 
 
 def _parallelism(parallel: Any) -> list[Finding]:

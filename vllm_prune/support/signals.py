@@ -13,6 +13,8 @@ from ..budget.errors import Finding
 from ..config.load import configuration
 from ..config.worker_facts import FLAG, KEY, WorkerFacts
 from ..signals import KvSignal, VisualSignal
+from ..visual.models.abilities import lacks
+from ..visual.models.table import Family, family_of
 from ..visual.scorers.base import TrainedWeights
 from ..visual.scorers.stts.weights import STTS
 from ..visual.scorers.vision_selector import SELECTOR
@@ -97,11 +99,27 @@ def _always(vllm_config: Any) -> Finding | None:
     return None
 
 
+def served_family(vllm_config: Any) -> Family | None:
+    """The family of the served model; None for a model without an adapter."""
+    return family_of(getattr(vllm_config.model_config, "architectures", None) or ())
+
+
+def _of_adapter(signal: VisualSignal, unavailable: Unavailable) -> Unavailable:
+    """What a family's adapter does not give is not to be had, whatever the configuration."""
+
+    def refusal(vllm_config: Any) -> Finding | None:
+        family = served_family(vllm_config)
+        text = None if family is None else lacks(family, signal)
+        return unavailable(vllm_config) if text is None else Finding("signal", VISUAL_PARAM, text)
+
+    return refusal
+
+
 VISUAL: dict[VisualSignal, Unavailable] = {
-    "tower_attention": _tower_attention,
-    "pixels": _always,
-    "scorer": _scorer,
-    "selector": _selector,
+    "tower_attention": _of_adapter("tower_attention", _tower_attention),
+    "pixels": _of_adapter("pixels", _always),
+    "scorer": _of_adapter("scorer", _scorer),
+    "selector": _of_adapter("selector", _selector),
 }
 KV: dict[KvSignal, Unavailable] = {
     "queries": _not_offered("queries"),

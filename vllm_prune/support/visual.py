@@ -10,6 +10,8 @@ from typing import Any
 from ..budget.canonical import Part, VisualSpec
 from ..budget.errors import Finding, visual_finding
 from ..catalogue import VISUAL
+from ..visual.models.abilities import no_cut
+from ..visual.models.table import DRAFTERS, FAMILIES
 from ..visual.scorers.tower_shape import tower_shape
 from . import signals
 
@@ -21,16 +23,19 @@ def tower_refusal(vllm_config: Any, spec: VisualSpec) -> Finding | None:
 
 
 def _problems(vllm_config: Any, part: Part) -> Iterator[Finding]:
-    for name in sorted(VISUAL.strategy_class(part.strategy).needs):
+    options: dict[str, Any] = json.loads(part.options)
+    for name in sorted(VISUAL.create(part.strategy, options).wanted()):
         if (finding := signals.VISUAL[name](vllm_config)) is not None:
             yield replace(finding, text=f"strategy {part.strategy!r} cannot run here: {finding.text}")
-    options: dict[str, Any] = json.loads(part.options)
     if options.get("where") == "tower":
         yield from _cut_problems(vllm_config, options["after"])
 
 
 def _cut_problems(vllm_config: Any, after: int | None) -> Iterator[Finding]:
     where = "pruning.visual.options.where"
+    family = signals.served_family(vllm_config)
+    if family is not None and not family.cuts:
+        yield Finding("hidden_tower", where, no_cut(family))
     for obstacle in signals.obstacles(vllm_config):
         yield Finding("hidden_tower", where, f"{obstacle} runs the tower as a whole; use where: embed")
     if signals.takes_no_cut(vllm_config):
@@ -48,10 +53,8 @@ def has_adapted_processor(renderer: Any) -> bool:
 
 def unsupported_model(model_config: Any) -> Finding:
     """Why pruning is refused on a model without an adapter."""
-    from ..visual.models.table import ADAPTERS
-
     architectures = ", ".join(model_config.architectures or ()) or "this model"
-    return visual_finding("adapter", f"{architectures} has none; supported: {', '.join(sorted(ADAPTERS))}")
+    return visual_finding("adapter", f"{architectures} has none; supported: {', '.join(sorted(FAMILIES))}")
 
 
 def config_refusals(vllm_config: Any) -> list[Finding]:
@@ -67,8 +70,11 @@ def config_refusals(vllm_config: Any) -> list[Finding]:
         refused.append(visual_finding("pipeline_parallel", "positions of kept tokens are known on the first rank only"))
     if getattr(parallel, "use_ubatching", False):
         refused.append(visual_finding("micro_batches", "a step's positions would be split"))
-    if speculative is not None and speculative.method != "ngram":
-        refused.append(visual_finding("speculative", f"the drafter of {speculative.method} would see unpruned media"))
+    if speculative is not None and not _drafts_on_pruned_media(speculative):
+        detail = (
+            f"the drafter of {speculative.method} takes no pruned media; ngram does, and mtp of {', '.join(DRAFTERS)}"
+        )
+        refused.append(visual_finding("speculative", detail))
     if getattr(vllm_config.lora_config, "enable_tower_connector_lora", False):
         detail = "vLLM counts its tokens from the placeholders, which are pruned"
         refused.append(visual_finding("tower_lora", detail))
@@ -77,4 +83,14 @@ def config_refusals(vllm_config: Any) -> list[Finding]:
     graphs = getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False)
     if graphs and mm.mm_encoder_tp_mode == "data":
         refused.append(visual_finding("encoder_graphs", "outputs are gathered at unpruned size"))
+    family = signals.served_family(vllm_config)
+    if graphs and family is not None and family.kind == "generic":
+        refused.append(visual_finding("encoder_graphs", f"they bypass the adapter of {family.name}; leave them off"))
     return refused
+
+
+def _drafts_on_pruned_media(speculative: Any) -> bool:
+    if speculative.method == "ngram":
+        return True
+    draft = getattr(speculative, "draft_model_config", None)
+    return speculative.method == "mtp" and bool(set(getattr(draft, "architectures", None) or ()) & set(DRAFTERS))

@@ -37,6 +37,9 @@ class ItemPlan:
         per_frame: counts per frame, for families that write text between frames.
         indices: kept cells when the front end has already chosen them from pixels.
         key: names the item under its budget, for `KeptStore`; equal cache keys have equal ones.
+        segments: for generic adapters the item's unpruned placeholder in run lengths, n for embedded tokens and -n for
+            text; `per_frame` then has one count per embedded run.
+        grid: for generic adapters frames, rows and columns of the item.
     """
 
     strategy: str
@@ -46,6 +49,8 @@ class ItemPlan:
     per_frame: tuple[int, ...] | None = None
     indices: tuple[int, ...] | None = None
     key: str = ""
+    segments: tuple[int, ...] | None = None
+    grid: tuple[int, int, int] | None = None
 
     def encode(self) -> Tensor:
         """uint8 [bytes]."""
@@ -95,7 +100,7 @@ def decode(row: Tensor | None) -> ItemPlan | None:
     if row is None or not row.numel():
         return None
     raw = json.loads(bytes(row.tolist()))
-    for key in ("per_frame", "indices"):
+    for key in ("per_frame", "indices", "segments", "grid"):
         raw[key] = tuple(raw[key]) if raw[key] is not None else None
     return ItemPlan(**raw)
 

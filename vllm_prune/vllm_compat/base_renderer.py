@@ -6,7 +6,6 @@ content, and a budget among the processor's options has to be the one that was d
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -15,6 +14,7 @@ from typing import Any
 from ..request import RequestContext, current, reject
 from ..visual.frontend.media_uuids import MediaUuidError, MediaUuids, MissingMediaError, OwnedUuid
 from .request_owner import CONTEXT, owner_secret, serves_http
+from .signatures import holder, load
 
 UUIDS = MediaUuids()
 """The uuids of this process's clients."""
@@ -24,10 +24,10 @@ OPTIONS = "mm_processor_kwargs"
 
 def patch_base_renderer() -> None:
     """Wrap the step between tokenised prompts and the multimodal processor. Idempotent."""
-    renderer = importlib.import_module("vllm.renderers.base").BaseRenderer
+    renderer = holder("BaseRenderer._process_tokens")
     if getattr(renderer, "vllm_prune_patched", False):
         return
-    processor = importlib.import_module("vllm.multimodal.processing.processor").BaseMultiModalProcessor
+    processor = holder("BaseMultiModalProcessor._cached_apply_hf_processor")
     renderer._process_tokens = _checked(renderer._process_tokens)
     renderer._process_tokens_async = _checked_async(renderer._process_tokens_async)
     renderer._process_mm_uuids = _with_bound_uuids(renderer._process_mm_uuids)
@@ -176,9 +176,8 @@ def _digest(renderer: Any, item: Any) -> str | None:
     """Digest of a media item as vLLM takes it for its cache keys; None for an item that was not sent."""
     if item is None:
         return None
-    hasher = importlib.import_module("vllm.multimodal.hasher").MultiModalHasher
     algorithm = renderer.model_config.multimodal_config.mm_hasher_algorithm
-    digest: str = hasher.hash_kwargs(algorithm, item=item)
+    digest: str = load("MultiModalHasher.hash_kwargs")(algorithm, item=item)
     return digest
 
 

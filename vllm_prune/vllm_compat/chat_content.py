@@ -7,7 +7,6 @@ Every route builds its items through these classes, whatever the shape of its bo
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 from collections import Counter
@@ -17,10 +16,12 @@ from typing import Any
 
 from vllm.exceptions import VLLMError, VLLMValidationError
 
+from .signatures import holder, load, wrap
+
 logger = logging.getLogger("vllm.vllm_prune")
 JSON_TYPES = (str, bytes, int, float, list, dict)
 """Python types that a request body is parsed into; None is the content of a part that has a `uuid` only."""
-_MODULE = "vllm.renderers.chat_utils"
+_PART = "parse_chat_message_content_part"
 _PARSERS = ("MultiModalContentParser", "AsyncMultiModalContentParser")
 _TRACKERS = ("MultiModalItemTracker", "AsyncMultiModalItemTracker")
 _EXAMPLE = 'write {{"type": "{0}_url", "{0}_url": {{"url": "https://..."}}}}, or a data: URL'
@@ -57,22 +58,20 @@ class TooManyItems(ContentError):
 
 def patch_chat_content() -> None:
     """Check content parts and their number before anything is fetched. Idempotent."""
-    module: Any = importlib.import_module(_MODULE)
+    module: Any = holder(_PART)
     if getattr(module, "vllm_prune_patched", False):
         return
     # The names come from vLLM's class: a kind of part that a later version adds is checked, too.
-    names = [name for name in vars(module.BaseMultiModalContentParser) if name.startswith("parse_")]
-    for parser in (getattr(module, name) for name in _PARSERS):
+    names = [name for name in vars(holder("BaseMultiModalContentParser.parse_image")) if name.startswith("parse_")]
+    for parser in map(load, _PARSERS):
         for name in names:
             setattr(parser, name, _checked(getattr(parser, name)))
-    part = "_parse_chat_message_content_part"
-    setattr(module, part, _explained(getattr(module, part), frozenset(module.MM_PARSER_MAP)))
-    for tracker in (getattr(module, name) for name in _TRACKERS):
+    wrap(_PART, lambda parse: _explained(parse, frozenset(load("MM_PARSER_MAP"))))
+    for tracker in (holder(f"{name}.resolve_items") for name in _TRACKERS):
         tracker.add = _counting(tracker.add)
         tracker.resolve_items = _limited(tracker.resolve_items)
     module.vllm_prune_patched = True
-    info = importlib.import_module("vllm.multimodal.processing").BaseProcessingInfo
-    info.validate_num_items = _counted(info.validate_num_items)
+    wrap("BaseProcessingInfo.validate_num_items", _counted)
 
 
 def _checked(parse: Callable[..., None]) -> Callable[..., None]:
@@ -80,13 +79,14 @@ def _checked(parse: Callable[..., None]) -> Callable[..., None]:
     argument = list(inspect.signature(parse).parameters)[1]
 
     @wraps(parse)
-    def check(self: Any, content: Any = None, uuid: str | None = None, **kwargs: Any) -> None:
+    def check(self: Any, content: Any = None, uuid: str | None = None, *rest: Any, **kwargs: Any) -> None:
         content = kwargs.pop(argument, content)
         if not content and uuid is None and argument != "data":
             raise ContentError(f"a content part with {argument} is empty; {_advice(argument)}")
         if content is not None and not acceptable(argument, content):
             raise ContentError(f"a content part with {argument} is not taken as it is; {_advice(argument)}")
-        parse(self, content, uuid) if uuid is not None else parse(self, content)
+        # The embeddings of a prompt have no uuid; those of a video may come with those of its sound.
+        parse(self, *((content,) if uuid is None and not rest else (content, uuid, *rest)), **kwargs)
 
     return check
 

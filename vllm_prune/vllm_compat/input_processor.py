@@ -10,7 +10,6 @@ import asyncio
 import copy
 import hashlib
 import hmac
-import importlib
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import replace
@@ -19,11 +18,12 @@ from typing import Any
 
 from ..request import RequestContext, current, reject
 from .request_owner import CONTEXT, owner_secret, serves_http
+from .signatures import holder
 
 
 def patch_input_processor() -> None:
     """Wrap the input processors of this process, those that exist already included. Idempotent."""
-    processor = importlib.import_module("vllm.v1.engine.input_processor").InputProcessor
+    processor = holder("InputProcessor.process_inputs")
     if getattr(processor, "vllm_prune_patched", False):
         return
     processor.__init__ = _with_context_in_threads(processor.__init__)

@@ -17,9 +17,11 @@ def largest_items(engine_client: Any) -> Mapping[str, int]:
 
 
 def image_sizer(engine_client: Any) -> Callable[[int, int], int] | None:
-    """Visual tokens of an image before pruning, from width and height; None for a model without an adapter."""
+    """Visual tokens of an image before pruning, from width and height; None for a model without an adapter,
+    and for one whose adapter would have to process the image.
+    """
     processor = getattr(engine_client.renderer, "mm_processor", None)
-    if processor is None or not getattr(processor, "vllm_prune_adapter", False):
+    if processor is None or not getattr(processor, "exact_image_sizes", False):
         return None
     sizer: Callable[[int, int], int] = processor.image_tokens
     return sizer

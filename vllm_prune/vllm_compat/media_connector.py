@@ -6,9 +6,10 @@ entry points of the group `vllm_prune.server`.
 
 from __future__ import annotations
 
-import importlib
 from importlib.metadata import entry_points
 from typing import Any
+
+from .signatures import load
 
 MEDIA_CONNECTOR = "vllm_prune"
 """Value of `VLLM_MEDIA_CONNECTOR` that selects our connector."""
@@ -30,7 +31,7 @@ def load_server_object(name: str) -> Any:
 
 def register_media_connector() -> None:
     """Offer our media connector under its name; vLLM uses the one that `VLLM_MEDIA_CONNECTOR` names."""
-    registry = importlib.import_module("vllm.multimodal.media").MEDIA_CONNECTOR_REGISTRY
+    registry = load("MEDIA_CONNECTOR_REGISTRY")
     registry.register(MEDIA_CONNECTOR)(_media_connector)
 
 
@@ -41,5 +42,5 @@ def _media_connector(*args: Any, **kwargs: Any) -> Any:
 
 def media_connector_registered() -> bool:
     """Whether our media connector is registered in this process."""
-    registry = importlib.import_module("vllm.multimodal.media").MEDIA_CONNECTOR_REGISTRY
+    registry = load("MEDIA_CONNECTOR_REGISTRY")
     return registry.name2class.get(MEDIA_CONNECTOR) is _media_connector

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import wraps
 from typing import Any
 
 from ..telemetry import metrics
+from .signatures import holder
 
 COUNTS = ("compactions", "evicted_tokens", "freed_blocks")
 
@@ -17,7 +17,7 @@ def patch_output_processor() -> None:
     Transfer parameters are the one field of an engine's output that takes what a scheduler wants to say
     about a request. With a KV connector, their other user, eviction is refused.
     """
-    processor = importlib.import_module("vllm.v1.engine.output_processor").OutputProcessor
+    processor = holder("OutputProcessor.process_outputs")
     if getattr(processor, "vllm_prune_patched", False):
         return
     original = processor.process_outputs

@@ -7,6 +7,7 @@ import sys
 from .base_renderer import patch_base_renderer
 from .input_processor import patch_input_processor
 from .media_connector import register_media_connector
+from .model_config import patch_model_config
 from .output_processor import patch_output_processor
 from .renderer import patch_renderer
 from .request_owner import mark_serving_renderers
@@ -25,6 +26,7 @@ def register_models() -> None:
 
     reserve_metric_files()
     permit_tiles()
+    patch_model_config()
     for architecture, target in ADAPTERS.items():
         ModelRegistry.register_model(architecture, target)
     if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 from functools import wraps
 from typing import Any
 
 from vllm.exceptions import VLLMError, VLLMValidationError
+
+from .signatures import holder
 
 logger = logging.getLogger("vllm.vllm_prune")
 
@@ -28,7 +29,7 @@ class ProcessorError(VLLMValidationError):
 
 def patch_processing_context() -> None:
     """Replace vLLM's text, which prints the processor's arguments, arrays and all. Idempotent."""
-    context = importlib.import_module("vllm.multimodal.processing").InputProcessingContext
+    context = holder("InputProcessingContext.call_hf_processor")
     original = context.call_hf_processor
     if getattr(original, "vllm_prune_patched", False):
         return

@@ -11,14 +11,13 @@ A folder on memory-backed storage would not do instead. tmpfs can be full, too, 
 from __future__ import annotations
 
 import errno
-import importlib
 import mmap
 import os
 from typing import Any
 
 from vllm.logger import init_logger
 
-from .signatures import METRICS_SIGNATURES, signature_problems
+from .signatures import METRICS_SIGNATURES, holder, signature_problems
 
 RESERVED = 1 << 20
 """Bytes per file; ours and vLLM's series fill about a tenth of it."""
@@ -37,7 +36,7 @@ def reserve_metric_files() -> bool:
     if problems := signature_problems(METRICS_SIGNATURES):
         logger.warning("a full disk may end this process: %s", "; ".join(problems))
         return False
-    values: Any = importlib.import_module("prometheus_client.values")
+    values: Any = holder("MmapedDict")
     if not hasattr(values.MmapedDict, "vllm_prune_reserves"):
         values.MmapedDict = _reserving(values.MmapedDict)
     return True

@@ -8,26 +8,25 @@ current request goes in there, and the processor's reports come out. `OnlineRend
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Awaitable, Callable, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING, Any
+
+from .signatures import holder
 
 if TYPE_CHECKING:
     from ..request import RequestContext
 
 OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 ONLY_SERVED = "kept tokens are returned by vllm-prune serve alone; drop return_kept, or start the server with it"
-_ONLINE_RENDERER = "vllm.renderers.online_renderer"
-_BASE_RENDERER = "vllm.renderers.base"
 
 
 def patch_renderer() -> None:
     """Let the visual budget of a request reach the processor. Idempotent."""
     from ..request import timed
 
-    online = importlib.import_module(_ONLINE_RENDERER).OnlineRenderer
-    base = importlib.import_module(_BASE_RENDERER).BaseRenderer
+    online = holder("OnlineRenderer.preprocess_chat")
+    base = holder("BaseRenderer.render_chat_async")
     if getattr(online, "vllm_prune_patched", False):
         return
     for name in ("preprocess_chat", "preprocess_cmpl"):

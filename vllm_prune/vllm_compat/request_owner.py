@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import wraps
 from typing import Any
 
 from ..request import RequestContext
+from .signatures import holder
 
 CONTEXT = "vllm_prune_context"
 """Key of a prepared prompt that holds the context of its request, for code that runs in another task."""
@@ -25,7 +25,7 @@ def serves_http(renderer: Any) -> bool:
 
 def mark_serving_renderers() -> None:
     """Mark the renderers that serve HTTP: those that vLLM's `OnlineRenderer` is built on. Idempotent."""
-    online = importlib.import_module("vllm.renderers.online_renderer").OnlineRenderer
+    online = holder("OnlineRenderer.__init__")
     if getattr(online, "vllm_prune_marks", False):
         return
     original = online.__init__

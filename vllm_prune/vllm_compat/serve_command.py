@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from .signatures import holder, load
+
 RUST_FRONT_END = "VLLM_USE_RUST_FRONTEND"
 """vLLM's variable that puts a server written in Rust, which loads no plugins, before the engine."""
 
@@ -36,18 +38,15 @@ def run_vllm_serve(arguments: Sequence[str]) -> None:
 
     vLLM's own `main` asks for the metadata of a distribution called `vllm`, which the CPU build is not.
     """
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
-    from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
+    load("cli_env_setup")()
     # The parser expands a --config file only for a command line that starts with "serve".
     sys.argv = ["vllm", "serve", *arguments]
     parser = FlexibleArgumentParser(description="vllm-prune serve")
-    command = ServeSubcommand()
+    command = holder("ServeSubcommand.cmd")()
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))
     parsed = parser.parse_args()
-    configure_logging_from_args(parsed)
+    load("configure_logging_from_args")(parsed)
     command.validate(parsed)
     command.cmd(parsed)

@@ -7,7 +7,6 @@ engine as they are: a key replaces what another client has sent, and a tensor of
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections.abc import Mapping, Sequence
 from functools import wraps
 from typing import Any
@@ -17,13 +16,12 @@ from ..request import current, reject
 from ..visual.frontend.media_uuids import MediaUuidError, MissingMediaError, OwnedUuid
 from .base_renderer import UUIDS
 from .request_owner import owner_secret
-
-_MODULE = "vllm.entrypoints.scale_out.token_in_token_out"
+from .signatures import holder, load
 
 
 def patch_serving_tokens() -> None:
     """Check what comes with a request of tokens before it is decoded. Idempotent."""
-    serving = importlib.import_module(f"{_MODULE}.serving").ServingTokens
+    serving = holder("ServingTokens.serve_tokens")
     if getattr(serving, "vllm_prune_patched", False):
         return
     original = serving.serve_tokens
@@ -87,9 +85,8 @@ def _check_items(features: Any) -> None:
     """Decode every item once, so that what cannot be read is refused here and not in the engine."""
     from ..visual.item_plan import field_name
 
-    mm_features = importlib.import_module(f"{_MODULE}.mm_features")
     try:
-        items = mm_features.mm_kwargs_from_features(features)
+        items = load("mm_kwargs_from_features")(features)
     except Exception:
         # Base64, msgpack and tensors of a client's: whatever is wrong with them, it is the client's to mend.
         raise _refusal("an item of features cannot be decoded; send it as /render gave it") from None

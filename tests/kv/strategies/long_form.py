@@ -41,7 +41,10 @@ def pooled(scores: Array, kernel: int, most: bool = False) -> Array:
     return out
 
 
-def gui_kv(view: LayerView, gamma: str, alpha: float = 2, tau: float = 3.5, kernel: int = 5, rank: int = 32) -> Array:
+def gui_kv(
+    view: LayerView, gamma: str, alpha: float = 2, tau: float = 3.5, kernel: int = 5, rank: int = 4, flagged: str = "1",
+    residual: bool = False,
+) -> Array:  # fmt: skip
     """[H, L - W] scores of GUI-KV, the group's mean; redundant rows are minus one, below all others."""
     heads, rows = view.keys.shape[:2]
     free = rows - view.window
@@ -52,15 +55,16 @@ def gui_kv(view: LayerView, gamma: str, alpha: float = 2, tau: float = 3.5, kern
     if last == TEXT:
         return scores
     current = np.flatnonzero(media == last)
-    assert view.saliency is not None
-    norms = view.saliency[0].double().numpy()[current]
+    source = view.saliency if residual else view.normed_saliency
+    assert source is not None
+    norms = source[0].double().numpy()[current]
     z = (norms - norms.mean()) / (norms.std(ddof=1) + 1e-8)
     share = np.exp(z / tau) / np.exp(z / tau).sum()
     for place, value in zip(current, share, strict=True):
         if place < free:
             scores[:, place] += alpha * value
     earlier = np.flatnonzero((media >= 0) & (media < last))
-    zeroed = math.floor((1 - Fraction(gamma)) * len(earlier))
+    zeroed = math.floor(Fraction(flagged) * (1 - Fraction(gamma)) * len(earlier))
     for h in range(heads):
         keys = view.keys[h].double().numpy()
         basis = np.linalg.qr(keys[current].T)[0][:, :rank]
@@ -71,24 +75,28 @@ def gui_kv(view: LayerView, gamma: str, alpha: float = 2, tau: float = 3.5, kern
     return scores
 
 
-def r_kv(view: LayerView, balance: float = 0.1) -> Array:
+def r_kv(view: LayerView, balance: float = 0.07) -> Array:
     """[H, L - W] scores of R-KV."""
+    assert view.queries is not None
     heads, rows = view.keys.shape[:2]
-    free = rows - view.window
-    attended = pooled(attention(view).mean(2).max(1)[:, :free], 7, most=True)
+    free, group = rows - view.window, view.queries.shape[1] // heads
     out = np.zeros((heads, free))
     for h in range(heads):
-        keys = view.keys[h, :free].double().numpy()
+        keys = view.keys[h].double().numpy()
+        attended = np.zeros(free)
+        for query in view.queries.double().numpy():
+            logits = (keys[:free] @ query[h * group : (h + 1) * group].T * view.scale).max(1)
+            weights = np.exp(logits - logits.max())
+            attended += weights / weights.sum() / view.window
         unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
         cosine = unit @ unit.T
-        for i in range(free):
+        for i in range(rows):
             cosine[i, i] = 0
-            close = [j for j in range(free) if cosine[i, j] > 0.5]
-            if close:
-                cosine[i, close[-1]] = 0
-        mean = cosine.sum(0) / free
+            close = [j for j in range(rows) if cosine[i, j] > 0.5]
+            cosine[i, close[-1] if close else 0] = 0
+        mean = cosine.sum(0) / rows
         redundancy = np.exp(mean) / np.exp(mean).sum()
-        out[h] = balance * attended[h] / attended[h].sum() - (1 - balance) * redundancy
+        out[h] = balance * pooled(attended, 7, most=True) - (1 - balance) * redundancy[:free]
     return out
 
 

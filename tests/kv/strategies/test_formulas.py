@@ -29,6 +29,24 @@ def test_gui_kv(media: int, gamma: str, window: int) -> None:
         np.testing.assert_allclose(scores("gui_kv", seen), long_form.gui_kv(seen, gamma), **CLOSE)
     small = {"alpha": 0.7, "tau": 1.3, "pooling": 3, "rank": 2}
     np.testing.assert_allclose(scores("gui_kv", seen, **small), long_form.gui_kv(seen, gamma, 0.7, 1.3, 3, 2), **CLOSE)
+    fewer = scores("gui_kv", seen, redundant_share=0.5)
+    np.testing.assert_allclose(fewer, long_form.gui_kv(seen, gamma, flagged="0.5"), **CLOSE)
+    by_text = scores("gui_kv", seen, norm_source="residual")
+    np.testing.assert_allclose(by_text, long_form.gui_kv(seen, gamma, residual=True), **CLOSE)
+
+
+def test_gui_kv_compares_with_a_part_of_the_key_space() -> None:
+    """A basis of all 16 directions leaves nothing but rounding noise of every key; a quarter leaves most of them."""
+    seen = view(2, 2, 60, 4, 8, 1)
+    strategy = KV.create("gui_kv")
+    basis = strategy._basis(seen.keys[:, 10:40].double())
+    assert basis.shape == (2, 16, 4)
+    keys = seen.keys[:, :10].double()
+    rest = (keys - keys @ basis @ basis.mT).norm(dim=-1) / keys.norm(dim=-1)
+    assert rest.min() > 0.4
+    assert strategy.unfit(16) is None
+    assert "rank 16" in (KV.create("gui_kv", {"rank": 16}).unfit(16) or "")
+    assert KV.create("gui_kv", {"rank": 15}).unfit(16) is None
 
 
 def test_gui_kv_keeps_what_the_long_form_keeps() -> None:
@@ -49,13 +67,13 @@ def test_gui_kv_variants_differ_as_they_should() -> None:
     kept = protected.select(seen, min(text, 30))[0]
     assert (seen.media.gather(1, kept) == TEXT).all()
     assert "saliency" not in KV.create("gui_kv", {"norm_source": "value"}).wanted()
-    values = scores("gui_kv", replace(seen, saliency=None), norm_source="value")
+    values = scores("gui_kv", replace(seen, saliency=None, normed_saliency=None), norm_source="value")
     assert not np.allclose(values, scores("gui_kv", seen))
 
 
 @pytest.mark.parametrize("basis", ["lead", "stride", "gram"])
 def test_gui_kv_evicts_a_repeated_screenshot_first(basis: str) -> None:
-    """An earlier screenshot with the current one's keys is redundant whatever the basis, given full rank."""
+    """An earlier screenshot with the current one's keys is redundant whatever the basis, if it spans all of those."""
     seen = view(2, 2, 40, 3, 4, 0)
     media = seen.media[0]
     rows = [(media == item).nonzero().squeeze(1) for item in range(3)]
@@ -63,7 +81,7 @@ def test_gui_kv_evicts_a_repeated_screenshot_first(basis: str) -> None:
     count = min(len(rows[1]), len(rows[2]))
     keys[:, rows[1][:count]] = keys[:, rows[2][:count]]
     gamma = 1 - count / (len(rows[0]) + len(rows[1]))
-    found = KV.create("gui_kv", {"basis": basis}).score(replace(seen, keys=keys, gamma=gamma))
+    found = KV.create("gui_kv", {"basis": basis, "rank": 6}).score(replace(seen, keys=keys, gamma=gamma))
     assert (found.rows[:, rows[1][:count]] == -1).all()
     assert int((found.rows == -1).sum()) == 2 * count
 
@@ -86,7 +104,8 @@ def test_gui_kv_counts_redundant_rows_in_decimals() -> None:
     """(1 - 0.9) * 10 is 0.99... in floats."""
     labels = torch.full((40,), TEXT)
     labels[2:12], labels[14:20] = 0, 1
-    seen = replace(view(1, 1, 40, 0, 2, 0), media=labels[None], gamma=0.9)
+    items = (torch.arange(2, 12), torch.arange(14, 20))
+    seen = replace(view(1, 1, 40, 0, 2, 0), media=labels[None], items=items, gamma=0.9)
     assert int((KV.create("gui_kv").score(seen).rows == -1).sum()) == 1
 
 
@@ -119,7 +138,7 @@ def test_r_kv_keeps_the_latest_of_equal_rows() -> None:
     seen = view(1, 1, 40, 0, 4, 7)
     keys = seen.keys.clone()
     keys[:, 10] = keys[:, 20] = keys[:, 3]
-    found = scores("r_kv", replace(seen, keys=keys), balance=0.0)
+    found = scores("r_kv", replace(seen, keys=keys), balance=0.0, similar=0.9)
     assert found[0, 20] > found[0, 10] > found[0, 3]
 
 

@@ -31,6 +31,7 @@ def view(
     values = torch.randn(count, rows, DIM, generator=source)
     queries = torch.randn(window, count, group, DIM, generator=source)
     saliency = torch.rand(rows, generator=source) * 9 + 1
+    normed = torch.rand(rows, generator=source) + 4
     first, last = heads or (0, count)
     angles = torch.arange(64)[:, None] * 10000.0 ** (-torch.arange(DIM // 2) / (DIM // 2))
     held = values[first:last]
@@ -39,12 +40,14 @@ def view(
         values=lambda: held,
         positions=torch.arange(rows).expand(last - first, rows),
         media=labels.expand(last - first, rows),
+        items=tuple((labels == item).nonzero().squeeze(1) for item in range(media) if (labels == item).any()),
         layer=1,
         gamma=0.3,
         window=window,
         scale=DIM**-0.5,
         queries=queries[:, first:last].reshape(window, -1, DIM),
         saliency=saliency.expand(last - first, rows),
+        normed_saliency=normed.expand(last - first, rows),
         rotation=torch.cat([angles.cos(), angles.sin()], dim=1),
         head_offset=first,
         seed=seed,
@@ -66,7 +69,9 @@ def advance(before: LayerView, kept: torch.Tensor, scores: Scores, decoded: int)
         values=lambda: values,
         positions=torch.cat([before.positions.gather(1, kept), since], dim=1),
         media=torch.cat([before.media.gather(1, kept), text], dim=1),
+        items=(),
         saliency=None,
+        normed_saliency=None,
         carried={
             name: torch.nn.functional.pad(found.gather(1, kept), (0, decoded)) for name, found in scores.carry.items()
         },

@@ -172,3 +172,17 @@ def test_videos_of_one_frame_and_gifs() -> None:
         animation("GIF", 1),
     ):
         assert len(decoded(data)[0]) == 1
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_vllm_never_counts_frames_by_reading_a_file(monkeypatch: pytest.MonkeyPatch, loader: str) -> None:
+    """As vLLM 0.33 does where the header has no count, before any limit of ours could hold."""
+
+    def count(*arguments: Any) -> int:
+        raise AssertionError("the file is read to its end, however long it is")
+
+    monkeypatch.setattr(videos.OpenCVVideoBackendMixin, "demux_count_frames", count, raising=False)
+    data = recording("libvpx")
+    assert len(decoded(data, loader)[0])
+    with pytest.raises(Refused, match="frames"):
+        decoded(data, loader, max_source_frames=15)

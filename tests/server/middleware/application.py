@@ -19,6 +19,7 @@ from vllm_prune.request import RequestContext, current
 from vllm_prune_server.admission.accounts import Accounts
 from vllm_prune_server.admission.estimate import Sizes
 from vllm_prune_server.admission.ledger import Ledger
+from vllm_prune_server.admission.observed import ObservedRequests
 from vllm_prune_server.lifecycle import Lifecycle
 from vllm_prune_server.middleware.chain import Chain
 from vllm_prune_server.middleware.observe import Observe
@@ -47,6 +48,7 @@ class Served:
                 "kv_findings": [],
                 "sizes": Sizes(1000),
                 "ledger": Ledger(config.admission),
+                "observed": ObservedRequests(config.kv, config.admission.retry_after_seconds),
                 "lifecycle": Lifecycle(),
                 "engine_client": None,
                 **state,

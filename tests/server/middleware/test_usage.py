@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
 import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.exceptions import VLLMValidationError
 
 from vllm_prune.config.load import PruneConfig
@@ -153,3 +155,48 @@ def test_limits_that_changed_a_budget_are_said(monkeypatch: pytest.MonkeyPatch) 
     served = Served(PruneConfig.model_validate({"limits": {"min_keep": 0.5}}), None, monkeypatch)
     (entry,) = served.post("/v1/messages", body(pruning=BUDGET)).json()["usage"]["pruning"]["clamped"]
     assert (entry["requested"], entry["applied"]) == (0.25, 0.5)
+
+
+async def nothing(request: Any, parsed: Any) -> Response:
+    return Response(media_type="application/json")
+
+
+@pytest.mark.parametrize("path", [*WITH_USAGE, *BESIDE])
+def test_an_answer_without_a_body_stays_empty(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    answer = Served(CONFIG, nothing, monkeypatch).post(path, body(pruning=BUDGET))
+    assert (answer.status_code, answer.content, answer.headers["content-length"]) == (200, b"", "0")
+
+
+@with_cancellation
+async def endless(request: Any, raw_request: Any) -> Response:
+    await asyncio.sleep(60)
+    raise AssertionError("vLLM cancels it")
+
+
+async def cancelled(request: Any, parsed: Any) -> Response:
+    answer: Response = await endless(parsed, raw_request=request)
+    return answer
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize", "/v1/chat/completions/render"])
+async def test_a_client_that_leaves_is_no_fault(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """vLLM 0.32 answers `null` to it, 0.33 an empty body without a type."""
+    served = Served(CONFIG, cancelled, monkeypatch)
+    data = json.dumps(body(pruning=BUDGET)).encode()
+    messages = iter([{"type": "http.request", "body": data, "more_body": False}])
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
+             "root_path": "", "scheme": "http", "headers": headers, "http_version": "1.1",
+             "client": ("127.0.0.1", 1), "server": ("server", 80)}  # fmt: skip
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return next(messages, {"type": "http.disconnect"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await asyncio.wait_for(served.app(scope, receive, send), 10)
+    start, *parts = sent
+    assert start["status"] == 200
+    assert b"".join(part.get("body", b"") for part in parts) in (b"null", b"")

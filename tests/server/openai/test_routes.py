@@ -10,8 +10,11 @@ import pytest
 
 from vllm_prune_server.openai.routes import HONOURING, REFUSED, is_admitted, route_of
 
+from ...vllm_names import make_arg_parser
+
 # Of ours, which take no body of vLLM's.
 OURS = re.compile(r"/v1/pruning/|/playground")
+
 DECORATED = re.compile(r"""\.(?:post|put|patch|delete)\(\s*["'](/[^"']*)["']""")
 ADDED = re.compile(r"""\.add_api_route\(\s*["'](/[^"']*)["'][^)]*methods=\[[^\]]*(?:POST|PUT|PATCH|DELETE)""")
 
@@ -29,7 +32,6 @@ def sources() -> set[str]:
 def application(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Paths of vLLM's application with everything on that needs no other model."""
     from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     monkeypatch.setenv("VLLM_SERVER_DEV_MODE", "1")

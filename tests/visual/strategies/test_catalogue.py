@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
+from vllm_prune.shares import even_shares
+from vllm_prune.visual.strategies._merging import MergingStrategy
 from vllm_prune.visual.strategies.base import Context, PixelStrategy
 from vllm_prune.visual.strategies.maths import cells_of
 
@@ -24,21 +26,39 @@ class Row(NamedTuple):
 
 
 ROWS = (
+    Row("aot", "image video"),
+    Row("aot", "image video", {"clip": 2, "fresh": 1}),
+    Row("centerclip", "image video"),
     Row("divprune", "image video"),
+    Row("elastic_pool", "image video"),
     Row("evs", "video"),
+    Row("fastvid", "video"),
+    Row("fastvid", "video", {"scenes": 2, "alike": -1, "density": 1, "every": 1, "least": 0}),
     Row("gui_dedup", "image video"),
     Row("gui_dedup", "image video", {"across": False, "flat": 0.5}),
+    Row("holitom", "video"),
+    Row("holitom", "video", {"alike": -1}),
+    Row("idpruner", "image video"),
+    Row("idpruner", "image video", {"importance": "selector", "balance": 1}),
     Row("mc_evs", "video"),
     Row("mc_evs", "video", {"radius": 3, "refresh": 0.5, "cut": 1}),
     Row("mc_evs", "video", {"radius": 0}),
     Row("none", "image video"),
+    Row("pixel_exact", "image video"),
     Row("random", "image video"),
     Row("recv_attn", "image video"),
+    Row("slowfast", "video"),
     Row("stts", "image video"),
     Row("stts", "image video", {"spread": "free", "whole": 1.0}),
+    Row("tempme", "image video"),
+    Row("todre", "image video"),
+    Row("todre", "image video", {"rule": "k_center"}),
+    Row("trajectory", "video"),
     Row("uniform", "image video"),
+    Row("vcast", "video"),
     Row("vidcom2", "image video"),
     Row("vision_selector", "image video"),
+    Row("vqtoken_kmeans", "image video"),
 )
 PRUNING = [row for row in ROWS if row.name != "none"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -121,6 +141,17 @@ def test_unknown_option_is_refused(name: str):
         ("stts", {"whole": 1.5}),
         ("stts", {"whole": -0.1}),
         ("stts", {"spread": "wide"}),
+        ("idpruner", {"importance": "anything"}),
+        ("idpruner", {"balance": 2}),
+        ("todre", {"rule": "min"}),
+        ("vcast", {"temperature": 0}),
+        ("slowfast", {"slow": 0}),
+        ("aot", {"fresh": 1.1}),
+        ("fastvid", {"scenes": 0}),
+        ("holitom", {"alike": 2}),
+        ("trajectory", {"radius": 4}),
+        ("centerclip", {"frames": 0}),
+        ("vqtoken_kmeans", {"steps": -1}),
     ],
 )
 def test_bad_option_is_refused(name: str, options: dict[str, Any]):
@@ -160,6 +191,37 @@ def test_counts_per_frame(row: Row, data: st.DataObject):
     kept = item.choose(row, sum(per_frame), per_frame)
     assert (kept.diff() > 0).all()
     assert torch.bincount(kept // item.grid.per_frame, minlength=item.grid.frames).tolist() == per_frame
+
+
+@pytest.mark.parametrize("row", PRUNING, ids=str)
+@CASES
+@given(data=st.data())
+def test_what_is_left_are_means(row: Row, data: st.DataObject):
+    """Of a constant column nothing but the constant is left; kept cells are those of `select`; any width will do."""
+    if issubclass(VISUAL.strategy_class(row.name), PixelStrategy):
+        return
+    item = data.draw(items(row.modalities))
+    count = data.draw(st.integers(1, item.grid.tokens))
+    per_frame = even_shares(count, item.grid.frames, item.grid.per_frame) if data.draw(st.booleans()) else None
+    strategy = VISUAL.create(row.name, row.options)
+    reduction = strategy.reduce(item.tokens, item.grid, count, item.context, per_frame)
+    assert torch.equal(reduction.kept, item.choose(row, count, per_frame))
+    rows = torch.rand(item.grid.tokens, 3, generator=torch.Generator().manual_seed(1)).to(item.tokens.dtype)
+    rows[:, 1] = 0.75
+    left = reduction.rows(rows)
+    assert left.shape == (count, 3)
+    assert left.dtype == rows.dtype
+    assert torch.equal(left, reduction.rows(rows))
+    torch.testing.assert_close(left[:, 1], torch.full_like(left[:, 1], 0.75), rtol=1e-2, atol=1e-2)
+    assert left.min() >= rows.min() - 1e-2
+    assert left.max() <= rows.max() + 1e-2
+    if count == item.grid.tokens or not isinstance(strategy, MergingStrategy):
+        assert torch.equal(left, rows[reduction.kept])
+    if per_frame is not None:
+        # Merging stays inside frames: a column that tells them apart still does.
+        frame = torch.arange(item.grid.tokens) // item.grid.per_frame
+        mixed = reduction.rows(frame[:, None].float()).squeeze(1)
+        torch.testing.assert_close(mixed, frame[reduction.kept].float())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)

@@ -184,6 +184,36 @@ def test_divprune_covers_every_cluster(width: int):
     assert len(label[kept_by("random", tokens, grid, clusters)].unique()) < clusters // 2
 
 
+def spread(tokens: Tensor, kept: list[int]) -> tuple[float, float]:
+    """Smallest distance between kept cells, mean distance of all cells to the nearest kept one."""
+    units = unit_rows(tokens)
+    among = (units[kept] @ units[kept].T).fill_diagonal_(-1)
+    return 1 - float(among.max()), float((1 - (units @ units[kept].T).amax(1)).mean())
+
+
+@pytest.mark.parametrize("count", [40, 100, 180])
+def test_divprune_over_a_whole_video_is_near_the_papers_greedy(count: int):
+    """Eight frames that repeat their content: a choice per frame keeps the same content of each, and covers little."""
+    grid = Grid(8, 10, 12)
+    tokens = noise(200, 64)[torch.arange(grid.tokens) % 200] + 0.02 * noise(grid.tokens, 64, seed=1)
+    apart, covered = spread(tokens, kept_by("divprune", tokens, grid, count))
+    greedily_apart, greedily_covered = spread(tokens, greedy(tokens, count))
+    assert apart > 0.9 * greedily_apart
+    assert covered < 1.05 * greedily_covered
+    by_frame = VISUAL.create("divprune").select(
+        tokens, grid, count, Context(), [count // 8] * 7 + [count - count // 8 * 7]
+    )
+    assert spread(tokens, by_frame.tolist())[1] > 1.1 * covered
+
+
+def test_divprune_over_a_whole_video_keeps_one_of_each_frame():
+    grid = Grid(6, 10, 10)
+    tokens = torch.cat([noise(500, 32), noise(1, 32, seed=1).expand(100, -1)])
+    kept = torch.tensor(kept_by("divprune", tokens, grid, 30))
+    assert set((kept // 100).tolist()) == set(range(6))
+    assert ((kept // 100) == 5).sum() == 1
+
+
 def test_divprune_gives_more_to_varied_segments():
     grid = Grid(2, 8, 8)
     tokens = torch.cat([noise(1, 32) + 0.01 * noise(64, 32, seed=1), noise(64, 32, seed=2)])
@@ -195,7 +225,9 @@ def test_divprune_covers_bands_of_a_large_image():
     grid, clusters = Grid(1, 31, 33), 12
     label = torch.arange(grid.tokens) % clusters
     tokens = 5 * noise(clusters, 64)[label] + 0.1 * noise(grid.tokens, 64, seed=1)
-    kept = torch.tensor(kept_by("divprune", tokens, grid, 4 * clusters))
+    kept = torch.tensor(kept_by("divprune", tokens, grid, clusters))
+    assert len(label[kept].unique()) == clusters
+    kept = torch.tensor(kept_by("divprune", tokens, grid, 24 * clusters))
     for band in range(4):
         inside = kept[(kept >= band * 256) & (kept < (band + 1) * 256)]
         assert len(label[inside].unique()) == clusters

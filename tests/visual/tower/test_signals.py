@@ -13,7 +13,7 @@ from vllm_prune.grid import Grid
 from vllm_prune.visual.item_plan import ItemPlan
 from vllm_prune.visual.scorers.vision_selector import SELECTOR
 from vllm_prune.visual.tower.received_attention import Listener
-from vllm_prune.visual.tower.select import choose_cells
+from vllm_prune.visual.tower.select import choose_cells, kept_rows
 from vllm_prune.visual.tower.signals import Captures, ItemSource, context_of, needed
 
 GRID, FEATURES = Grid(1, 2, 3), torch.randn(6, 4)
@@ -49,6 +49,24 @@ def test_the_selector_comes_from_the_facts(tmp_path: Path) -> None:
     assert kept.tolist() == scores.topk(2).indices.sort().values.tolist()
     with pytest.raises(ValueError, match="selector"):
         choose_cells(plan("vision_selector"), ItemSource(GRID, FEATURES))
+
+
+def test_rows_of_kept_cells_come_with_what_is_merged_into_them() -> None:
+    rows = torch.rand(6, 5)
+    plain, kept = kept_rows(plan("uniform"), ItemSource(GRID, FEATURES), rows)
+    assert torch.equal(plain, rows[kept])
+    merged, kept = kept_rows(plan("vqtoken_kmeans"), ItemSource(GRID, FEATURES), rows)
+    assert merged.shape == (2, 5)
+    assert not torch.equal(merged, rows[kept])
+    assert torch.equal(kept, choose_cells(plan("vqtoken_kmeans"), ItemSource(GRID, FEATURES)))
+
+
+def test_options_decide_which_signals_are_captured() -> None:
+    def by(importance: str) -> ItemPlan:
+        return ItemPlan("idpruner", f'{{"importance":"{importance}"}}', 2, 7)
+
+    assert needed([by("norm")]) == frozenset()
+    assert needed([by("norm"), by("attention")]) == {"tower_attention"}
 
 
 class Sums(Listener):

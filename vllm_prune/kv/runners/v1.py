@@ -1,140 +1,32 @@
-"""vLLM's V1 model runner, for requests whose cache may be shorter than their text.
-
-Everything that vLLM keeps stays logical: positions, stop conditions, sampling. Only what attention reads
-becomes physical: block tables, sequence lengths and slots.
-"""
+"""vLLM's Model Runner V1, for requests whose cache may be shorter than their text."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 
-from ...budget.errors import BudgetError, Finding, kv_finding
-from ...budget.kv import KvSpec
-from ...telemetry import engine_spans, metrics
-from ..cache import UnknownLayout, open_rows
-from ..commands import Compaction
-from ..compaction import CachedRequest, Compactor, track, transient_bytes
-from ..query_window import QueryStore, StepPlan
-from ..saliency import SaliencyStore
-from ..suitability import layer_refusals
-from ..window_slots import WindowLimits
+from .base import CompactingRunner
 
 
-class CompactingRunnerMixin:
-    """In front of vLLM's runner class; `make_compacting` puts it there.
+class CompactingV1(CompactingRunner):
+    """In front of vLLM's V1 runner: its persistent batch becomes physical where attention reads it."""
 
-    Attributes:
-        kv_requests: requests with a KV budget.
-        kv_findings: why this worker cannot compact; empty when it can.
-        kv_store: the windows' queries, allocated before vLLM sizes the cache.
-    """
-
-    kv_requests: dict[str, CachedRequest]
-    kv_findings: list[Finding]
-    kv_compactor: Compactor | None
-    kv_saliency: SaliencyStore | None
-    kv_plan: StepPlan
-    kv_store: QueryStore | None
     # vLLM's runner.
-    vllm_config: Any
-    compilation_config: Any
-    cache_config: Any
-    model: Any
     requests: dict[str, Any]
     input_batch: Any
-    device: torch.device
-
-    def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Hook the input norms before anything is compiled."""
-        super().load_model(*args, **kwargs)  # type: ignore[misc]
-        names = [layer.layer_name for layer in self._decoder_layers()]
-        store = SaliencyStore(self.model, names, self.device) if names else None
-        self.kv_saliency = store if store is not None and store.hooked else None
-
-    def _decoder_layers(self) -> list[Any]:
-        from vllm.model_executor.layers.attention import Attention
-        from vllm.v1.attention.backend import AttentionType
-
-        layers = self.compilation_config.static_forward_context.values()
-        return [layer for layer in layers if isinstance(layer, Attention) and layer.attn_type == AttentionType.DECODER]
-
-    def reserve_windows(self) -> QueryStore | None:
-        """Allocate the windows' queries; None where nothing can be compacted anyway."""
-        layers = self._decoder_layers()
-        if self.kv_store is None and not layer_refusals(layers):
-            self.kv_store = QueryStore(layers, WindowLimits.of(self.vllm_config).slots, self.device)
-        return self.kv_store
-
-    def profile_run(self, *args: Any, **kwargs: Any) -> None:
-        """Let the peak that vLLM measures include that of a compaction, which never runs beside a forward pass."""
-        layers = self._decoder_layers()
-        if not layer_refusals(layers):
-            size = transient_bytes(layers[0], self.vllm_config.model_config.max_model_len)
-            peak = torch.empty(size, dtype=torch.uint8, device=self.device)
-            del peak
-        super().profile_run(*args, **kwargs)  # type: ignore[misc]
-
-    def initialize_kv_cache(self, kv_cache_config: Any, is_profiling: bool = False, **kwargs: Any) -> None:
-        """Determine the layout of the KV caches after vLLM has allocated them."""
-        super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)  # type: ignore[misc]
-        if is_profiling:
-            return
-        layers = self._decoder_layers()
-        self.kv_findings = layer_refusals(layers)
-        if len(kv_cache_config.kv_cache_groups) != 1:
-            self.kv_findings.append(
-                kv_finding("cache_groups", f"{len(kv_cache_config.kv_cache_groups)}; one is supported")
-            )
-        if self.kv_findings:
-            return
-        try:
-            rows = open_rows(layers)
-        except UnknownLayout as error:
-            self.kv_findings = [kv_finding("layout", str(error))]
-            return
-        store = self.reserve_windows()
-        assert store is not None
-        size = self.cache_config.block_size
-        if self.kv_saliency is not None:
-            self.kv_saliency.allocate(kv_cache_config.num_blocks * size)
-        self.kv_compactor = Compactor(
-            layers, rows, store, self.kv_saliency, self._rotation(layers[0]), size, _head_offset(layers[0])
-        )
-        self._observe_decode()
-
-    def _rotation(self, layer: Any) -> torch.Tensor | None:
-        """The rotary table beside an attention layer, where it turns halves of the whole head."""
-        parent = layer.layer_name.rpartition(".")[0]
-        module = dict(self.model.named_modules()).get(f"{parent}.rotary_emb")
-        table = getattr(module, "cos_sin_cache", None)
-        if table is None or not getattr(module, "is_neox_style", False) or table.shape[1] != layer.head_size:
-            return None
-        return table.float()
-
-    def _observe_decode(self) -> None:
-        """Keep full CUDA graphs, in which attention's Python does not run, off the steps that are observed."""
-        dispatcher = self.cudagraph_dispatcher  # type: ignore[attr-defined]
-        original = dispatcher.dispatch
-
-        def dispatch(*args: Any, **kwargs: Any) -> Any:
-            from vllm.config import CUDAGraphMode
-
-            if self.kv_plan.source:
-                kwargs["invalid_modes"] = {*(kwargs.get("invalid_modes") or ()), CUDAGraphMode.FULL}
-            return original(*args, **kwargs)
-
-        dispatcher.dispatch = dispatch
+    seq_lens: torch.Tensor
+    optimistic_seq_lens_cpu: torch.Tensor
+    query_start_loc: Any
+    positions: torch.Tensor
 
     def _update_states(self, scheduler_output: Any) -> Any:
         """Compact before anything else: the freed blocks may belong to another request of this very step."""
         for request_id in scheduler_output.finished_req_ids:
             self._untrack(request_id)
-        for command in getattr(scheduler_output, "compactions", ()):
-            self._compact(command, scheduler_output.traces.get(command.request_id))
+        self._compact(scheduler_output)
         for request_id in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
             self._track(request_id, self.requests[request_id])
         result = super()._update_states(scheduler_output)  # type: ignore[misc]
@@ -142,71 +34,29 @@ class CompactingRunnerMixin:
             self._track(new.req_id, self.requests[new.req_id])
         return result
 
-    def _track(self, request_id: str, state: Any) -> None:
-        self._untrack(request_id)
-        try:
-            spec = KvSpec.of(state.sampling_params.extra_args) if state.sampling_params is not None else None
-        except BudgetError:
-            # The scheduler has logged it, and orders nothing.
-            return
-        if spec is not None and self.kv_compactor is not None and state.prompt_token_ids is not None:
-            store, limits = self.kv_compactor.store, WindowLimits.of(self.vllm_config)
-            self.kv_requests[request_id] = track(spec, state.prompt_token_ids, state.mm_features, store, limits)
-
-    def _untrack(self, request_id: str) -> None:
-        request = self.kv_requests.pop(request_id, None)
-        if request is not None:
-            assert self.kv_compactor is not None
-            self.kv_compactor.store.release(request.window_slots)
+    def _replace_blocks(self, request_id: str, blocks: list[int]) -> None:
+        self.requests[request_id].block_ids = (blocks,)
+        row = self.input_batch.req_id_to_index.get(request_id)
+        if row is not None:
+            self.input_batch.block_table.clear_row(row)
+            self.input_batch.block_table.add_row((list(blocks),), row)
 
     def _execute_mm_encoder(self, scheduler_output: Any) -> Any:
         """The step's pass of the vision tower, with spans where requests are traced."""
-        traces = getattr(scheduler_output, "traces", {}) if self._is_first_rank() else {}
-        with engine_spans.encoding(traces, scheduler_output.scheduled_encoder_inputs):
+        with self._encoding(getattr(scheduler_output, "traces", {}), scheduler_output.scheduled_encoder_inputs):
             return super()._execute_mm_encoder(scheduler_output)  # type: ignore[misc]
-
-    def _compact(self, command: Compaction, headers: Any) -> None:
-        request = self.kv_requests.get(command.request_id)
-        if self.kv_compactor is None or request is None:
-            why = "; ".join(finding.text for finding in self.kv_findings)
-            raise RuntimeError(f"the scheduler ordered a compaction that this worker cannot do: {why}")
-        started = time.perf_counter()
-        scoring = self.kv_compactor.run(command, request)
-        state, blocks = self.requests[command.request_id], (list(command.target),)
-        state.block_ids = blocks
-        row = self.input_batch.req_id_to_index.get(command.request_id)
-        if row is not None:
-            self.input_batch.block_table.clear_row(row)
-            self.input_batch.block_table.add_row((list(command.target),), row)
-        if self._is_first_rank():
-            seconds = time.perf_counter() - started
-            metrics.observe_compaction(seconds)
-            metrics.observe_score("kv", request.spec.strategy, scoring)
-            engine_spans.compacted(headers, seconds, request.spec.strategy, command.rows, command.keep)
-
-    def execute_model(self, *args: Any, **kwargs: Any) -> Any:
-        """One step; nothing stays armed after it, as attention also runs in dummy steps and warm-up."""
-        try:
-            return super().execute_model(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            if self.kv_saliency is not None:
-                self.kv_saliency.armed = True
-            if self.kv_plan.source and self.kv_compactor is not None:
-                self.kv_plan = StepPlan()
-                self.kv_compactor.store.arm(self.kv_plan, self.device)
-
-    def _is_first_rank(self) -> bool:
-        return bool(self.vllm_config.parallel_config.rank == 0)
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
         """Make cache lengths and slots physical, and plan which queries the step observes."""
         result = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)  # type: ignore[misc]
+        ids = self.input_batch.req_ids
         if self.kv_saliency is not None:
             self.kv_saliency.armed = self._prefills()
         if not self.kv_requests:
             return result
-        self._shorten(num_scheduled_tokens)
-        self._plan_observation(num_scheduled_tokens)
+        self._shorten(self._evicted(ids), num_scheduled_tokens)
+        computed = [self.requests[request_id].num_computed_tokens for request_id in ids]
+        self._plan_observation(ids, computed, num_scheduled_tokens.tolist())
         return result
 
     def _prefills(self) -> bool:
@@ -214,51 +64,21 @@ class CompactingRunnerMixin:
         states = (self.requests[request_id] for request_id in self.input_batch.req_ids)
         return any(state.num_computed_tokens < state.num_prompt_tokens for state in states)
 
-    def _shorten(self, scheduled: Any) -> None:
-        ids = self.input_batch.req_ids
-        evicted = np.array([self.kv_requests[i].evicted if i in self.kv_requests else 0 for i in ids], dtype=np.int32)
+    def _shorten(self, evicted: np.ndarray, scheduled: np.ndarray) -> None:
+        """Make lengths and slots of the batch physical.
+
+        Args:
+            evicted: int32 [R], evicted rows per request.
+            scheduled: int32 [R], tokens per request that the step computes.
+        """
         if not evicted.any():
             return
-        count, total = len(ids), int(scheduled.sum())
-        on_host = torch.from_numpy(evicted)
-        self.seq_lens[:count] -= on_host.to(self.device)  # type: ignore[attr-defined]
-        self.optimistic_seq_lens_cpu[:count] -= on_host  # type: ignore[attr-defined]
-        per_token = torch.from_numpy(np.repeat(evicted, scheduled)).to(self.device, torch.int64)
+        count, total = len(evicted), int(scheduled.sum())
+        self.seq_lens[:count] -= async_tensor_h2d(evicted, device=self.device)
+        self.optimistic_seq_lens_cpu[:count] -= torch.from_numpy(evicted)
+        per_token = async_tensor_h2d(np.repeat(evicted, scheduled).astype(np.int64), device=self.device)
         self.input_batch.block_table.compute_slot_mapping(
             count,
-            self.query_start_loc.gpu[: count + 1],  # type: ignore[attr-defined]
-            self.positions[:total] - per_token,  # type: ignore[attr-defined]
+            self.query_start_loc.gpu[: count + 1],
+            self.positions[:total] - per_token,
         )
-
-    def _plan_observation(self, scheduled: Any) -> None:
-        assert self.kv_compactor is not None
-        self.kv_plan = StepPlan()
-        start = 0
-        for request_id, count in zip(self.input_batch.req_ids, scheduled.tolist(), strict=True):
-            request = self.kv_requests.get(request_id)
-            if request is not None and request.window_slots:
-                computed = self.requests[request_id].num_computed_tokens
-                first = max(computed, computed + count - request.window, request.observed_from())
-                observed = range(first, computed + count)
-                self.kv_plan.source += [start + position - computed for position in observed]
-                self.kv_plan.target += request.slots_of(observed)
-            start += count
-        self.kv_compactor.store.arm(self.kv_plan, self.device)
-
-
-def _head_offset(layer: Any) -> int:
-    from vllm.distributed import get_tensor_model_parallel_rank
-
-    return int(get_tensor_model_parallel_rank() * layer.num_kv_heads)
-
-
-def make_compacting(runner: Any) -> None:
-    """Put the mixin in front of a runner's class, before the runner has loaded its model."""
-    cls = type(runner)
-    runner.__class__ = type(f"Compacting{cls.__name__}", (CompactingRunnerMixin, cls), {})
-    runner.kv_requests = {}
-    runner.kv_findings = [kv_finding("worker", "its cache is not initialised")]
-    runner.kv_compactor = None
-    runner.kv_saliency = None
-    runner.kv_plan = StepPlan()
-    runner.kv_store = None

@@ -39,13 +39,16 @@ class LayerView:
         values: gives [H, L, D] float32; called only by strategies that need it.
         positions: [H, L] int64, position of each row in the request (0 is the first prompt token), ascending.
         media: [H, L] int64, index of the image or video that a row belongs to, in prompt order; `TEXT` for text.
+        items: per image or video with any row int64 [n], its rows, the same in all heads; given at the first
+            compaction only. Known without looking at the device.
         layer: index of the layer.
-        gamma: share of the prompt that the budget keeps, in (0, 1].
+        gamma: share of the prompt that the budget keeps, C / L of the first compaction, in (0, 1].
         window: W, rows at the end that are always kept.
         scale: factor of the attention logits, usually 1/sqrt(D).
         queries: [W, H * G, D] float32, after rotary embedding, of the last W tokens in order; None unless needed.
         saliency: [H, L] float32, norm of each row's hidden state at the layer's input; None unless needed, and
             given at the first compaction only.
+        normed_saliency: as `saliency`, behind the layer's input norm.
         rotation: [P, D] float32, cosines then sines of the rotary angles of P positions (first half | second
             half of each row: D/2 cosines, D/2 sines); None unless needed.
         logits: given a range of KV heads and one of window queries, gives [heads, G, queries, L] float32, causal
@@ -61,12 +64,14 @@ class LayerView:
     values: Callable[[], Tensor]
     positions: Tensor
     media: Tensor
+    items: tuple[Tensor, ...]
     layer: int
     gamma: float
     window: int
     scale: float
     queries: Tensor | None = None
     saliency: Tensor | None = None
+    normed_saliency: Tensor | None = None
     rotation: Tensor | None = None
     logits: Callable[[slice, slice], Tensor] | None = None
     carried: Mapping[str, Tensor] = field(default_factory=dict)
@@ -126,6 +131,10 @@ class KvStrategy(ABC):
         """What these options need; a subset of `needs`."""
         return self.needs
 
+    def unfit(self, head_size: int) -> str | None:
+        """Why these options do not fit a model with heads of that size, and what to give instead; None if they do."""
+        return None
+
     def select(self, view: LayerView, count: int) -> tuple[Tensor, Scores]:
         """Choose the rows to keep.
 
@@ -178,8 +187,12 @@ def window_attention(view: LayerView, heads: slice = EVERY, window: slice = EVER
     Returns:
         float32 [heads, G, window, L].
     """
-    logits = _window_logits(view, heads, window) if view.logits is None else view.logits(heads, window)
-    return logits.softmax(dim=-1)
+    return window_logits(view, heads, window).softmax(dim=-1)
+
+
+def window_logits(view: LayerView, heads: slice = EVERY, window: slice = EVERY) -> Tensor:
+    """Causal attention logits behind `window_attention`, float32 [heads, G, window, L]."""
+    return _window_logits(view, heads, window) if view.logits is None else view.logits(heads, window)
 
 
 def _window_logits(view: LayerView, heads: slice, window: slice) -> Tensor:
@@ -201,15 +214,31 @@ def summed_attention(view: LayerView) -> Tensor:
     Returns:
         float32 [H, G, L]; each row of a head sums to W.
     """
+    return add_parts(view, lambda heads, window: window_attention(view, heads, window).sum(dim=2))
+
+
+def add_parts(view: LayerView, part: Callable[[slice, slice], Tensor]) -> Tensor:
+    """Sum over the window of what is computed from at most `PART` attention weights at once (or one query's, if more).
+
+    Args:
+        view: a layer.
+        part: given a range of KV heads and one of window queries, gives [heads, ...] summed over those queries.
+
+    Returns:
+        [H, ...].
+    """
     queries, heads = view.queries, len(view.keys)
     assert queries is not None
     window, group = len(queries), queries.shape[1] // heads
     if heads * group * window * view.rows <= PART:
-        return window_attention(view).sum(dim=2)
-    total = torch.zeros(heads, group, view.rows, device=view.keys.device)
+        return part(EVERY, EVERY)
     step = max(1, PART // (group * view.rows))
+    totals = []
     for head in range(heads):
+        total: Tensor | None = None
         for start in range(0, window, step):
-            part = window_attention(view, slice(head, head + 1), slice(start, start + step))
-            total[head] += part[0].sum(dim=1)
-    return total
+            summand = part(slice(head, head + 1), slice(start, start + step))
+            total = summand if total is None else total.add_(summand)
+        assert total is not None
+        totals.append(total)
+    return torch.cat(totals)

@@ -1,4 +1,4 @@
-"""Expected attention: what queries to come will attend to, were they like the last ones."""
+"""Expected attention: what queries to come will attend to, were they like those of the window."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ class ExpectedAttentionOptions(NoKvOptions):
 
 
 class ExpectedAttention(KvStrategy):
-    """Queries are taken as Gaussian, with the window's mean and covariance."""
+    """Queries to come are taken as Gaussian, with the mean and covariance of the window's queries.
+
+    The paper takes those of the whole prompt, which are not kept here: of 8 queries about half of the rows are chosen
+    that the whole prompt's would choose. A wider `window` brings the two together.
+    """
 
     name = "expected_attention"
-    paper = "Expected Attention, arXiv 2510.00636, section 3"
-    summary = "what queries like the last ones would attend to over the next positions"
+    paper = "after Expected Attention, arXiv 2510.00636, section 3: from the window's queries, not the whole prompt's"
+    summary = "what queries like those of the window would attend to over the next positions"
     needs = frozenset({"queries", "rotation", "values"})
     Options = ExpectedAttentionOptions
     options: ExpectedAttentionOptions

@@ -18,26 +18,30 @@ PROTECTED = 1e3
 
 
 class GuiKvOptions(NoKvOptions):
-    """Options of GUI-KV; the defaults are the paper's.
+    """Options of GUI-KV.
 
     Attributes:
         alpha: weight of the spatial saliency.
         tau: temperature of its softmax.
         pooling: kernel of the average pooling of attention, odd.
-        rank: columns of the current screenshot's key basis.
+        rank: columns of the current screenshot's key basis, less than the model's head size; by default a quarter of
+            it and at most 32, which is the paper's 32 of 128.
         selection: choose rows for each KV head, or the same rows for all heads of a layer.
         basis: the screenshot's first tokens (the paper's), evenly spread tokens, or the main directions of all.
-        norm_source: norms of hidden states, or of the values in the cache.
+        norm_source: which norms are salient: of hidden states behind the layer's input norm (the authors' code), of
+            hidden states in front of it (the paper's text), or of the values in the cache.
+        redundant_share: share of the paper's count of redundant tokens that is ranked last; 0 looks for none.
         protect: whether text is kept before anything visual.
     """
 
     alpha: Annotated[float, Field(ge=0)] = 2.0
     tau: Annotated[float, Field(gt=0)] = 3.5
     pooling: Kernel = 5
-    rank: Annotated[int, Field(ge=1, le=256)] = 32
+    rank: Annotated[int, Field(ge=1, le=256)] | None = None
     selection: Literal["per_kv_head", "per_layer"] = "per_kv_head"
     basis: Literal["lead", "stride", "gram"] = "lead"
-    norm_source: Literal["residual", "value"] = "residual"
+    norm_source: Literal["normed", "residual", "value"] = "normed"
+    redundant_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     protect: Literal["none", "text"] = "none"
 
 
@@ -55,7 +59,13 @@ class GuiKv(KvStrategy):
 
     def wanted(self) -> frozenset[KvSignal]:
         """Only the norms that the options name."""
-        return frozenset({"queries", "saliency" if self.options.norm_source == "residual" else "values"})
+        return frozenset({"queries", "values" if self.options.norm_source == "value" else "saliency"})
+
+    def unfit(self, head_size: int) -> str | None:
+        """A basis of as many columns as a key has values spans every key: what is left of each is rounding noise."""
+        if self.options.rank is None or self.options.rank < head_size:
+            return None
+        return f"rank {self.options.rank} spans every key of heads of size {head_size}; give less, or leave it out"
 
     def score(self, view: LayerView) -> Scores:
         """Attention is scored anew at every compaction; saliency and redundancy are the prompt's."""
@@ -80,28 +90,31 @@ class GuiKv(KvStrategy):
     def _boost(self, view: LayerView) -> Tensor:
         """Saliency alpha * softmax(z / tau) over the current screenshot, [H, L]; zero elsewhere."""
         boost = torch.zeros_like(view.keys[..., 0])
-        current = _current(view)
-        if current is None or len(current) < 2:
+        if not view.items or len(view.items[-1]) < 2:
             return boost
-        if self.options.norm_source == "residual":
-            assert view.saliency is not None
-            norms = view.saliency[:, current]
-        else:
-            norms = view.values()[:, current].norm(dim=-1)
+        current = view.items[-1]
+        norms = self._norms(view)[:, current]
         z = (norms - norms.mean(dim=1, keepdim=True)) / (norms.std(dim=1, keepdim=True) + 1e-8)
         boost[:, current] = self.options.alpha * (z / self.options.tau).softmax(dim=1)
         return boost
 
+    def _norms(self, view: LayerView) -> Tensor:
+        """What `norm_source` names, [H, L]."""
+        if self.options.norm_source == "value":
+            return view.values().norm(dim=-1)
+        norms = view.normed_saliency if self.options.norm_source == "normed" else view.saliency
+        assert norms is not None
+        return norms
+
     def _redundant(self, view: LayerView) -> Tensor:
         """1 for the rows of earlier screenshots that lie closest to the current one's key subspace, [H, L]."""
         flags = torch.zeros_like(view.keys[..., 0])
-        current = _current(view)
-        if current is None:
+        if len(view.items) < 2:
             return flags
-        media = view.media[0]
-        earlier = ((media != TEXT) & (media < media.max())).nonzero().squeeze(1)
+        *before, current = view.items
+        earlier = torch.cat(before)
         # 1 - 0.9 is not exactly 0.1; the digits behind the ninth are noise.
-        count = int(round((1 - view.gamma) * len(earlier), 9))
+        count = int(round(self.options.redundant_share * (1 - view.gamma) * len(earlier), 9))
         if count == 0:
             return flags
         basis = self._basis(view.keys[:, current].double())
@@ -113,7 +126,9 @@ class GuiKv(KvStrategy):
 
     def _basis(self, keys: Tensor) -> Tensor:
         """Orthonormal [H, D, r] basis of the current screenshot's keys, [H, n, D]."""
-        rank = min(self.options.rank, keys.shape[1], keys.shape[2])
+        size = keys.shape[2]
+        rank = max(1, min(32, size // 4)) if self.options.rank is None else self.options.rank
+        rank = min(rank, keys.shape[1], size - 1)
         if self.options.basis == "gram":
             return torch.linalg.eigh(keys.transpose(1, 2) @ keys).eigenvectors[:, :, -rank:]
         if self.options.basis == "stride":
@@ -121,10 +136,3 @@ class GuiKv(KvStrategy):
             return torch.linalg.qr(keys[:, spread].transpose(1, 2)).Q
         # The first r columns of an unpivoted QR depend on the first r columns alone.
         return torch.linalg.qr(keys[:, :rank].transpose(1, 2)).Q
-
-
-def _current(view: LayerView) -> Tensor | None:
-    """Rows of the last screenshot; None for a request without media. All heads hold the same rows."""
-    media = view.media[0]
-    last = int(media.max())
-    return None if last == TEXT else (media == last).nonzero().squeeze(1)

@@ -3,25 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from vllm.multimodal.parse import VideoProcessorItems
 
 from ...grid import Grid, Modality
+from ..models.segments import Segments
+from .frame_split import FrameSplit, frame_counts
 
 
 class GridItems:
-    """Mixin; families whose processors give something else than `grid_thw` override its methods."""
+    """Mixin; families whose processors give something else than `grid_thw` override its methods.
+
+    Attributes:
+        counts_per_frame: whether text stands between frames, so that each frame's count is fixed before the tower runs;
+            see `frame_split`.
+        exact_image_sizes: whether `image_tokens` can say an image's size without processing one.
+    """
+
+    counts_per_frame: ClassVar[bool] = False
+    exact_image_sizes: ClassVar[bool] = True
 
     def cell_side(self) -> int:
         """Patches per side of the square that one visual token stands for."""
         return int(self.info.get_hf_config().vision_config.spatial_merge_size)  # type: ignore[attr-defined]
+
+    def pixel_spread(self) -> float:
+        """Standard deviation that the processor normalises pixels with, as a share of their full range."""
+        deviations = self.info.get_hf_processor().image_processor.image_std  # type: ignore[attr-defined]
+        return float(sum(deviations) / len(deviations))
+
+    def add_segments(self, mm_items: Any, kwargs: Mapping[str, object], data: Any) -> None:
+        """Note in a processor's output how the items are placed in the prompt, where grids do not say it."""
+
+    def segments_of(self, modality: Modality, data: Any, index: int) -> Segments | None:
+        """What `add_segments` has noted of an item; None where grids say it."""
+        return None
 
     def grids_of(self, modality: Modality, data: Any) -> list[Grid]:
         """Grids of the items in a processor's output; none where it has no item of the modality."""
         thw, side = data.get(f"{modality}_grid_thw"), self.cell_side()
         rows = () if thw is None else thw.tolist()
         return [Grid(frames, height // side, width // side) for frames, height, width in rows]
+
+    def counts_of(
+        self, modality: Modality, count: int, grid: Grid, segments: Segments | None, patches: Any, split: FrameSplit
+    ) -> tuple[int, ...] | None:
+        """Counts that are fixed before the tower runs, sum `count`; None where the choice is free over the item.
+
+        Args:
+            modality: "image" or "video".
+            count: K.
+            grid: of the item.
+            segments: of its placeholder, see `segments_of`.
+            patches: see `patches_of`.
+            split: the strategy's rule for the shares of frames.
+        """
+        if self.counts_per_frame and modality == "video":
+            return frame_counts(count, grid, patches, split)
+        return None
 
     def patches_of(self, modality: Modality, data: Any, index: int) -> Any:
         """Patches of an item, [patches, values], frame by frame; None for precomputed embeddings."""

@@ -7,6 +7,7 @@ of its hash. Without a budget the parent runs unchanged.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 from vllm.multimodal.inputs import MultiModalFieldConfig
+from vllm.multimodal.processing import PromptInsertion
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 from ...budget.allocate import ItemBudget, allocate, plan
@@ -21,11 +23,11 @@ from ...budget.canonical import KEY, VisualSpec
 from ...budget.errors import BudgetError
 from ...catalogue import VISUAL
 from ...grid import MODALITIES, Grid, Modality, bitmap
+from ...signals import VisualSignal
 from ..item_plan import ItemPlan, decode, field_name, unpruned, with_cut
 from ..scorers.tower_shape import tower_shape
 from ..strategies.base import Cells, PixelStrategy
 from .family_items import GridItems
-from .frame_split import frame_counts
 from .granted_item import Grant, Grants
 from .item_cache import ItemCache
 from .media_uuids import MissingMediaError
@@ -38,14 +40,9 @@ MAX_OUTPUT = "vllm_prune_max_output"
 
 
 class PrunedProcessor(GridItems):
-    """Mixin placed before a vLLM multimodal processor of the Qwen-VL kind.
-
-    Attributes:
-        counts_per_frame: whether text stands between frames, so that each frame's count is fixed here; see `frames`.
-    """
+    """Mixin placed before a vLLM multimodal processor of the Qwen-VL kind."""
 
     vllm_prune_adapter: ClassVar[bool] = True
-    counts_per_frame: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,8 +50,7 @@ class PrunedProcessor(GridItems):
         self._merge = self.cell_side()
         tower = tower_shape(self.info.get_hf_config())  # type: ignore[attr-defined]
         self._depth = None if tower is None else tower.depth
-        deviations = self.info.get_hf_processor().image_processor.image_std  # type: ignore[attr-defined]
-        self._spread = sum(deviations) / len(deviations)
+        self._spread = self.pixel_spread()
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
         """Process a prompt with its media; see the parent."""
@@ -154,6 +150,8 @@ class PrunedProcessor(GridItems):
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         grants: Any = hf_kwargs.get(KEY) or {}
         data = super()._apply_hf_processor_main(mm_items=mm_items, hf_kwargs=_without(hf_kwargs))  # type: ignore[misc]
+        if grants:
+            self.add_segments(mm_items, _without(hf_kwargs), data)
         for modality in MODALITIES:
             grids = self.grids_of(modality, data)
             if not grids:
@@ -189,15 +187,19 @@ class PrunedProcessor(GridItems):
         if count == grid.tokens:
             return unpruned()
         patches = self.patches_of(modality, data, index)
-        if patches is None and VISUAL.strategy_class(budget.strategy).needs & {"scorer", "tower_attention"}:
+        if patches is None and _wanted(budget) & {"scorer", "tower_attention"}:
             raise ValueError(f"strategy {budget.strategy!r} looks into the tower, but this item came as embeddings")
-        per_frame = None
-        if self.counts_per_frame and modality == "video":
-            per_frame = frame_counts(count, grid, patches, VISUAL.strategy_class(budget.strategy).frame_split)
+        segments = self.segments_of(modality, data, index)
+        split = VISUAL.strategy_class(budget.strategy).frame_split
+        per_frame = self.counts_of(modality, count, grid, segments, patches, split)
         indices = self._from_pixels(budget, grant, grid, count, patches, per_frame)
         if indices is not None:
             self._item_cache.keep_kept(grant.key, bitmap(indices, grid.tokens))
-        return ItemPlan(budget.strategy, budget.options, count, grant.seed, per_frame, indices, grant.kept_key).encode()
+        plan_of_item = ItemPlan(
+            budget.strategy, budget.options, count, grant.seed, per_frame, indices, grant.kept_key, segments
+        )
+        shape = None if segments is None else (grid.frames, grid.rows, grid.cols)
+        return replace(plan_of_item, grid=shape).encode()
 
     def _from_pixels(
         self,
@@ -233,7 +235,11 @@ class PrunedProcessor(GridItems):
         updates = super()._get_prompt_updates(  # type: ignore[misc]
             mm_items, _without(hf_processor_mm_kwargs), out_mm_kwargs
         )
-        return [replace(u, replacement=self._replacement(u.modality, u.replacement, out_mm_kwargs)) for u in updates]
+        fields = ["insertion" if isinstance(update, PromptInsertion) else "replacement" for update in updates]
+        return [
+            replace(u, **{name: self._replacement(u.modality, getattr(u, name), out_mm_kwargs)})
+            for u, name in zip(updates, fields, strict=True)
+        ]
 
     def _replacement(self, modality: str, unpruned_replacement: Any, out_mm_kwargs: Any) -> Any:
         def replacement(index: int) -> Any:
@@ -278,6 +284,10 @@ class PrunedProcessor(GridItems):
 
 def _without(kwargs: Mapping[str, object]) -> dict[str, object]:
     return {key: value for key, value in kwargs.items() if key != KEY}
+
+
+def _wanted(budget: ItemBudget) -> frozenset[VisualSignal]:
+    return VISUAL.create(budget.strategy, json.loads(budget.options)).wanted()
 
 
 def _compares(budget: ItemBudget) -> bool:

@@ -26,6 +26,7 @@ from vllm.model_executor.models.molmo2 import (
     Molmo2ProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...budget.canonical import VisualSpec
 from ...budget.errors import BudgetError
@@ -41,7 +42,7 @@ from ..scorers.tower_shape import MOLMO2_SIDE
 from ..strategies.base import Cells
 from ..tower.molmo2 import FrameAttention, FrameTower, joined_pooling
 from ..tower.scored_cut import TowerScorer
-from ..tower.select import PrunePoint, build_cut, choose_cells, prune_point
+from ..tower.select import PrunePoint, build_cut, kept_rows, prune_point
 from ..tower.signals import Captures, ItemSource, needed
 
 FLAT = {"pixel_values_videos": "video_num_crops", "video_token_pooling": "video_num_pooled_patches",
@@ -237,8 +238,9 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         self, rows: Tensor, plan: ItemPlan, grid: Grid, captured: Mapping[VisualSignal, Tensor | None]
     ) -> Tensor:
         cells = rows.view(grid.frames, grid.per_frame + MARKS, -1)[:, 1:-1].flatten(0, 1)
-        origins, _ = layout(choose_cells(plan, ItemSource(grid, cells, captured, self._facts)), plan, grid)
-        return rows[origins]
+        cells, kept = kept_rows(plan, ItemSource(grid, cells, captured, self._facts), cells)
+        origins, places = layout(kept, plan, grid)
+        return rows[origins].index_copy_(0, places, cells)
 
     def _encode_cut(self, videos: dict[str, Any], place: PrunePoint, plans: Sequence[ItemPlan]) -> list[Tensor]:
         grids, pixels = self._grids(videos), videos["pixel_values_videos"]
@@ -275,12 +277,12 @@ def layout(kept: Tensor, plan: ItemPlan, grid: Grid) -> tuple[Tensor, Tensor]:
     frame = kept // grid.per_frame
     places = torch.arange(len(kept), device=device) + MARKS * frame + 1
     ends = [0, *accumulate(count + MARKS for count in plan.per_frame)]
-    starts = torch.tensor(ends[:-1], device=device)
+    bounds = async_tensor_h2d(ends, device=device, dtype=torch.int64)
     numbers = torch.arange(grid.frames, device=device) * length
     origins = torch.empty(ends[-1], dtype=torch.int64, device=device)
     origins[places] = kept + MARKS * frame + 1
-    origins[starts] = numbers
-    origins[torch.tensor(ends[1:], device=device) - 1] = numbers + length - 1
+    origins[bounds[:-1]] = numbers
+    origins[bounds[1:] - 1] = numbers + length - 1
     return origins, places
 
 

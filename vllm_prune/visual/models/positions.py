@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
+
+from ...vllm_compat import cuda_graphs
 
 COLUMNS = 6
 # Digits up to 255 are exact in bfloat16 and float16; whole positions above 256 are not.
@@ -87,14 +91,14 @@ class StepOffsets:
             torch.zeros(3, n, dtype=torch.int64, device=device) if part is None else part.to(device)
             for part, n in zip(relative, lengths, strict=True)
         ]
-        mask = is_media.to(device)
+        # vLLM's V1 runner has this mask on the host, V2 on the device.
+        mask = async_tensor_h2d(is_media, device=device) if is_media.is_cpu else is_media
         self.buffer[:, : len(mask)].masked_scatter_(mask.expand(3, -1), torch.cat(parts, dim=1))
         self.active = True
 
     def apply(self, positions: Tensor) -> None:
         """Add the offsets in place to int64 [3, n]; n may exceed the step by padding."""
-        capturing = positions.is_cuda and torch.cuda.is_current_stream_capturing()
-        if self.active or capturing:
+        if self.active or cuda_graphs.capturing():
             positions.add_(self.buffer[:, : positions.shape[1]])
 
 
@@ -137,3 +141,11 @@ def lay_out(length: int, runs: Sequence[Run]) -> tuple[Tensor, int]:
         cursor = run.start + len(run.slots)
     positions[:, cursor:] = torch.arange(length - cursor) + following
     return positions, following - cursor
+
+
+def slots_of(feature: Any) -> np.ndarray:
+    """Prompt indices that take an embedding of an item, int64 [n]; `feature` is vLLM's feature spec of it."""
+    position = feature.mm_position
+    if position.is_embed is None:
+        return np.arange(position.offset, position.offset + position.length)
+    return position.offset + np.flatnonzero(position.is_embed.numpy())

@@ -24,8 +24,10 @@ from .positions import Run, grid_positions
 from .qwen_vl import PrunedModel, slots_of
 
 
-class PruneQwen25VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
-    """Reserves K placeholders per item."""
+class Qwen25VLProcessor(PrunedProcessor):
+    """Mixin before a processor of the Qwen2.5-VL kind: reserves K placeholders per item."""
+
+    info: Any
 
     def rotary_table_size(self) -> int:
         """VLLM builds this family's rotary table four times as long as the model's context."""
@@ -37,11 +39,10 @@ class PruneQwen25VLProcessor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
         return max(grid.frames * step, grid.rows, grid.cols)
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    PruneQwen25VLProcessor, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
-)
-class PruneQwen25VL(PrunedModel, Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL with per-request visual budgets."""
+class Qwen25VLModel(PrunedModel):
+    """Mixin before a model with Qwen2.5-VL's tower and positions."""
+
+    config: Any
 
     @property
     def output_width(self) -> int:
@@ -102,3 +103,14 @@ class PruneQwen25VL(PrunedModel, Qwen2_5_VLForConditionalGeneration):
         """Full-attention blocks; window blocks see too little of the image."""
         full = sorted(self.visual.fullatt_block_indexes, reverse=True)
         return [self.visual.blocks[i].attn for i in full if i < len(self.visual.blocks)]
+
+
+class PruneQwen25VLProcessor(Qwen25VLProcessor, Qwen2_5_VLMultiModalProcessor):
+    """The processor of Qwen2.5-VL with budgets."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PruneQwen25VLProcessor, info=Qwen2_5_VLProcessingInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
+class PruneQwen25VL(Qwen25VLModel, Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL with per-request visual budgets."""

@@ -22,9 +22,10 @@ from .positions import Run, grid_positions
 from .qwen_vl import PrunedModel, slots_of
 
 
-class PruneQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor):
-    """Reserves the frame's count after every timestamp."""
+class Qwen3VLProcessor(PrunedProcessor):
+    """Mixin before a processor of the Qwen3-VL kind: reserves the frame's count after every timestamp."""
 
+    info: Any
     counts_per_frame = True
 
     def position_span(self, modality: Modality, grid: Grid) -> int:
@@ -37,7 +38,7 @@ class PruneQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor):
             return super().pruned_placeholder(modality, item, plan)
         assert plan.per_frame is not None
         config = self.info.get_hf_config()
-        return self.get_video_repl(
+        return self.get_video_repl(  # type: ignore[attr-defined]
             tokens_per_frame=list(plan.per_frame),
             timestamps=item["timestamps"].data,
             tokenizer=self.info.get_tokenizer(),
@@ -48,11 +49,13 @@ class PruneQwen3VLProcessor(PrunedProcessor, Qwen3VLMultiModalProcessor):
         )
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    PruneQwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
-)
-class PruneQwen3VL(PrunedModel, Qwen3VLForConditionalGeneration):
-    """Qwen3-VL with per-request visual budgets."""
+class Qwen3VLModel(PrunedModel):
+    """Mixin before a model with Qwen3-VL's tower and positions."""
+
+    config: Any
+    visual_dim: int
+    multiscale_dim: int
+    use_deepstack: bool
 
     @property
     def output_width(self) -> int:
@@ -126,3 +129,14 @@ def _frame_counts(plan: ItemPlan | None, frames: int, per_frame: int) -> Sequenc
     if plan is None:
         return [per_frame] * frames
     return plan.per_frame if plan.per_frame is not None else [plan.count]
+
+
+class PruneQwen3VLProcessor(Qwen3VLProcessor, Qwen3VLMultiModalProcessor):
+    """The processor of Qwen3-VL with budgets."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    PruneQwen3VLProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class PruneQwen3VL(Qwen3VLModel, Qwen3VLForConditionalGeneration):
+    """Qwen3-VL with per-request visual budgets."""

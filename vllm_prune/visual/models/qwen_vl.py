@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.multimodal.utils import copy_mm_embedding_modality
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...config.worker_facts import WorkerFacts
 from ...grid import Grid
@@ -24,14 +24,15 @@ from ..tower.cut import TowerCut
 from ..tower.key_bias import biased_attention
 from ..tower.received_attention import Listener, TowerAttention
 from ..tower.scored_cut import TowerScorer
-from ..tower.select import PrunePoint, build_cut, choose_cells, prune_point
+from ..tower.select import PrunePoint, build_cut, kept_rows, prune_point
 from ..tower.signals import Captures, ItemSource, needed
-from .positions import COLUMNS, Run, StepOffsets, attach, detach, grid_positions, lay_out
+from .placing import PlacedModel
+from .positions import COLUMNS, Run, StepOffsets, attach, grid_positions, lay_out, slots_of
 
 MODALITIES = ("image", "video")
 
 
-class PrunedModel(TowerCut):
+class PrunedModel(PlacedModel, TowerCut):
     """Mixin placed before a vLLM vision-language model.
 
     Subclasses say how wide the model's own encoder output is, where its features end, and how its
@@ -41,8 +42,6 @@ class PrunedModel(TowerCut):
         feature_width: columns of an encoder output that hold the features a strategy looks at.
         output_width: columns of an encoder output.
     """
-
-    vllm_prune_adapter: ClassVar[bool] = True
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -57,11 +56,6 @@ class PrunedModel(TowerCut):
         blocks = getattr(self.visual, "blocks", ())
         self._scorer = TowerScorer.of(vllm_config, [block.attn for block in blocks])
         self._facts = WorkerFacts.of(vllm_config)
-
-    @property
-    def output_width(self) -> int:
-        """Columns of the parent's encoder output."""
-        raise NotImplementedError
 
     @property
     def feature_width(self) -> int:
@@ -144,8 +138,8 @@ class PrunedModel(TowerCut):
         self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, captured: Any
     ) -> Tensor:
         grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
-        kept = choose_cells(plan, ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts))
-        return self._place(embedding[kept], kept, grid, kwargs, modality, index)
+        source = ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts)
+        return self._place(*kept_rows(plan, source, embedding), grid, kwargs, modality, index)
 
     def _grid(self, thw: Any) -> Grid:
         # A tensor from the runner, a list from vLLM's encoder-graph manager; on the CPU either way.
@@ -157,7 +151,7 @@ class PrunedModel(TowerCut):
     ) -> Tensor:
         """Rows of kept cells with their coordinates."""
         relative = grid_positions(grid.frames, grid.rows, grid.cols, self.frame_step(modality, kwargs, index))
-        return attach(rows, relative.to(rows.device)[:, kept])
+        return attach(rows, async_tensor_h2d(relative, device=rows.device)[:, kept])
 
     def _micro_batches(self, kwargs: dict[str, Any], modality: str) -> Iterator[tuple[dict[str, Any], int, int]]:
         """Split a batch by raw patches: the tower's memory follows them, not the kept count."""
@@ -185,32 +179,6 @@ class PrunedModel(TowerCut):
                 # Tensors and lists alike, one entry per item.
                 part[key] = value[list(members)] if isinstance(value, Tensor) else [value[i] for i in members]
         return part
-
-    def embed_input_ids(
-        self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
-    ) -> Tensor:
-        """Merge text and media embeddings; position columns are taken off and kept for `forward`."""
-        self._offsets.clear()
-        if multimodal_embeddings is not None and len(multimodal_embeddings):
-            multimodal_embeddings = self._take_offsets(multimodal_embeddings, is_multimodal)
-        return super().embed_input_ids(  # type: ignore[misc]
-            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
-        )
-
-    def _take_offsets(self, embeddings: Sequence[Tensor], is_multimodal: Tensor | None) -> list[Tensor] | Any:
-        width = self.output_width
-        if all(rows.shape[-1] == width for rows in embeddings):
-            return embeddings
-        assert is_multimodal is not None
-        split = [detach(rows, width) for rows in embeddings]
-        self._offsets.write([relative for _, relative in split], [len(rows) for rows in embeddings], is_multimodal)
-        return [copy_mm_embedding_modality(rows, plain) for rows, (plain, _) in zip(embeddings, split, strict=True)]
-
-    def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Parent's forward with kept tokens at their original positions."""
-        if positions.ndim == 2:
-            self._offsets.apply(positions)
-        return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
         """Positions of a prompt; the parent's own where nothing is pruned."""
@@ -247,16 +215,6 @@ def _pieces(rows: Tensor, ends: Sequence[int], members: Sequence[int]) -> Tensor
     if members[-1] - members[0] + 1 == len(members):
         return rows[ends[members[0]] : ends[members[-1] + 1]]
     return torch.cat([rows[ends[i] : ends[i + 1]] for i in members])
-
-
-def slots_of(feature: Any) -> Any:
-    """Prompt indices that take an embedding of the item, int64 [n]."""
-    import numpy as np
-
-    position = feature.mm_position
-    if position.is_embed is None:
-        return np.arange(position.offset, position.offset + position.length)
-    return position.offset + np.flatnonzero(position.is_embed.numpy())
 
 
 __all__ = ["COLUMNS", "PrunedModel", "Run", "slots_of"]

@@ -1,9 +1,184 @@
-"""Adapters per model family, by vLLM architecture name; imported only when vLLM builds the model."""
+"""The model families, one row per architecture of vLLM; imports no model, so each is loaded only when it is served.
+
+A row names a class of ours that was written for the architecture, or one of vLLM's classes and the mixins that are put
+in front of it (see `derived`). Refusals, `doctor`, `/v1/pruning/strategies` and the table in the documentation are made
+from these rows.
+"""
 
 from __future__ import annotations
 
-ADAPTERS: dict[str, str] = {
-    "Qwen2_5_VLForConditionalGeneration": "vllm_prune.visual.models.qwen2_5_vl:PruneQwen25VL",
-    "Qwen3VLForConditionalGeneration": "vllm_prune.visual.models.qwen3_vl:PruneQwen3VL",
-    "Molmo2ForConditionalGeneration": "vllm_prune.visual.models.molmo2:PruneMolmo2",
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from ...grid import MODALITIES, Modality
+from ...signals import VisualSignal
+
+Positions = Literal["grid", "original", "compact"]
+"""Where kept tokens stand: "grid" at their M-RoPE coordinates, "original" at their place in the unpruned prompt,
+"compact" at their place in the pruned one."""
+
+Kind = Literal["Qwen2.5-VL", "Qwen3-VL", "generic"]
+"""The mixins of a derived adapter: those of a Qwen-VL family, or the generic ones."""
+
+Extent = Literal["item", "frame"]
+"""What takes a range of positions of its own on a grid: the whole item, or each of its frames."""
+
+TOWER: frozenset[VisualSignal] = frozenset({"tower_attention", "pixels", "scorer", "selector"})
+"""Signals of an adapter that knows the vision tower."""
+PATCHES: frozenset[VisualSignal] = frozenset({"pixels", "selector"})
+"""Signals of a generic adapter where the processor gives the patches of each visual token."""
+OUTPUTS: frozenset[VisualSignal] = frozenset({"selector"})
+"""Signals of a generic adapter that sees nothing but the tower's outputs."""
+
+DERIVED = "vllm_prune.visual.models.derived"
+HERE = "vllm_prune.visual.models"
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one architecture takes visual budgets.
+
+    Attributes:
+        name: what the models are called.
+        parent: module and class of vLLM's model, below `vllm.model_executor.models`; of our own class, below this
+            package, where `kind` is None.
+        kind: the mixins put in front of the parent; None for a class that was written for the architecture.
+        positions: see `Positions`.
+        modalities: what can be pruned.
+        signals: what strategies can have; a cut inside the tower needs "scorer" here, as it knows the tower's blocks.
+        per_frame: whether the counts of a video's frames are fixed before the tower runs.
+        extent: see `Extent`; only read where positions are those of a grid.
+        image_rows: whether text stands after each row of an image.
+        tested: on what the adapter has been compared with transformers, for people.
+        kv: whether KV budgets go with it; the reason where not, for people.
+    """
+
+    name: str
+    parent: str
+    kind: Kind | None = "generic"
+    positions: Positions = "original"
+    modalities: tuple[Modality, ...] = MODALITIES
+    signals: frozenset[VisualSignal] = OUTPUTS
+    per_frame: bool = False
+    extent: Extent = "item"
+    image_rows: bool = False
+    tested: str = "CPU, tiny model"
+    kv: str = "yes"
+
+    @property
+    def one_row(self) -> bool:
+        """Whether a model with one position per token is shown to vLLM as M-RoPE with three equal rows."""
+        return self.kind == "generic" and self.positions == "original"
+
+    @property
+    def cuts(self) -> bool:
+        """Whether tokens can be dropped inside the vision tower."""
+        return "scorer" in self.signals
+
+    @property
+    def summary(self) -> str:
+        """One line for people."""
+        cut = "cuts inside the tower" if self.cuts else "choices behind the tower"
+        kinds = " and ".join(f"{modality}s" for modality in self.modalities)
+        return f"{self.name}: {kinds}, {cut}, {self.positions} positions; tested: {self.tested}; KV budgets: {self.kv}"
+
+    def target(self, architecture: str) -> str:
+        """Module and class of the adapter, as vLLM's registry takes them."""
+        return f"{HERE}.{self.parent}" if self.kind is None else f"{DERIVED}:{architecture}"
+
+
+def _qwen3(name: str, parent: str, tested: str = "CPU, tiny model", kv: str = "yes") -> Family:
+    return Family(name, parent, "Qwen3-VL", "grid", MODALITIES, TOWER, True, "frame", False, tested, kv)
+
+
+_BY_INHERITANCE = "not run: inherits from a family that was"
+_HYBRID = "refused: hybrid layers"
+
+FAMILIES: dict[str, Family] = {
+    "Qwen2_5_VLForConditionalGeneration": Family(
+        "Qwen2.5-VL", "qwen2_5_vl:PruneQwen25VL", None, "grid", signals=TOWER
+    ),
+    "Qwen3VLForConditionalGeneration": Family(
+        "Qwen3-VL, dense", "qwen3_vl:PruneQwen3VL", None, "grid", signals=TOWER, per_frame=True, extent="frame"
+    ),
+    "Molmo2ForConditionalGeneration": Family(
+        "Molmo2, experimental", "molmo2:PruneMolmo2", None, "compact", ("video",), TOWER, True,
+        tested="CPU, tiny model with a causal mask", kv="refused: prefix attention",
+    ),
+    "Qwen3VLMoeForConditionalGeneration": _qwen3("Qwen3-VL, MoE", "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration"),
+    "Qwen3_5ForConditionalGeneration": _qwen3(
+        "Qwen3.5, dense", "qwen3_5:Qwen3_5ForConditionalGeneration",
+        "CPU, tiny model with float32 delta nets", _HYBRID,
+    ),
+    "Qwen3_5MoeForConditionalGeneration": _qwen3(
+        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _BY_INHERITANCE, _HYBRID
+    ),
+    "Cosmos3ForConditionalGeneration": _qwen3(
+        "Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration", _BY_INHERITANCE
+    ),
+    "InternS1ProForConditionalGeneration": _qwen3(
+        "Intern-S1-Pro", "interns1_pro:InternS1ProForConditionalGeneration", _BY_INHERITANCE
+    ),
+    "InternS2PreviewForConditionalGeneration": _qwen3(
+        "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _BY_INHERITANCE, _HYBRID
+    ),
+    "InternS2MobiusForConditionalGeneration": _qwen3(
+        "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _HYBRID
+    ),
+    "Qwen2VLForConditionalGeneration": Family(
+        "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES
+    ),
+    "Glm4vForConditionalGeneration": Family(
+        "GLM-4.1V", "glm4_1v:Glm4vForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
+        extent="frame",
+    ),
+    "Glm4vMoeForConditionalGeneration": Family(
+        "GLM-4.5V", "glm4_1v:Glm4vMoeForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
+        extent="frame",
+    ),
+    "Exaone4_5_ForConditionalGeneration": Family(
+        "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES
+    ),
+    "Idefics3ForConditionalGeneration": Family(
+        "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",)
+    ),
+    "SmolVLMForConditionalGeneration": Family(
+        "SmolVLM", "smolvlm:SmolVLMForConditionalGeneration", modalities=("image",), tested=_BY_INHERITANCE
+    ),
+    "LlavaForConditionalGeneration": Family(
+        "LLaVA 1.5, Pixtral (HF)", "llava:LlavaForConditionalGeneration", modalities=("image",), image_rows=True
+    ),
+    "LlavaNextForConditionalGeneration": Family(
+        "LLaVA-NeXT", "llava_next:LlavaNextForConditionalGeneration", modalities=("image",)
+    ),
+    "InternVLForConditionalGeneration": Family(
+        "InternVL (HF)", "interns1:InternS1ForConditionalGeneration", per_frame=True
+    ),
+    "LlavaOnevisionForConditionalGeneration": Family(
+        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration"
+    ),
+    "Mistral3ForConditionalGeneration": Family(
+        "Mistral 3", "mistral3:Mistral3ForConditionalGeneration", modalities=("image",),
+        image_rows=True,
+    ),
+}  # fmt: skip
+"""The families by vLLM's architecture name."""
+
+DRAFTERS: dict[str, str] = {
+    "Qwen3_5MTP": "qwen3_5_mtp:Qwen3_5MTP",
+    "Qwen3_5MoeMTP": "qwen3_5_mtp:Qwen3_5MoeMTP",
+    "InternS2MobiusMTP": "interns2_mobius:InternS2MobiusMTP",
 }
+"""Draft models that read the target's embeddings of media, with vLLM's class; ours take off the position columns."""
+
+ADAPTERS: dict[str, str] = {
+    **{architecture: family.target(architecture) for architecture, family in FAMILIES.items()},
+    **{architecture: f"{DERIVED}:{architecture}" for architecture in DRAFTERS},
+}
+"""What is registered with vLLM, by architecture."""
+
+
+def family_of(architectures: Iterable[str]) -> Family | None:
+    """The family of a model from the architecture names in its configuration; None where none is adapted."""
+    return next((FAMILIES[name] for name in architectures if name in FAMILIES), None)

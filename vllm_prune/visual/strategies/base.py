@@ -8,7 +8,7 @@ only says which cells matter more.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -56,6 +56,25 @@ class Context:
     scores: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Reduction:
+    """What is left of an item.
+
+    Attributes:
+        kept: int64 [K], ascending and unique on return from `Strategy.reduce`; they keep their positions.
+        merge: from rows of all cells, [M, E] of any float dtype, to those of the kept ones with what was merged into
+            them, float32 [K, E] in the order of `kept`; None where dropped cells are dropped. E need not be the width
+            of the features that were looked at.
+    """
+
+    kept: Tensor
+    merge: Callable[[Tensor], Tensor] | None = None
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """What takes the place of an item's rows: [K, E] from [M, E], in their dtype."""
+        return rows[self.kept] if self.merge is None else self.merge(rows).to(rows.dtype)
+
+
 class Strategy(ABC):
     """Base of all visual strategies.
 
@@ -67,7 +86,7 @@ class Strategy(ABC):
         paper: citation with section or equation, or "ours".
         summary: one line for the catalogue table.
         modalities: kinds of media that it prunes.
-        needs: signals that are captured only for strategies that declare them.
+        needs: signals that are captured only for strategies that declare them; see `wanted`.
         frame_split: how K is split over frames where the split has to be known before the tower runs.
         floor: whether every frame keeps at least one token when the count allows it.
         Options: pydantic model of the strategy's options.
@@ -84,6 +103,16 @@ class Strategy(ABC):
 
     def __init__(self, options: BaseModel | None = None) -> None:
         self.options = options if options is not None else self.Options()
+
+    def wanted(self) -> frozenset[VisualSignal]:
+        """The signals that these options need; a subset of `needs`."""
+        return self.needs
+
+    def reduce(
+        self, tokens: Tensor, grid: Grid, count: int, context: Context, per_frame: Sequence[int] | None = None
+    ) -> Reduction:
+        """Choose the cells to keep, and what becomes of the others; see `select`."""
+        return Reduction(self.select(tokens, grid, count, context, per_frame))
 
     def select(
         self, tokens: Tensor, grid: Grid, count: int, context: Context, per_frame: Sequence[int] | None = None
@@ -104,7 +133,7 @@ class Strategy(ABC):
         Raises:
             ValueError: a count that does not fit the grid.
         """
-        _check(len(tokens), grid, count, per_frame)
+        check_counts(len(tokens), grid, count, per_frame)
         if count == grid.tokens:
             return torch.arange(count, device=tokens.device)
         if per_frame is None:
@@ -119,13 +148,13 @@ class Strategy(ABC):
     def select_frames(self, tokens: Tensor, grid: Grid, per_frame: Sequence[int], context: Context) -> Tensor:
         """Choose `per_frame[t]` cells inside each frame t; int64 [sum(per_frame)], ascending."""
         if type(self).score is Strategy.score:
-            return self._spans_of_frames(tokens, grid, per_frame, context)
+            return self._spansframe_contexts(tokens, grid, per_frame, context)
         return best_per_frame(self.score(tokens, grid, context), per_frame)
 
-    def _spans_of_frames(self, tokens: Tensor, grid: Grid, per_frame: Sequence[int], context: Context) -> Tensor:
+    def _spansframe_contexts(self, tokens: Tensor, grid: Grid, per_frame: Sequence[int], context: Context) -> Tensor:
         frame = Grid(1, grid.rows, grid.cols)
         spans = [
-            self.select_span(part, frame, n, replace(context, seed=context.seed + t)).sort().values + t * grid.per_frame
+            self.select_span(part, frame, n, frame_context(context, t, grid)).sort().values + t * grid.per_frame
             for t, (n, part) in enumerate(zip(per_frame, tokens.split(grid.per_frame), strict=True))
             if n
         ]
@@ -168,7 +197,7 @@ class PixelStrategy(Strategy):
         self, cells: Cells, grid: Grid, count: int, earlier: Sequence[Cells], per_frame: Sequence[int] | None = None
     ) -> Tensor:
         """Choose from pixels; same contract as `Strategy.select`."""
-        _check(len(cells.digest), grid, count, per_frame)
+        check_counts(len(cells.digest), grid, count, per_frame)
         if count == grid.tokens:
             return torch.arange(count, device=cells.digest.device)
         scores = self.score_cells(cells, grid, earlier)
@@ -181,7 +210,20 @@ class PixelStrategy(Strategy):
         raise NotImplementedError(f"{self.name} looks at pixels; use select_cells")
 
 
-def _check(rows: int, grid: Grid, count: int, per_frame: Sequence[int] | None) -> None:
+def frame_context(context: Context, frame: int, grid: Grid) -> Context:
+    """What a strategy may look at in one frame."""
+    inside = slice(frame * grid.per_frame, (frame + 1) * grid.per_frame)
+    attention, scores = context.tower_attention, context.scores
+    return replace(
+        context,
+        seed=context.seed + frame,
+        tower_attention=None if attention is None else attention[inside],
+        scores=None if scores is None else scores[inside],
+    )
+
+
+def check_counts(rows: int, grid: Grid, count: int, per_frame: Sequence[int] | None) -> None:
+    """Refuse counts that do not fit an item of `rows` cells; see `Strategy.select`."""
     if not 1 <= count <= grid.tokens or rows != grid.tokens:
         raise ValueError(f"cannot keep {count} of {rows} tokens on a grid of {grid.tokens}")
     if per_frame is None:
@@ -198,8 +240,8 @@ def best_per_frame(scores: Tensor, per_frame: Sequence[int]) -> Tensor:
     order = by_frame.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(by_frame.shape[1], device=order.device).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, places)
-    limits = torch.tensor(list(per_frame), device=order.device)
-    return (rank < limits[:, None]).flatten().nonzero().squeeze(1)
+    limits = to_device(torch.tensor(list(per_frame)), order.device)
+    return places_of((rank < limits[:, None]).flatten(), sum(per_frame))
 
 
 def best(scores: Tensor, count: int, frames: int) -> Tensor:
@@ -215,5 +257,19 @@ def best(scores: Tensor, count: int, frames: int) -> Tensor:
         forced = first + torch.arange(frames, device=scores.device) * per_frame
         lifted = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
         lifted[forced] = True
-        order = torch.cat([forced, order[~lifted[order]]])
+        order = torch.cat([forced, order[places_of(~lifted[order], len(order) - frames)]])
     return order[:count]
+
+
+def places_of(mask: Tensor, count: int) -> Tensor:
+    """Where a bool [M] mask holds, int64 [count], ascending. The count is the caller's, so no host waits for it."""
+    return torch.nonzero_static(mask, size=count).squeeze(1)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without waiting for what runs there."""
+    if device.type == "cpu":
+        return tensor
+    from vllm.utils.torch_utils import async_tensor_h2d
+
+    return async_tensor_h2d(tensor, device=device)

@@ -9,38 +9,59 @@ from torch import Tensor
 
 from ...grid import Grid
 from .base import Context, Strategy, TowerOptions, best, best_per_frame
-from .maths import farthest_points, sketch
+from .maths import diverse_order, farthest_points, highest, sketch
 
 # One CPU thread compares 2,048 cells in segments of this size in the time of their projection.
 _SEGMENT = 256
 # How many times its even share a segment may take from the others.
 _STRETCH = 2
+# K is small up to one in so many cells.
+_FEW = 5
+# Comparisons that a whole item may take: 2 G multiplications, some 50 ms of one CPU thread.
+_PAIRS = 1 << 24
 
 
 class DivPrune(Strategy):
     """DivPrune (arXiv 2503.02175): the subset whose smallest distance, one minus cosine, is largest.
 
-    The paper solves this greedily over all M cells, which takes K steps one after the other. Here every
-    frame, and every band of at most 256 cells of a larger frame, is solved at the same time on a
-    128-wide sketch of the cells. A segment's picks come at shrinking distances; the K picks at the largest
-    distances of all segments are kept, so a varied segment gets more than a plain one, up to twice its even
-    share. Up to 256 cells in one frame this is the paper's greedy solution, but for the sketch.
+    The paper solves this greedily over all M cells, which takes K steps one after the other. Here it is solved on a
+    128-wide sketch of the cells, in one of two ways:
+
+    - Small K (at most a fifth of M) over the whole item, as in the paper: the first 32 picks one after the other, all
+      others in 32 blocks (`maths.diverse_order`). It costs M * K comparisons, and is left where those are too many.
+    - Else every frame, and every band of at most 256 cells of a larger frame, at the same time. A segment's picks come
+      at shrinking distances; the K picks at the largest distances of all segments are kept, so a varied segment gets
+      more than a plain one, up to twice its even share. This keeps what repeats from frame to frame once in each,
+      which costs little of a large K and most of a small one.
+
+    Up to 256 cells in one frame this is the paper's greedy solution, but for the sketch.
     """
 
     name = "divprune"
     paper = "DivPrune, arXiv 2503.02175"
-    summary = "visual tokens that are far from each other (max-min diversity), solved per frame or band"
+    summary = "visual tokens that are far from each other (max-min diversity)"
     Options = TowerOptions
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
         """See `Strategy.select_span`."""
         bands = _bands(grid)
+        if grid.frames * bands > 1 and count * _FEW <= grid.tokens and count * grid.tokens <= _PAIRS:
+            return _over_all(sketch(tokens), grid, count)
         return best(_gains(tokens, grid, bands, _steps(count, grid.frames * bands)), count, grid.frames)
 
     def select_frames(self, tokens: Tensor, grid: Grid, per_frame: Sequence[int], context: Context) -> Tensor:
         """See `Strategy.select_frames`."""
         bands = _bands(grid)
         return best_per_frame(_gains(tokens, grid, bands, _steps(max(per_frame), bands)), per_frame)
+
+
+def _over_all(units: Tensor, grid: Grid, count: int) -> Tensor:
+    """The first `count` picks over the whole item, one of each frame among them where they suffice; int64 [count]."""
+    first = highest(-(units @ units.mean(0)), 1)
+    order = diverse_order(units, count, lambda _, similar: 1 - similar, first)
+    ranks = units.new_zeros(grid.tokens)
+    ranks[order] = torch.arange(count, 0, -1, dtype=ranks.dtype, device=ranks.device)
+    return best(ranks, count, grid.frames)
 
 
 def _bands(grid: Grid) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...grid import Grid
 from .base import Cells, PixelStrategy, TowerOptions
+from .maths import first_of_equals
 
 
 class GuiDedupOptions(TowerOptions):
@@ -45,16 +46,8 @@ class GuiDedup(PixelStrategy):
     def score_cells(self, cells: Cells, grid: Grid, earlier: Sequence[Cells]) -> Tensor:
         """Class 0 to 3 plus a rank below 1; see `PixelStrategy.score_cells`."""
         before = [item.digest for item in earlier] if self.options.across else []
-        repeated = _repeated(torch.cat([*before, cells.digest]))[-len(cells.digest) :]
+        repeated = ~first_of_equals(torch.cat([*before, cells.digest]))[-len(cells.digest) :]
         flat = cells.texture <= self.options.flat
         strength = cells.texture.float().log1p()
         rank = torch.where(flat, 0.0, strength / (1 + strength))
         return 2.0 * ~repeated + 1.0 * ~flat + rank
-
-
-def _repeated(digests: Tensor) -> Tensor:
-    """Whether an equal digest stands before, bool [n]."""
-    values, order = digests.sort(stable=True)
-    again = torch.zeros_like(order, dtype=torch.bool)
-    again[order[1:]] = values[1:] == values[:-1]
-    return again

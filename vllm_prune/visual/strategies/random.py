@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...grid import Grid
-from .base import Context, Strategy, TowerOptions
+from .base import Context, Strategy, TowerOptions, to_device
 
 
 class Random(Strategy):
@@ -25,4 +25,4 @@ class Random(Strategy):
         """A random permutation of 0..M-1; see `Strategy.score`."""
         # Devices have different generators; the CPU's is the one that all share.
         generator = torch.Generator().manual_seed(context.seed)
-        return torch.randperm(grid.tokens, generator=generator).float().to(tokens.device)
+        return to_device(torch.randperm(grid.tokens, generator=generator).float(), tokens.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...grid import Grid
+from ._attention import received
 from .base import Context, Strategy
 
 
@@ -26,9 +27,4 @@ class RecvAttn(Strategy):
         Raises:
             ValueError: the model adapter did not capture the attention.
         """
-        attention = context.tower_attention
-        if attention is None:
-            raise ValueError("strategy 'recv_attn' needs the signal 'tower_attention', which was not captured")
-        if len(attention) != grid.tokens:
-            raise ValueError(f"tower_attention has {len(attention)} values for {grid.tokens} cells")
-        return attention.float().to(tokens.device)
+        return received(self.name, tokens, grid, context)

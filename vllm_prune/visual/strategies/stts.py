@@ -39,6 +39,9 @@ class Stts(Strategy):
     next block attends with the scores as a bias, the rest of the tower runs on the kept cells alone. The paper's choice
     over the whole video is `spread: free`; a model that was not trained with gaps answers better without
     (`benchmarks.stts.frame_split`).
+
+    K is the budget's, floor(M * keep) as for every strategy. The authors drop floor(M * (1 - keep)), which keeps one
+    more where M * keep is no whole number; `max_tokens` names their K exactly.
     """
 
     name = "stts"

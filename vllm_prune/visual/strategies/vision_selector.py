@@ -11,8 +11,10 @@ from .base import Context, Strategy
 class VisionSelector(Strategy):
     """VisionSelector (arXiv 2510.16598): two trained maps behind the merger, the model itself unchanged.
 
-    The K highest scores of an item are kept, as there; ties go to the lower index. The formula and the names of the
-    weights are the authors'; their weights have not been run here.
+    The K highest scores of each item are kept; ties go to the lower index. The authors rank all images of a request
+    together, so that one may lose more than another; here every item keeps its own budget, as with every strategy, and
+    with one item the two are the same. The formula and the names of the weights are the authors'; their weights have
+    not been run here.
     """
 
     name = "vision_selector"

@@ -8,11 +8,13 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...catalogue import VISUAL
 from ...grid import Grid
 from ...telemetry import engine_spans, metrics
 from ..item_plan import ItemPlan
+from ..strategies.base import Reduction
 from .cut import Cut
 from .kept_store import KEPT
 from .scored_cut import ScoredCut, TowerScorer
@@ -33,18 +35,38 @@ def prune_point(plan: ItemPlan, scorer: TowerScorer | None) -> PrunePoint | None
 
 def choose_cells(plan: ItemPlan, source: ItemSource) -> Tensor:
     """Kept cells of one item, int64 [K]."""
+    return _reduce(plan, source).kept
+
+
+def kept_rows(plan: ItemPlan, source: ItemSource, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """What is left of one item behind the tower.
+
+    Args:
+        plan: of the item.
+        source: what its strategy looks at.
+        rows: [M, E], the tower's output.
+
+    Returns:
+        [K, E], the rows of kept cells with what their strategy merges into them, and these cells, int64 [K].
+    """
+    reduction = _reduce(plan, source)
+    return reduction.rows(rows), reduction.kept
+
+
+def _reduce(plan: ItemPlan, source: ItemSource) -> Reduction:
     started = time.perf_counter()
     if plan.indices is not None:
-        kept = torch.tensor(plan.indices, device=source.features.device)
+        indices = async_tensor_h2d(list(plan.indices), device=source.features.device, dtype=torch.int64)
+        reduction = Reduction(indices)
     else:
         strategy = VISUAL.create(plan.strategy, plan.option_values)
-        context = context_of(plan, strategy.needs, source)
-        kept = strategy.select(source.features, source.grid, plan.count, context, plan.per_frame)
-    KEPT.remember(plan.key, kept, source.grid.tokens)
+        context = context_of(plan, strategy.wanted(), source)
+        reduction = strategy.reduce(source.features, source.grid, plan.count, context, plan.per_frame)
+    KEPT.remember(plan.key, reduction.kept, source.grid.tokens)
     seconds = time.perf_counter() - started
     metrics.observe_score("visual", plan.strategy, seconds)
     engine_spans.scored(plan.strategy, seconds)
-    return kept
+    return reduction
 
 
 def build_cut(

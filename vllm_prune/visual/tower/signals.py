@@ -76,7 +76,7 @@ def context_of(plan: ItemPlan, needs: Iterable[VisualSignal], source: ItemSource
 
 def needed(plans: Iterable[ItemPlan | None]) -> frozenset[VisualSignal]:
     """The signals that any of the items needs."""
-    needs = [VISUAL.strategy_class(plan.strategy).needs for plan in plans if plan is not None]
+    needs = [VISUAL.create(plan.strategy, plan.option_values).wanted() for plan in plans if plan is not None]
     return frozenset[VisualSignal]().union(*needs)
 
 

@@ -1,0 +1,42 @@
+"""What a result says of the machine that it was measured on, and where committed results lie."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+QUIET_SECONDS = 3.0
+"""Pause before a measurement: an engine polls for a while after its last request, on cores that both servers share."""
+QUIET_ON_GPU = 0.3
+
+
+def has_cuda() -> bool:
+    """Whether PyTorch sees a CUDA device."""
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def quiet_seconds() -> float:
+    """Pause before a measurement."""
+    return QUIET_ON_GPU if has_cuda() else QUIET_SECONDS
+
+
+def hardware() -> dict[str, Any]:
+    """Machine and versions of a result."""
+    import torch
+    import vllm
+
+    import vllm_prune
+
+    device = torch.cuda.get_device_name() if has_cuda() else f"{os.cpu_count()} cores of {_processor()}"
+    return {"device": device, "python": platform.python_version(), "torch": torch.__version__, "vllm": vllm.__version__,
+            "vllm-prune": vllm_prune.__version__}  # fmt: skip
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())

@@ -1,0 +1,196 @@
+"""The speed harness on made-up rounds: ratios of one round, arms that fail, media, and the committed schema."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from itertools import islice
+from typing import Any, cast
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.machine import RESULTS
+from benchmarks.speed import __main__ as command
+from benchmarks.speed import rounds as rounds_module
+from benchmarks.speed.arms import EVS, OURS, STOCK, Arm, matrix, peer, pruning_arguments, stock, visual
+from benchmarks.speed.client import Answer
+from benchmarks.speed.fleet import Fleet
+from benchmarks.speed.meters import Spent
+from benchmarks.speed.rounds import Clock, Load, Measured, Round, interleaved, measure
+from benchmarks.speed.summary import summarise
+from benchmarks.speed.workloads import CPU, GPU, TINY, Workload, workloads
+from vllm_prune.bench.watch import Peaks
+from vllm_prune.budget.fields import parse_pruning
+
+LOAD = Load(workloads(TINY)["screenshot"], 2, 2, 28, quiet=0.0)
+
+
+def one_round(seconds: float, ttft: float = 0.5, gaps: int = 2) -> Round:
+    usage = {"prompt_tokens": 40, "pruning": {"visual": {"kept_tokens": 12}, "kv": None}}
+    answers = [Answer(seconds, [ttft + 0.1 * i for i in range(gaps + 1)], usage) for _ in range(2)]
+    return Round(seconds, answers, Peaks(0.5, 2, 0, 3), Spent(0.2, 0.01, 0.0))
+
+
+def measured(**seconds: list[float]) -> Measured:
+    rounds = {name: [one_round(one) for one in values] for name, values in seconds.items()}
+    return Measured(LOAD, 5, {name: values[0] for name, values in rounds.items()}, rounds)
+
+
+def test_ratios_are_of_one_round() -> None:
+    cell = summarise(measured(stock=[2.0, 8.0, 4.0], off=[1.0, 2.0, 4.0]))
+    rows = {row["arm"]: row for row in cell["rows"]}
+    assert rows["off"]["throughput_ratio"] == 2.0
+    assert (rows["off"]["throughput_lowest"], rows["off"]["throughput_highest"]) == (1.0, 4.0)
+    assert rows["stock"]["throughput_ratio"] == rows["stock"]["ttft_ratio"] == 1.0
+    assert rows["off"]["requests_per_second"] == 1.0
+    assert rows["off"]["itl_p50_ms"] == pytest.approx(100)
+    assert rows["off"]["scoring_share"] == pytest.approx(0.01 / 2)
+    assert (rows["off"]["kept_visual_tokens"], rows["off"]["evicted_rows"]) == (12.0, None)
+    assert (cell["rounds"], cell["rounds_wanted"]) == (3, 5)
+    json.dumps(cell, allow_nan=False)
+
+
+def test_goodput_counts_first_tokens_in_time() -> None:
+    quick, slow = one_round(2.0, ttft=0.1), one_round(2.0, ttft=0.9)
+    found = Measured(LOAD, 1, {}, {"stock": [quick], "slow": [slow]})
+    assert [row["goodput"] for row in summarise(found)["rows"]] == [1.0, 0.0]
+    assert [row["goodput"] for row in summarise(found, target=1.0)["rows"]] == [1.0, 1.0]
+
+
+def test_answers_of_one_token_have_no_time_between_tokens() -> None:
+    cell = summarise(Measured(LOAD, 1, {}, {"stock": [one_round(1.0, gaps=0)]}))
+    assert cell["rows"][0]["itl_p50_ms"] is None
+
+
+def test_without_a_whole_round_there_are_no_rows() -> None:
+    assert summarise(Measured(LOAD, 5, {"stock": one_round(1.0)}))["rows"] == []
+
+
+def test_the_order_turns() -> None:
+    arms = [Arm(name, STOCK) for name in "abc"]
+    assert ["".join(arm.name for arm in interleaved(arms, number)) for number in range(4)] == [
+        "abc", "bca", "cab", "abc",
+    ]  # fmt: skip
+
+
+def test_an_arm_that_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def fake(fleet: Any, arm: Arm, chats: Any, load: Load) -> Round:
+        asked.append(arm.name)
+        if arm.name == "bad" and asked.count("bad") == 2:
+            raise RuntimeError("answered 500")
+        return one_round(1.0)
+
+    monkeypatch.setattr(rounds_module, "one_round", fake)
+    arms = [stock(), Arm("bad", OURS), Arm("good", OURS)]
+    found = measure(cast(Fleet, None), arms, LOAD, 3, Clock())
+    assert {name: len(values) for name, values in found.rounds.items()} == {"stock": 3, "good": 3}
+    assert "answered 500" in found.errors["bad"]
+    assert asked.count("bad") == 2
+
+
+def test_rounds_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fake(fleet: Any, arm: Arm, chats: Any, load: Load) -> Round:
+        return one_round(1.0)
+
+    monkeypatch.setattr(rounds_module, "one_round", fake)
+    for least in (0, 1, 3):
+        found = measure(cast(Fleet, None), [stock()], LOAD, 50, Clock(-1.0), least=least)
+        assert len(found.first) == 1
+        assert len(found.rounds.get("stock", ())) == least
+
+
+def test_prepared_rounds_send_the_same_media_and_others_never_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[list[Any]] = []
+
+    async def fake(fleet: Any, arm: Arm, chats: Any, load: Load) -> Round:
+        sent.append(list(chats))
+        return one_round(1.0)
+
+    monkeypatch.setattr(rounds_module, "one_round", fake)
+    for prepared in (True, False):
+        sent.clear()
+        load = Load(LOAD.workload, 2, 2, 28, prepared=prepared, quiet=0.0)
+        measure(cast(Fleet, None), [stock()], load, 2, Clock())
+        assert (sent[0] == sent[1] == sent[2]) == prepared
+        assert (sent[1] == sent[2]) == prepared
+
+
+def test_arms_go_where_they_mean_something() -> None:
+    everything = workloads(CPU)
+    evs, cut = peer(EVS, 0.25), visual(0.5, "tower")
+    assert [name for name, one in everything.items() if evs.takes(one)] == ["video", "mix"]
+    assert [name for name, one in everything.items() if not cut.takes(one)] == ["text"]
+    arms = list(matrix([STOCK, EVS, OURS], command.KEEPS, command.KV_KEEPS))
+    assert len({arm.name for arm in arms}) == len(arms) == 1 + 1 + 1 + 12 + 3
+    for arm in arms:
+        if arm.pruning is not None:
+            parse_pruning(arm.pruning)
+    assert arms[0] == stock()
+
+
+def test_only_stocks_own_pruning_changes_a_servers_arguments() -> None:
+    assert pruning_arguments(STOCK, 0.25, cuda=True) == pruning_arguments(OURS, 0.25, cuda=False) == []
+    assert pruning_arguments(EVS, 0.25, cuda=True)[1] == "0.75"
+    # vLLM's CPU runner needs to be told, by a worker that exists.
+    assert pruning_arguments(EVS, 0.25, cuda=False)[-2] == "--worker-cls"
+
+
+@pytest.mark.parametrize("name", workloads(TINY))
+def test_requests_have_the_size_that_they_claim(name: str) -> None:
+    workload = workloads(TINY)[name]
+    for chat in islice(workload.chats(28, seed=0), 8):
+        tokens = 0
+        for part in chat[0]["content"]:
+            if part["type"] == "image_url":
+                width, height = Image.open(io.BytesIO(_data(part["image_url"]["url"]))).size
+                tokens += (width // 28) * (height // 28)
+            elif part["type"] == "video_url":
+                tokens += _video_tokens(_data(part["video_url"]["url"]))
+        assert tokens == workload.visual_tokens or (workload.parts and tokens <= workload.visual_tokens)
+
+
+def _data(url: str) -> bytes:
+    return base64.b64decode(url.partition(",")[2])
+
+
+def _video_tokens(data: bytes) -> int:
+    path = f"/proc/self/fd/{_memory_file(data)}"
+    video = cv2.VideoCapture(path)
+    frames = [frame for more, frame in iter(video.read, (False, None)) if more]
+    assert all(isinstance(frame, np.ndarray) for frame in frames)
+    return len(frames) // 2 * (frames[0].shape[0] // 28) * (frames[0].shape[1] // 28)
+
+
+def _memory_file(data: bytes) -> int:
+    import os
+
+    number = os.memfd_create("video")
+    os.write(number, data)
+    return number
+
+
+def test_shared_media_come_again_with_other_text() -> None:
+    one, other = islice(Workload("a", 1, screens=((2, 3),), words=6, shared=True).chats(28, seed=0), 2)
+    assert one[0]["content"][1:] == other[0]["content"][1:]
+    assert one[0]["content"][0] != other[0]["content"][0]
+
+
+def test_a_request_fits_in_the_rows_that_it_claims() -> None:
+    for sizes in (CPU, GPU):
+        for workload in workloads(sizes).values():
+            assert workload.rows > workload.visual_tokens + workload.tokens
+
+
+def test_the_few_arms_give_the_schema_of_the_committed_result() -> None:
+    arms = command.quick_arms("divprune")
+    committed = json.loads((RESULTS / "speed.json").read_text())
+    assert [arm.name for arm in arms] == [row["arm"] for row in committed["rows"]]
+    cell = summarise(measured(**{arm.name: [1.0] for arm in arms}))
+    (row, *_) = command.quick_result(cell, cell)["rows"]
+    assert row.keys() == committed["rows"][0].keys()

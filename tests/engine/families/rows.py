@@ -1,0 +1,150 @@
+"""One row per further family: how its checkpoint is made, how media are written in its prompts, and what is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from .. import matrix, media
+from ..media import Request, Visual
+from . import recipes
+from .recipes import Recipe
+
+STEPS = 8
+BUDGETS: dict[str, Visual] = {
+    "none": None,
+    "half": {"strategy": "uniform", "keep": 0.5},
+    "tenth": {"strategy": "uniform", "keep": 0.1},
+    # Fewer tokens than rows, tiles or frames: some of them keep nothing.
+    "few": {"strategy": "uniform", "keep": 0.03},
+    "shared": {"strategy": "uniform", "max_tokens": 30},
+    "all": {"strategy": "uniform", "keep": 1.0},
+    "divprune": {"strategy": "divprune", "keep": 0.3},
+}
+QWEN_CASES = ("i", "v", "iv", "ivi")
+"""Cases of the two families of Qwen-VL that their kin are asked, unless all are wanted."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a family is tested.
+
+    Attributes:
+        recipe: see `recipes`.
+        kin: the family whose requests and oracle it shares; None for those with media of their own.
+        special: tokens of the family beside those of Qwen-VL.
+        image, video: a medium in a prompt; None where there are none.
+        pads: tokens that take an embedding; two that transformers writes as one are the same.
+        chunk: prompt tokens of a step, as few as the family takes.
+        experts: whether vLLM's loader wants the expert tensors of the checkpoint transposed.
+        float32_delta_nets: whether the CPU needs a stand-in for vLLM's kernel.
+        video_metadata: whether transformers' processor takes the metadata of videos.
+        one_pad_for_all: whether images and videos have the same pad in transformers.
+        slow: whether it is only run with `FAMILIES=full`, as another row runs nearly the same code.
+    """
+
+    recipe: Recipe
+    kin: str | None = None
+    special: tuple[str, ...] = ()
+    image: str = media.IMAGE
+    video: str | None = media.VIDEO
+    pads: tuple[str, ...] = ()
+    chunk: int = 48
+    experts: bool = False
+    float32_delta_nets: bool = False
+    video_metadata: bool = True
+    one_pad_for_all: bool = False
+    slow: bool = False
+
+    @property
+    def limits(self) -> dict[str, int]:
+        """`limit_mm_per_prompt` of the requests."""
+        return {"image": 4, **({"video": 2} if self.video else {})}
+
+
+GLM_MARKS = tuple(f"<|{word}_of_{modality}|>" for modality in ("image", "video") for word in ("begin", "end"))
+GLM4V = Row(
+    recipes.glm4v, None, ("<|image|>", "<|video|>", *GLM_MARKS),
+    "<|begin_of_image|><|image|><|end_of_image|>", "<|begin_of_video|><|video|><|end_of_video|>",
+    ("<|image|>", "<|video|>"), one_pad_for_all=True,
+)  # fmt: skip
+ROWS = {
+    "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", experts=True),
+    "qwen3_5": Row(recipes.qwen3_5, "qwen3_vl", chunk=192, float32_delta_nets=True),
+    "qwen3_5_moe": Row(recipes.qwen3_5_moe, "qwen3_vl", chunk=192, float32_delta_nets=True, slow=True),
+    "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl"),
+    "internvl": Row(
+        recipes.internvl, None, tuple(recipes.INTERNVL_TOKENS.values()), "<IMG_CONTEXT>", "<video>",
+        ("<IMG_CONTEXT>", "<video>"),
+    ),
+    "llava_onevision": Row(
+        recipes.llava_onevision, None, ("<image>", "<video>"), "<image>", "<video>", ("<image>", "<video>"),
+        video_metadata=False,
+    ),
+    "mistral3": Row(
+        recipes.mistral3, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",)
+    ),
+    "pixtral": Row(
+        recipes.pixtral, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",), slow=True
+    ),
+    "llava_next": Row(recipes.llava_next, None, ("<image>",), "<image>", None, ("<image>",), slow=True),
+    "glm4v": GLM4V,
+    "glm4v_moe": replace(GLM4V, recipe=recipes.glm4v_moe, slow=True),
+    "exaone4_5": Row(recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"), slow=True),
+    "idefics3": Row(
+        recipes.idefics3, None, ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
+        "<image>", None, ("<image>",), slow=True,
+    ),
+}  # fmt: skip
+
+
+def requests(name: str, everything: bool = False) -> dict[str, Request]:
+    """What a family is asked, by the name of the request.
+
+    Args:
+        name: of the row.
+        everything: the whole matrix, in place of a choice that shows each kind of medium under each budget.
+    """
+    row = ROWS[name]
+    if row.kin is not None:
+        asked = matrix.requests(row.kin)
+        return {key: one for key, one in asked.items() if everything or key.split(",")[0] in QWEN_CASES}
+    shown = cases(row)
+    chosen = shown if everything else {key: shown[key] for key in ("i", "ii", "v", "iv") if key in shown}
+    return {
+        f"{case}, {budget}": ask(row, items, visual)
+        for case, items in chosen.items()
+        for budget, visual in BUDGETS.items()
+    }
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write the checkpoint of a row into a new folder, and where vLLM wants one of its own, its copy beside it."""
+    row = ROWS[name]
+    recipes.build(row.recipe, row.special, folder)
+    if row.experts:
+        recipes.transpose_experts(folder, folder.with_name(for_engine(name)))
+    return folder
+
+
+def for_engine(name: str) -> str:
+    """The name of the checkpoint that the engine loads."""
+    return f"{name}_vllm" if ROWS[name].experts else name
+
+
+def cases(row: Row) -> dict[str, tuple[Any, ...]]:
+    """Media of each case, i for image and v for video in prompt order."""
+    a, b, c = media.image(224, 224, 1), media.image(112, 336, 2), media.image(100, 90, 3)
+    images: dict[str, tuple[Any, ...]] = {"i": (a,), "ii": (b, a), "iii": (a, b, c)}
+    if row.video is None:
+        return images
+    v, u = media.video(4, 112, 112, 30, 15, 5), media.video(6, 112, 140, 24, 12, 6)
+    return {**images, "v": (v,), "iv": (a, v), "vi": (v, b), "vv": (v, u), "ivi": (c, u, a)}
+
+
+def ask(row: Row, items: tuple[Any, ...], visual: Visual) -> Request:
+    """A chat prompt that shows media in their order, each after a word of text."""
+    shown = "".join(f"m{i}{row.video if isinstance(item, tuple) else row.image}" for i, item in enumerate(items))
+    prompt = f"<|im_start|>user\n{shown}what is it?<|im_end|>\n<|im_start|>assistant\n"
+    return media.with_media(prompt, *items, visual=visual)

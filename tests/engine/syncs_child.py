@@ -1,0 +1,43 @@
+"""Run by `test_gpu_syncs.py`: budgets of every strategy that does not wait by its nature, on one engine with graphs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from vllm_prune.budget.kv import KvSpec
+from vllm_prune.catalogue import KV, VISUAL
+
+from . import media
+from .checkpoints import CELL
+from .engines import start
+from .eviction import EVICTING, evict
+
+FAMILY = "qwen2_5_vl"
+BESIDE_ITS_WEIGHTS = ("stts", "vision_selector")
+"""Strategies with trained weights, which this checkpoint does not have."""
+WAITING = ("vidcom2", "recv_attn")
+"""The first one's shares of frames come from features; the second one's signal needs where the tower's windows end."""
+
+
+def main(checkpoint: str) -> None:
+    """Answer requests; a wait in a step ends the engine."""
+    cell = CELL[FAMILY]
+    picture, clip = media.image(6 * cell, 8 * cell, 1), media.video(6, 4 * cell, 5 * cell, seed=5)
+    requests = []
+    for name in VISUAL.names():
+        if name not in (*BESIDE_ITS_WEIGHTS, *WAITING):
+            shown = picture if "image" in VISUAL.strategy_class(name).modalities else clip
+            requests.append(media.ask(shown, visual={"strategy": name, "keep": 0.5}))
+    specs: list[KvSpec | None] = [None] * len(requests)
+    for name in KV.names():
+        requests.append(media.ask(picture, media.image(5 * cell, 8 * cell, 2)))
+        specs.append(KvSpec(name, keep="0.4", buffer=16))
+    llm = start(Path(checkpoint), enforce_eager=False, max_num_batched_tokens=512, dtype="bfloat16", **EVICTING)
+    outputs = evict(llm, requests, specs, 60)
+    assert all(len(output.outputs[0].token_ids) == 60 for output in outputs)
+    print("no wait")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

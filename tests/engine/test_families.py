@@ -1,0 +1,218 @@
+"""Families beside Qwen2.5-VL and Qwen3-VL: answers against transformers, and without a budget against stock vLLM.
+
+`FAMILIES=full pytest tests/engine/test_families.py` asks the whole matrix; otherwise a choice of it is asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vllm_prune.budget.errors import BudgetError
+from vllm_prune.budget.kv import KvSpec
+from vllm_prune.visual.models import derived
+from vllm_prune.visual.models.table import ADAPTERS, FAMILIES, Family
+
+from . import oracle as qwen
+from .engines import EnginePool, answer_of, generate, model_of, runner_of
+from .eviction import EVICTING, Evictor, evict, journal
+from .families import float32_delta_nets
+from .families.oracle import FamilyOracle
+from .families.rows import BUDGETS, ROWS, STEPS, ask, cases, for_engine, requests
+from .media import Request
+from .oracle import TOLERANCE, Answer, Expected, Mismatch, compare
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+EVERYTHING = os.environ.get("FAMILIES") == "full"
+
+
+class Compact(qwen.Oracle):
+    """Visual tokens count one by one, as text does, and none is missing from the count."""
+
+    def positions(self, ids: Tensor, literal: Tensor, items: Any) -> tuple[Tensor, int]:
+        return torch.arange(len(ids)).expand(3, -1).clone(), len(ids)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Requests of a family, what is expected of them, and what the engine answers with cold and with warm caches."""
+
+    asked: dict[str, Request]
+    expected: dict[str, Expected]
+    cold: dict[str, Answer]
+    cached: dict[str, Answer]
+    prefix_hits: int
+    model: str
+
+
+@pytest.fixture(scope="module", params=[name for name, row in ROWS.items() if EVERYTHING or not row.slow])
+def family(request: pytest.FixtureRequest) -> str:
+    """Name of the row; module-wide, so that each engine starts once."""
+    return request.param
+
+
+def oracle_of(name: str, checkpoint: Path, compact: bool = False) -> Any:
+    """The oracle of a row, or one with positions that are wrong for it."""
+    if ROWS[name].kin is None:
+        return FamilyOracle(checkpoint, ROWS[name], compact)
+    return Compact(checkpoint) if compact else qwen.Oracle(checkpoint)
+
+
+def start(name: str, engines: EnginePool, checkpoint: str) -> Any:
+    """The engine of a row on one of its checkpoints."""
+    row = ROWS[name]
+    if row.float32_delta_nets:
+        float32_delta_nets.install()
+    return engines.get(checkpoint, max_num_batched_tokens=row.chunk, limit_mm_per_prompt=row.limits)
+
+
+@pytest.fixture(scope="module")
+def played(family: str, engines: EnginePool, checkpoints: dict[str, Path]) -> Rounds:
+    """All requests of a family in one batch, then once more."""
+    asked, oracle = requests(family, EVERYTHING), oracle_of(family, checkpoints[family])
+    expected = {name: oracle.answer(request, STEPS) for name, request in asked.items()}
+    llm = start(family, engines, for_engine(family))
+    cold, cached = (generate(llm, list(asked.values()), STEPS) for _ in range(2))
+    in_our_pads = getattr(oracle, "in_our_pads", lambda answer: answer)
+    answers = [
+        {name: in_our_pads(answer_of(output)) for name, output in zip(asked, outputs, strict=True)}
+        for outputs in (cold, cached)
+    ]
+    hits = sum(output.num_cached_tokens for output in cached)
+    return Rounds(asked, expected, *answers, hits, type(model_of(llm)).__module__)
+
+
+def pruned(rounds: Rounds) -> list[str]:
+    """Names of the requests that lose tokens."""
+    return [name for name, answer in rounds.expected.items() if len(answer.prompt) < answer.unpruned]
+
+
+def test_answers_are_those_of_transformers(family: str, played: Rounds) -> None:
+    assert played.model == derived.__name__
+    assert len(pruned(played)) >= len(played.asked) // 2
+    worst = 0.0
+    for answers in (played.cold, played.cached):
+        for name, answer in answers.items():
+            try:
+                worst = max(worst, compare(answer, played.expected[name]))
+            except Mismatch as error:
+                raise Mismatch(f"{name}: {error}") from None
+    assert played.prefix_hits > 0
+    print(f"\n{family}: {len(played.asked)} requests twice, worst log-probability error {worst:.1e}")
+
+
+def test_wrong_positions_are_noticed(family: str, played: Rounds, checkpoints: dict[str, Path]) -> None:
+    wrong = oracle_of(family, checkpoints[family], compact=True)
+    for name in pruned(played):
+        answer = wrong.answer(played.asked[name], STEPS)
+        moved = max(abs(a - b) for a, b in zip(answer.logprobs, played.expected[name].logprobs, strict=True))
+        assert moved > 100 * TOLERANCE, name
+
+
+def test_no_budget_is_stock(
+    family: str, played: Rounds, engines: EnginePool, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [request for name, request in played.asked.items() if name.endswith(", none")]
+    ours = bits(start(family, engines, for_engine(family)), asked)
+    with replaced(family, checkpoints, monkeypatch, None) as checkpoint:
+        llm = start(family, engines, checkpoint)
+        assert type(model_of(llm)).__module__.startswith("vllm.model_executor.models.")
+        assert bits(llm, asked) == ours
+
+
+def bits(llm: Any, asked: list[Request]) -> list[Any]:
+    """Prompts, tokens and log-probabilities to the last bit, with cold and with warm caches."""
+    outputs = [output for _ in range(2) for output in generate(llm, asked, STEPS, logprobs=5)]
+    return [
+        (
+            output.prompt_token_ids,
+            output.num_cached_tokens,
+            [{token: entry.logprob.hex() for token, entry in step.items()} for step in output.outputs[0].logprobs],
+        )
+        for output in outputs
+    ]
+
+
+@contextmanager
+def replaced(
+    name: str, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: Family | None
+) -> Iterator[str]:
+    """Another row of the table in place of a family's, or vLLM's own class; gives a checkpoint that vLLM has not seen.
+
+    vLLM remembers the class of a checkpoint by its path.
+    """
+    from vllm import ModelRegistry
+
+    source = checkpoints[for_engine(name)]
+    architecture = json.loads((source / "config.json").read_text())["architectures"][0]
+    copy = f"{name}_{'stock' if family is None else family.positions}"
+    checkpoints[copy] = source.with_name(copy)
+    shutil.copytree(source, checkpoints[copy])
+    with monkeypatch.context() as patch:
+        if family is None:
+            patch.delitem(FAMILIES, architecture)
+            parent = FAMILY_PARENTS[architecture]
+            ModelRegistry.register_model(architecture, f"{derived.VLLM_MODELS}.{parent}")
+        else:
+            patch.setitem(FAMILIES, architecture, family)
+            ModelRegistry.register_model(architecture, derived.make_adapter(architecture, family))
+        yield copy
+    ModelRegistry.register_model(architecture, ADAPTERS[architecture])
+
+
+FAMILY_PARENTS = {architecture: family.parent for architecture, family in FAMILIES.items()}
+
+
+def test_compact_positions_are_those_of_the_shortened_prompt(
+    engines: EnginePool, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, row = "internvl", replace(FAMILIES["InternVLForConditionalGeneration"], positions="compact")
+    oracle = FamilyOracle(checkpoints[name], ROWS[name], compact=True)
+    asked = {key: request for key, request in requests(name).items() if key.startswith("iv, ")}
+    with replaced(name, checkpoints, monkeypatch, row) as checkpoint:
+        llm = start(name, engines, checkpoint)
+        assert not runner_of(llm).uses_mrope
+        for output, request in zip(generate(llm, list(asked.values()), STEPS), asked.values(), strict=True):
+            compare(oracle.in_our_pads(answer_of(output)), oracle.answer(request, STEPS))
+
+
+def test_kv_budgets_go_with_three_equal_rows(engines: EnginePool, checkpoints: dict[str, Path]) -> None:
+    name, steps = "internvl", 40
+    row, oracle = ROWS[name], FamilyOracle(checkpoints[name], ROWS[name])
+    shown, spec = cases(row), KvSpec("random", keep="0.5", buffer=16)
+    asked = [ask(row, shown[case], BUDGETS[budget]) for case in ("i", "iv") for budget in ("none", "half")]
+    llm = engines.get(name, max_num_batched_tokens=96, limit_mm_per_prompt=row.limits, **EVICTING)
+    with journal() as kept_rows:
+        outputs = evict(llm, asked, [spec] * len(asked), steps)
+    for request, output in zip(asked, outputs, strict=True):
+        prompt, kept = len(output.prompt_token_ids), kept_rows.of(int(output.request_id))
+        assert len(kept) > 1
+        evictor = Evictor(prompt, spec.count(prompt), spec.buffer, kept)
+        compare(oracle.in_our_pads(answer_of(output)), oracle.answer(request, steps, evictor))
+        assert evictor.done == len(kept)
+
+
+@pytest.mark.parametrize(
+    ("visual", "words"),
+    [
+        ({"strategy": "recv_attn", "keep": 0.5}, "attention inside the vision tower"),
+        ({"strategy": "stts", "keep": 0.5}, "cut inside the vision tower"),
+        ({"strategy": "gui_dedup", "keep": 0.5}, "pixels of each visual token"),
+        ({"strategy": "uniform", "keep": 0.5, "options": {"where": "tower"}}, "does not cut inside"),
+    ],
+)
+def test_what_needs_the_tower_is_refused(visual: dict[str, Any], words: str, engines: EnginePool) -> None:
+    row = ROWS["internvl"]
+    llm = start("internvl", engines, "internvl")
+    with pytest.raises(BudgetError, match=words):
+        generate(llm, [ask(row, cases(row)["i"], visual)], 2)

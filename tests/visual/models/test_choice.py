@@ -1,0 +1,57 @@
+"""The choice of a generic adapter, run by run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vllm_prune.config.worker_facts import WorkerFacts
+from vllm_prune.grid import Grid
+from vllm_prune.visual.item_plan import ItemPlan, decode
+from vllm_prune.visual.models.choice import choose
+from vllm_prune.visual.strategies.base import Context
+from vllm_prune.visual.strategies.divprune import DivPrune
+from vllm_prune.visual.tower.kept_store import KEPT
+
+FACTS = WorkerFacts()
+
+
+def features(tokens: int) -> torch.Tensor:
+    return torch.randn(tokens, 8, generator=torch.Generator().manual_seed(tokens))
+
+
+def test_runs_of_several_lengths_are_chosen_from_one_by_one() -> None:
+    rows = features(9)
+    plan = ItemPlan("divprune", "{}", 5, 0, (3, 0, 2), None, "uneven", (-1, 4, -1, 2, 3), (1, 1, 9))
+    kept = choose(plan, rows, FACTS)
+    first = DivPrune().select(rows[:4], Grid(1, 1, 4), 3, Context())
+    last = DivPrune().select(rows[6:], Grid(1, 1, 3), 2, Context())
+    assert kept.tolist() == [*first.tolist(), *(6 + last).tolist()]
+    assert KEPT.bitmap("uneven") is not None
+
+
+def test_equal_runs_are_frames_to_a_strategy() -> None:
+    rows = features(12)
+    plan = ItemPlan("divprune", "{}", 5, 0, (2, 3), None, "", (6, -1, 6), (1, 2, 6))
+    expected = DivPrune().select(rows, Grid(2, 1, 6), 5, Context(), (2, 3))
+    assert torch.equal(choose(plan, rows, FACTS), expected)
+    assert torch.equal(choose(replace(plan, grid=(2, 2, 3)), rows, FACTS), expected)
+
+
+def test_one_run_is_chosen_from_freely() -> None:
+    rows = features(12)
+    plan = ItemPlan("divprune", "{}", 5, 0, None, None, "", (12,), (2, 2, 3))
+    assert torch.equal(choose(plan, rows, FACTS), DivPrune().select(rows, Grid(2, 2, 3), 5, Context()))
+
+
+def test_a_tower_output_of_another_size_is_an_error() -> None:
+    plan = ItemPlan("uniform", "{}", 5, 0, None, None, "", (12,), (1, 1, 12))
+    with pytest.raises(ValueError, match="11 rows"):
+        choose(plan, features(11), FACTS)
+
+
+def test_segments_and_grid_travel() -> None:
+    plan = ItemPlan("uniform", "{}", 5, 0, (2, 3), None, "k", (6, -1, 6), (2, 2, 3))
+    assert decode(plan.encode()) == plan

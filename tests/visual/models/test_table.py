@@ -1,0 +1,119 @@
+"""Every row of the table of families can be served by the installed vLLM, and says what its adapter does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from vllm.model_executor.models.interfaces import supports_mrope, supports_multimodal
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from vllm_prune.budget.canonical import Part
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.visual.frontend.generic_processor import GenericProcessor
+from vllm_prune.visual.frontend.processor import PrunedProcessor
+from vllm_prune.visual.models import derived
+from vllm_prune.visual.models.abilities import families_of, lacks, missing
+from vllm_prune.visual.models.drafter import PrunedDrafter
+from vllm_prune.visual.models.generic import GenericModel
+from vllm_prune.visual.models.positions import attach
+from vllm_prune.visual.models.table import DRAFTERS, FAMILIES, family_of
+
+pytestmark = pytest.mark.slow
+DERIVED = {name: family for name, family in FAMILIES.items() if family.kind is not None}
+
+
+@pytest.mark.parametrize("architecture", DERIVED)
+def test_an_adapter_is_vllm_s_model_with_ours_in_front(architecture: str) -> None:
+    family, adapter = DERIVED[architecture], getattr(derived, architecture)
+    assert adapter is getattr(derived, architecture)
+    assert adapter.__name__ == architecture
+    assert issubclass(adapter, derived.vllm_class(family.parent))
+    assert adapter.vllm_prune_adapter
+    assert supports_multimodal(adapter)
+    assert supports_mrope(adapter) == (family.positions != "compact")
+    assert issubclass(adapter, GenericModel) == (family.kind == "generic")
+    processor = adapter._processor_factory.processor
+    if isinstance(processor, type):
+        assert issubclass(processor, PrunedProcessor)
+        assert issubclass(processor, GenericProcessor) == (family.kind == "generic")
+
+
+def test_a_processor_that_vllm_picks_by_the_checkpoint() -> None:
+    class Picked:
+        def __init__(self, info: str, dummy_inputs: None) -> None:
+            self.info = info
+
+    class Mixin:
+        pass
+
+    build = derived._processor(Picked, Mixin, FAMILIES["LlavaForConditionalGeneration"])
+    indirect = derived._processor(lambda info, dummy_inputs: Picked(info, dummy_inputs), Mixin, None)  # type: ignore
+    for made in (build("about", None), indirect("about", None)):
+        assert isinstance(made, Picked)
+        assert isinstance(made, Mixin)
+        assert made.info == "about"
+
+
+def test_vllm_s_classes_keep_their_processors() -> None:
+    parent = derived.vllm_class(FAMILIES["InternVLForConditionalGeneration"].parent)
+    assert not issubclass(parent._processor_factory.processor, PrunedProcessor)
+    assert MULTIMODAL_REGISTRY is not None
+
+
+def test_an_unknown_name_is_no_adapter() -> None:
+    with pytest.raises(AttributeError, match="LlamaForCausalLM"):
+        _ = derived.LlamaForCausalLM
+    assert family_of(["LlamaForCausalLM"]) is None
+    assert family_of(["LlamaForCausalLM", "Qwen2VLForConditionalGeneration"]).name == "Qwen2-VL"
+
+
+def test_original_positions_of_one_row_are_for_generic_adapters() -> None:
+    for family in FAMILIES.values():
+        assert family.one_row == (family.positions == "original")
+        assert family.kind == "generic" or not family.one_row
+
+
+@pytest.mark.parametrize("name", VISUAL.names())
+def test_a_strategy_is_refused_where_a_signal_is_not_to_be_had(name: str) -> None:
+    entry = next(entry for entry in VISUAL.entries() if entry["name"] == name)
+    for architecture, family in FAMILIES.items():
+        finding = missing(family, Part(name, options="{}", keep="0.5"))
+        lacking = [signal for signal in entry["needs"] if lacks(family, signal)]
+        assert (finding is None) == (not lacking)
+        if finding is not None:
+            assert name in finding.text
+            assert family.name in finding.text
+            assert architecture not in families_of(entry)
+
+
+def test_a_cut_inside_the_tower_needs_an_adapter_that_knows_it() -> None:
+    part = Part("uniform", options='{"after":null,"where":"tower"}', keep="0.5")
+    assert missing(FAMILIES["Qwen3_5ForConditionalGeneration"], part) is None
+    finding = missing(FAMILIES["Qwen2VLForConditionalGeneration"], part)
+    assert finding is not None
+    assert finding.param == "pruning.visual.options.where"
+
+
+@pytest.mark.parametrize("architecture", DRAFTERS)
+def test_a_drafter_takes_off_position_columns(architecture: str) -> None:
+    drafter = getattr(derived, architecture)
+    assert issubclass(drafter, PrunedDrafter)
+    assert issubclass(drafter, derived.vllm_class(DRAFTERS[architecture]))
+
+    class Parent:
+        config = SimpleNamespace(hidden_size=4)
+
+        def embed_input_ids(self, input_ids: Any, multimodal_embeddings: Any = None, *, is_multimodal: Any) -> Any:
+            return multimodal_embeddings
+
+    class Ours(PrunedDrafter, Parent):
+        pass
+
+    rows = torch.randn(3, 4)
+    seen = Ours().embed_input_ids(torch.zeros(5), [rows, attach(rows, torch.zeros(3, 3).long())], is_multimodal=None)
+    assert [tuple(part.shape) for part in seen] == [(3, 4), (3, 4)]
+    assert torch.equal(seen[1], rows)
+    assert Ours().embed_input_ids(torch.zeros(5), None, is_multimodal=None) is None

@@ -1,0 +1,130 @@
+"""Choosing visual tokens and placing them never make the host wait for the device, so that it can run ahead of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.emulated_device import DEVICE, EmulatedDevice, HostSync, on_device, on_host
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
+from vllm_prune.visual.item_plan import ItemPlan
+from vllm_prune.visual.models.positions import StepOffsets, attach, detach, grid_positions
+from vllm_prune.visual.strategies.base import Context, PixelStrategy
+from vllm_prune.visual.tower.select import choose_cells
+from vllm_prune.visual.tower.signals import ItemSource
+from vllm_prune.visual.tower.survivors import Survivors
+
+Put = Callable[[Tensor], Tensor]
+GRIDS = {"image": Grid(1, 9, 12), "large image": Grid(1, 20, 30), "video": Grid(6, 4, 5), "even video": Grid(6, 4, 5)}
+PER_FRAME = (9, 0, 4, 20, 1, 2)
+IN_WORKERS = [
+    name for name in VISUAL.names() if name != "none" and not issubclass(VISUAL.strategy_class(name), PixelStrategy)
+]
+BY_NATURE = {"vidcom2"}
+"""Its shares of frames come from features; to fall as vLLM's do they have to be sizes of `topk`, host numbers."""
+
+
+def chosen(put: Put, name: str, kind: str) -> Tensor:
+    """Kept cells of a random item."""
+    grid, source = GRIDS[kind], torch.Generator().manual_seed(3)
+    features = put(torch.randn(grid.tokens, 200, generator=source))
+    scores = put(torch.rand(grid.tokens, generator=source))
+    per_frame = PER_FRAME if kind == "video" else None
+    count = sum(PER_FRAME) if grid.frames > 1 else grid.tokens // 3
+    strategy = VISUAL.create(name)
+    kept = strategy.select(features, grid, count, Context(5, tower_attention=scores, scores=scores), per_frame)
+    return on_host(kept)
+
+
+def kinds_of(name: str) -> list[str]:
+    modalities = VISUAL.strategy_class(name).modalities
+    return [kind for kind in GRIDS if ("video" if "video" in kind else "image") in modalities]
+
+
+WAITS = {(name, kind) for name in BY_NATURE for kind in kinds_of(name) if kind != "video"}
+CASES = [(name, kind) for name in IN_WORKERS for kind in kinds_of(name)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case not in WAITS])
+def test_no_strategy_waits_and_each_keeps_what_it_keeps_on_the_cpu(name: str, kind: str) -> None:
+    expected = chosen(torch.clone, name, kind)
+    with EmulatedDevice():
+        kept = chosen(on_device, name, kind)
+    assert torch.equal(kept, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("name", "kind"), sorted(WAITS))
+def test_what_waits_by_nature_is_what_is_listed(name: str, kind: str) -> None:
+    with EmulatedDevice(), pytest.raises(HostSync):
+        chosen(on_device, name, kind)
+
+
+def step(put: Put, device: torch.device, host_mask: bool) -> list[Tensor]:
+    """Kept rows of two items, one of which the front end has chosen, and the positions of their step."""
+    grid, source = Grid(2, 3, 4), torch.Generator().manual_seed(4)
+    plans = [
+        ItemPlan("uniform", "{}", 9, 1),
+        ItemPlan("gui_dedup", "{}", 5, 1, indices=(0, 3, 7, 20, 23)),
+    ]
+    rows, embeddings = [], put(torch.randn(grid.tokens, 16, generator=source))
+    for plan in plans:
+        kept = choose_cells(plan, ItemSource(grid, embeddings))
+        relative = grid_positions(grid.frames, grid.rows, grid.cols)
+        rows.append(attach(embeddings[kept], placed(relative, device)[:, kept]))
+    split = [detach(part, 16) for part in rows]
+    mask = torch.tensor([False] * 3 + [True] * 9 + [False] + [True] * 5 + [False] * 2)
+    offsets = StepOffsets(32, device)
+    offsets.write([relative for _, relative in split], [9, 5], mask if host_mask else put(mask))
+    positions = put(torch.zeros(3, 20, dtype=torch.int64))
+    offsets.apply(positions)
+    offsets.clear()
+    alive = Survivors.of(kept, grid.tokens, 4).patches(put(torch.randn(grid.tokens * 4, 2, generator=source)))
+    return [on_host(one) for one in (*(plain for plain, _ in split), positions, alive, offsets.buffer)]
+
+
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """As `PrunedModel._place` does it."""
+    from vllm_prune.visual.models import qwen_vl
+
+    return qwen_vl.async_tensor_h2d(tensor, device=device)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("host_mask", [False, True])
+def test_placing_kept_tokens_does_not_wait(host_mask: bool) -> None:
+    expected = step(torch.clone, torch.device("cpu"), host_mask)
+    with EmulatedDevice():
+        found = step(on_device, DEVICE, host_mask)
+    assert expected[2].any()
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.inference_mode()
+def test_the_layout_of_a_video_with_marks_does_not_wait() -> None:
+    from vllm_prune.visual.models.molmo2 import layout
+
+    plan, kept = ItemPlan("uniform", "{}", 5, 1, per_frame=(2, 0, 3)), torch.tensor([1, 4, 13, 14, 16])
+
+    def laid_out(put: Put) -> Any:
+        return [on_host(one) for one in layout(put(kept), plan, Grid(3, 2, 3))]
+
+    expected = laid_out(torch.clone)
+    with EmulatedDevice():
+        found = laid_out(on_device)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.inference_mode()
+def test_a_wait_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vllm_prune.visual.strategies.base.places_of", lambda mask, count: mask.nonzero().squeeze(1))
+    with EmulatedDevice(), pytest.raises(HostSync):
+        chosen(on_device, "recv_attn", "video")

@@ -1,0 +1,55 @@
+"""What a family's adapter cannot do for a budget, and what to tell its client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ...budget.canonical import Part
+from ...budget.errors import Finding
+from ...catalogue import VISUAL
+from ...signals import VisualSignal
+from .table import FAMILIES, Family
+
+PARAM = "pruning.visual.strategy"
+WORDS: dict[VisualSignal, str] = {
+    "tower_attention": "the attention inside the vision tower",
+    "scorer": "a cut inside the vision tower",
+    "pixels": "the pixels of each visual token",
+    "selector": "the tower's outputs",
+}
+"""What each signal is, for people."""
+
+
+def lacks(family: Family, signal: VisualSignal) -> str | None:
+    """Why a strategy cannot have a signal on a family, None where it can."""
+    if signal in family.signals:
+        return None
+    return f"it needs {WORDS[signal]}, which the adapter of {family.name} does not give; name another one"
+
+
+def missing(family: Family, part: Part) -> Finding | None:
+    """Why a family cannot honour the budget of a modality, None where it can."""
+    for signal in sorted(VISUAL.strategy_class(part.strategy).needs):
+        if (text := lacks(family, signal)) is not None:
+            return Finding("signal", PARAM, f"strategy {part.strategy!r} cannot run here: {text}")
+    if json.loads(part.options).get("where") == "tower" and not family.cuts:
+        return Finding("hidden_tower", "pruning.visual.options.where", no_cut(family))
+    return None
+
+
+def no_cut(family: Family) -> str:
+    """Why a family takes no cut inside the tower."""
+    return f"the adapter of {family.name} does not cut inside the vision tower; use where: embed"
+
+
+def families_of(strategy: Mapping[str, Any]) -> list[str]:
+    """Architectures that can run a strategy of the catalogue, sorted; `strategy` is an entry of `catalogue.entries`."""
+    if strategy["part"] == "kv":
+        return sorted(name for name, family in FAMILIES.items() if family.kv == "yes")
+    return sorted(
+        name
+        for name, family in FAMILIES.items()
+        if set(strategy["needs"]) <= family.signals and set(strategy["modality"]) & set(family.modalities)
+    )

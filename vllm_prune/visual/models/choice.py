@@ -1,0 +1,56 @@
+"""The choice of a generic adapter: from the tower's outputs of one item to the visual tokens that stay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ...config.worker_facts import WorkerFacts
+from ...grid import Grid
+from ..item_plan import ItemPlan
+from ..tower.kept_store import KEPT
+from ..tower.select import choose_cells
+from ..tower.signals import ItemSource
+from .segments import runs_of
+
+
+def choose(plan: ItemPlan, features: Tensor, facts: WorkerFacts) -> Tensor:
+    """Kept visual tokens of an item, int64 [K], ascending.
+
+    Runs of one length are treated as the frames of a video: a strategy compares them with each other and chooses inside
+    each. Runs of several lengths are chosen from one by one.
+
+    Args:
+        plan: with `segments` and `grid`.
+        features: [M, width], what the tower has put out.
+        facts: of this worker.
+
+    Raises:
+        ValueError: the tower's output is not of the plan's size.
+    """
+    assert plan.segments is not None
+    assert plan.grid is not None
+    grid, runs = Grid(*plan.grid), runs_of(plan.segments)
+    if len(features) != grid.tokens:
+        raise ValueError(f"the tower gave {len(features)} rows for an item of {grid.tokens} visual tokens")
+    if plan.per_frame is None or len(runs) == grid.frames:
+        return choose_cells(plan, ItemSource(grid, features, facts=facts))
+    if len(set(runs)) == 1:
+        return choose_cells(plan, ItemSource(Grid(len(runs), 1, runs[0]), features, facts=facts))
+    return _run_by_run(plan, features, runs, facts)
+
+
+def _run_by_run(plan: ItemPlan, features: Tensor, runs: Sequence[int], facts: WorkerFacts) -> Tensor:
+    assert plan.per_frame is not None
+    parts, first = [], 0
+    for n, count, rows in zip(runs, plan.per_frame, features.split(list(runs)), strict=True):
+        if count:
+            alone = replace(plan, count=count, per_frame=None, key="")
+            parts.append(first + choose_cells(alone, ItemSource(Grid(1, 1, n), rows, facts=facts)))
+        first += n
+    kept = torch.cat(parts)
+    KEPT.remember(plan.key, kept, len(features))
+    return kept

@@ -1,0 +1,112 @@
+"""One adapter for any vision-language model of vLLM: it selects rows of what the tower puts out.
+
+Nothing here knows a family. What an item looks like in the prompt comes from the parent's processor and travels in the
+item's plan; where its tokens stand comes from the parent's position function, which is asked about the prompt as it
+would be without budgets. The tower runs as a whole, as vLLM batches it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ...config.worker_facts import WorkerFacts
+from ...grid import MODALITIES
+from ...telemetry import metrics
+from ..item_plan import ItemPlan, decode, field_name, plan_of
+from .choice import choose
+from .placing import PlacedModel
+from .positions import StepOffsets, attach
+from .segments import mask_of
+from .unpruned_prompt import UnprunedPrompt, item_alone, run_starts
+
+if TYPE_CHECKING:
+    from .table import Family
+
+VIDEO_TIMES = ("second_per_grid_ts", "timestamps")
+"""Fields of a video that do not begin with its modality's name."""
+
+
+class GenericModel(PlacedModel):
+    """Mixin placed before a vLLM vision-language model; see the module.
+
+    Attributes:
+        family: the row of the table that the adapter is made from.
+    """
+
+    family: ClassVar[Family]
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        metrics.set_model_name(metrics.served_name(vllm_config.model_config))
+        # Graph capture may pad a step up to the largest captured size.
+        self._offsets = StepOffsets(vllm_config.scheduler_config.max_num_batched_tokens + 1024)
+        self._width = int(vllm_config.model_config.get_inputs_embeds_size())
+        self._facts = WorkerFacts.of(vllm_config)
+
+    @property
+    def output_width(self) -> int:
+        """Columns of the parent's encoder output."""
+        return self._width
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Encoder outputs, one per item; pruned items come as [K, width + 6], or [K, width] with compact positions.
+
+        Raises:
+            RuntimeError: the parent's outputs are not one per item.
+        """
+        rows = {m: kwargs.pop(field_name(m), None) for m in MODALITIES}
+        outputs = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        plans = [
+            (decode(row), m, i) for m in MODALITIES if rows[m] is not None for i, row in enumerate(rows[m])
+        ]  # fmt: skip
+        if not any(plan for plan, _, _ in plans):
+            return outputs
+        if len(plans) != len(outputs):
+            raise RuntimeError(f"{type(self).__name__} gave {len(outputs)} outputs for {len(plans)} items")
+        return tuple(
+            output if plan is None else self._prune(output, plan, _item_fields(kwargs, modality, i), modality)
+            for output, (plan, modality, i) in zip(outputs, plans, strict=True)
+        )
+
+    def _prune(self, output: Tensor, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
+        """Kept rows of an item, [K, width] or with their place in the run, [K, width + 6]."""
+        kept = choose(plan, output, self._facts)
+        if self.family.positions == "compact":
+            return output[kept]
+        return attach(output[kept], self._relative(plan, fields, modality).to(kept.device)[:, kept])
+
+    def _relative(self, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
+        """Positions of an item's visual tokens relative to the first one of their run, int64 [3, M]."""
+        assert plan.segments is not None
+        tokens, feature = item_alone(plan, modality, fields)
+        full, _ = self.unpruned_positions(tokens, [feature])
+        full = full[:, mask_of(plan.segments)]
+        return full - full[:, run_starts(plan.segments)]
+
+    def unpruned_positions(self, tokens: list[int], features: list[Any]) -> tuple[Tensor, int]:
+        """Positions of a prompt that nothing is pruned from, int64 [3, tokens], and what the parent adds to text."""
+        if self.one_row:
+            return torch.arange(len(tokens)).expand(3, -1), 0
+        return super().get_mrope_input_positions(tokens, features)  # type: ignore[misc]
+
+    def get_mrope_input_positions(self, input_tokens: list[int], mm_features: list[Any]) -> tuple[Tensor, int]:
+        """Positions of a prompt; the parent's own where nothing is pruned."""
+        features = sorted(mm_features, key=lambda feature: feature.mm_position.offset)
+        if not any(plan_of(feature.data, feature.modality) for feature in features):
+            return self.unpruned_positions(input_tokens, mm_features)
+        prompt = UnprunedPrompt.of(input_tokens, features)
+        positions, delta = self.unpruned_positions(prompt.tokens, prompt.features)
+        return positions[:, prompt.source].contiguous(), delta + len(prompt.tokens) - len(input_tokens)
+
+
+def _item_fields(kwargs: dict[str, Any], modality: str, index: int) -> dict[str, Any]:
+    """Fields of one item that a position function may read; each has one entry per item."""
+    times = VIDEO_TIMES if modality == "video" else ()
+    return {
+        name: values[index]
+        for name, values in kwargs.items()
+        if values is not None and (name in times or (name.startswith(f"{modality}_") and len(values) > index))
+    }

@@ -1,0 +1,156 @@
+"""Anchors of each clip, with the others carried to them by optimal transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...grid import Grid
+from ...shares import even_shares, largest_remainder
+from ._attention import received
+from ._merging import MergingStrategy
+from .base import Context, NoOptions, Reduction
+from .maths import highest, sinkhorn, sketch, unit_rows
+
+_WINDOW = 9
+_HARD = 0.1
+_SPREAD = 1.5
+
+
+class AotOptions(NoOptions):
+    """Options of `aot`; the defaults are the authors' for short videos.
+
+    Attributes:
+        clip: frames of a clip, all of which are merged into anchors of the first.
+        fresh: share of a later frame's anchors that are kept as they are, because the clip's anchors fit them least.
+    """
+
+    clip: Annotated[int, Field(ge=1, le=64)] = 4
+    fresh: Annotated[float, Field(ge=0, le=1)] = 0.3
+
+
+class Aot(MergingStrategy):
+    """AOT (arXiv 2603.01400): local and global anchors, transport inside each frame, then over the frames of a clip.
+
+    - Anchors of a frame: half of them receive most attention in their window of 9 x 9 cells, half in the whole frame.
+      The authors look at a shallow and a deep layer for the two; here both are those of one late layer.
+    - Inside a frame: every other token is carried to the anchors by entropic transport, whose cost is one minus the
+      cosine plus half the distance on the unit square. An anchor becomes 0.9 times its weighted mean with what it gets,
+      plus 0.1 times the mean of all that are most similar to it.
+    - Over a clip: anchors of later frames are carried to those of the first; those with the least certain place are
+      kept as they are, the others are merged. Costs of nearer frames count for less.
+
+    The authors send the first frame's anchors twice, before and after the merge; here each position has one token, so
+    they are sent merged. Anchors per frame are as many as make K exact.
+    """
+
+    name = "aot"
+    paper = "AOT, arXiv 2603.01400, as in the authors' code, with one layer of attention"
+    summary = "locally and globally attended visual tokens of each clip, the others carried to them (merges)"
+    needs = frozenset({"tower_attention"})
+    floor = False
+    Options = AotOptions
+    options: AotOptions
+
+    def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
+        """See `MergingStrategy.reduce_span`."""
+        attention = received(self.name, tokens, grid, context)
+        # Short rows with the lengths of the tokens, so that means of them point where means of tokens do.
+        short = sketch(tokens) * tokens.float().norm(dim=1, keepdim=True)
+        clips = [range(t, min(t + self.options.clip, grid.frames)) for t in range(0, grid.frames, self.options.clip)]
+        caps = [len(clip) * grid.per_frame for clip in clips]
+        shares = largest_remainder(count, caps, caps, 1 if count >= len(clips) else 0)
+        kept, parts = [], list[tuple[slice, Callable[[Tensor], Tensor]]]()
+        for clip, share in zip(clips, shares, strict=True):
+            if share:
+                inside = slice(clip.start * grid.per_frame, clip.stop * grid.per_frame)
+                reduction = self._clip(short[inside], attention[inside], Grid(len(clip), grid.rows, grid.cols), share)
+                assert reduction.merge is not None
+                kept.append(reduction.kept + inside.start)
+                parts.append((inside, reduction.merge))
+        return Reduction(torch.cat(kept), lambda rows: torch.cat([merge(rows[inside]) for inside, merge in parts]))
+
+    def _clip(self, short: Tensor, attention: Tensor, grid: Grid, count: int) -> Reduction:
+        """Anchors of a clip's first frame and fresh ones of the others, `count` in all."""
+        each = round(count / (1 + self.options.fresh * (grid.frames - 1)))
+        each = min(grid.per_frame, count, max(each, -(-count // grid.frames)))
+        frames = short.view(grid.frames, grid.per_frame, -1)
+        anchors = _anchors(attention.view(grid.frames, -1), grid, each)
+        inside = _inside_frames(unit_rows(frames), anchors, grid)
+        carried = unit_rows(inside @ frames)
+        fresh, weights = _over_frames(carried, even_shares(count - each, max(1, grid.frames - 1), each))
+        places = anchors + torch.arange(grid.frames, device=short.device)[:, None] * grid.per_frame
+        total = 1 + weights.sum((0, 1))[:, None]
+
+        def merge(rows: Tensor) -> Tensor:
+            merged = inside @ rows.float().view(grid.frames, grid.per_frame, -1)
+            first = (merged[0] + torch.einsum("tma,tme->ae", weights, merged[1:])) / total
+            return torch.cat([first, merged.flatten(0, 1)[fresh]])
+
+        return Reduction(torch.cat([places[0], places.flatten()[fresh]]), merge)
+
+
+def _anchors(attention: Tensor, grid: Grid, count: int) -> Tensor:
+    """Local and global anchors of each frame, int64 [T, count], from attention [T, P]."""
+    device = attention.device
+    row = torch.arange(grid.rows, device=device) // _WINDOW
+    col = torch.arange(grid.cols, device=device) // _WINDOW
+    across = -(-grid.cols // _WINDOW)
+    window = (row[:, None] * across + col).flatten()
+    order = attention.argsort(dim=1, descending=True, stable=True)
+    # How many cells of its window come before a cell: windows take turns, the most attended cell of each first.
+    seen = torch.nn.functional.one_hot(window[order], int(window[-1]) + 1).cumsum(1)
+    turn = seen.gather(2, window[order][..., None]).squeeze(2)
+    local = order.gather(1, turn.argsort(dim=1, stable=True)[:, : count // 2])
+    # In the frame as a whole, those that are no local anchors.
+    left = attention.scatter(1, local, -1.0).argsort(dim=1, descending=True, stable=True)[:, : count - count // 2]
+    return torch.cat([local, left], dim=1)
+
+
+def _inside_frames(frames: Tensor, anchors: Tensor, grid: Grid) -> Tensor:
+    """Weights of all cells in each anchor, float32 [T, A, P], of unit cells [T, P, d]."""
+    count, each = grid.per_frame, anchors.shape[1]
+    own = torch.zeros(grid.frames, each, count, device=frames.device).scatter_(2, anchors[..., None], 1.0)
+    if each == count:
+        return own
+    similar = frames @ frames.gather(1, anchors[..., None].expand(-1, -1, frames.shape[2])).mT
+    place = torch.arange(count, device=frames.device)
+    square = torch.stack([(place // grid.cols) / grid.rows, (place % grid.cols) / grid.cols], dim=1)
+    others = torch.ones(grid.frames, count, dtype=torch.bool, device=frames.device).scatter_(1, anchors, False)
+    others = others.nonzero()[:, 1].view(grid.frames, -1)
+    rows = similar.gather(1, others[..., None].expand(-1, -1, each))
+    cost = 1 - rows + 0.5 * torch.cdist(square[others], square[anchors])
+    soft = torch.zeros_like(similar).scatter_(1, others[..., None].expand(-1, -1, each), sinkhorn(cost)).mT
+    hard = torch.nn.functional.one_hot(rows.argmax(2), each).to(rows.dtype)
+    hard = torch.zeros_like(similar).scatter_(1, others[..., None].expand(-1, -1, each), hard).mT
+    gentle = (own + soft) / (1 + soft.sum(2, keepdim=True))
+    return (1 - _HARD) * gentle + _HARD * (own + hard) / (1 + hard.sum(2, keepdim=True))
+
+
+def _over_frames(carried: Tensor, fresh: list[int]) -> tuple[Tensor, Tensor]:
+    """Which anchors of later frames are kept, and with which weights the others go to those of the first.
+
+    Args:
+        carried: unit anchors of each frame, float32 [T, A, d].
+        fresh: anchors of each later frame that are kept as they are.
+
+    Returns:
+        int64 [sum of fresh] among T * A, and float32 [T - 1, A, A].
+    """
+    frames, each, _ = carried.shape
+    if frames == 1:
+        return torch.empty(0, dtype=torch.int64, device=carried.device), carried.new_zeros(0, each, each)
+    cost = 1 - carried[1:] @ carried[0].T
+    cost = cost - cost.amin((1, 2), keepdim=True)
+    apart = torch.arange(1, frames, device=carried.device, dtype=cost.dtype)
+    plan = sinkhorn(cost * (1 - (-(apart**2) / (2 * _SPREAD**2)).exp())[:, None, None])
+    plan = plan / plan.sum(2, keepdim=True)
+    certain = plan.amax(2)
+    chosen = [highest(-row, n) for row, n in zip(certain, fresh, strict=True)]
+    for t, places in enumerate(chosen):
+        plan[t, places] = 0
+    return torch.cat([places + (t + 1) * each for t, places in enumerate(chosen)]), plan

@@ -1,0 +1,107 @@
+"""Groups of alike rows: sums per group, medoids, k-means and density peaks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .vectors import quantise
+
+# Similarities that are held at once.
+_PART = 1 << 22
+
+
+def sum_by(rows: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Sum of the rows of each owner, float32 [count, E] from [n, E] and int64 [n]; the same at every run."""
+    total = torch.zeros(count, rows.shape[1], device=rows.device)
+    if rows.is_cuda:
+        # This one sorts; `index_add_` adds in the order in which threads happen to arrive.
+        return total.index_put_((owner,), rows.float(), accumulate=True)
+    return total.index_add_(0, owner, rows.float())
+
+
+def mean_by(rows: Tensor, owner: Tensor, count: int) -> Tensor:
+    """Mean of the rows of each owner, float32 [count, E]; zero for an owner of none."""
+    return sum_by(rows, owner, count) / torch.bincount(owner, minlength=count).clamp_min(1)[:, None]
+
+
+def nearest(rows: Tensor, centers: Tensor) -> Tensor:
+    """Nearest center (Euclidean) of each row, int64 [n] from [n, d] and [k, d]; ties to the lower index."""
+    bias = centers.square().sum(1) / 2
+    step = max(1, _PART // len(centers))
+    return torch.cat([quantise(part @ centers.T - bias).argmax(1) for part in rows.split(step)])
+
+
+def medoids(units: Tensor, centers: Tensor, owner: Tensor) -> Tensor:
+    """The member of each group that has the largest product with the group's center, int64 [k]; no group is empty."""
+    count, n = len(centers), len(units)
+    values = quantise((units * centers[owner]).sum(1))
+    top = values.new_full((count,), -torch.inf).scatter_reduce_(0, owner, values, "amax")
+    places = torch.arange(n, device=units.device).masked_fill(values < top[owner], n)
+    return torch.full((count,), n, device=units.device).scatter_reduce_(0, owner, places, "amin")
+
+
+def cluster(units: Tensor, first: Tensor, steps: int, medoid_centers: bool = False) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from given first centers: k-means, or k-medoids.
+
+    Every group keeps its medoid as a member, so that none runs empty and exactly k rows are medoids.
+
+    Args:
+        units: unit rows, float32 [n, d].
+        first: int64 [k], distinct rows.
+        steps: how often centers are computed anew.
+        medoid_centers: whether a group's center is its medoid, not its mean. Between unit rows the medoid under squared
+            distances is the member with the largest product with the mean.
+
+    Returns:
+        Medoids, int64 [k], and the group of each row, int64 [n].
+    """
+    kept, centers = first, units[first]
+    order = torch.arange(len(first), device=units.device)
+    owner = kept
+    for _ in range(steps + 1):
+        owner = nearest(units, centers).index_copy_(0, kept, order)
+        means = mean_by(units, owner, len(first))
+        kept = medoids(units, means, owner)
+        centers = units[kept] if medoid_centers else means
+    return kept, owner
+
+
+def density_peaks(units: Tensor, count: int, neighbours: int) -> Tensor:
+    """Centers of dense groups (DPC-kNN): rows that are dense and far from denser ones, int64 [count].
+
+    Density is exp(-mean squared distance to the `neighbours` nearest), and a row's score density times distance to the
+    nearest denser row. No noise breaks ties: of equally dense rows the lower index counts as denser.
+
+    Args:
+        units: unit rows, float32 [n, d].
+        count: at most n.
+        neighbours: at least 1.
+    """
+    distance = (2 - 2 * quantise(units @ units.T)).clamp_min_(0)
+    n = len(units)
+    others = distance.clone().fill_diagonal_(torch.inf)
+    near = others.topk(min(neighbours, n - 1), largest=False).values if n > 1 else distance
+    density = (-near.mean(1)).exp()
+    order = torch.arange(n, device=units.device)
+    denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (order[None] < order[:, None]))
+    reach = torch.where(denser, distance, torch.inf).amin(1)
+    reach = torch.where(reach.isinf(), distance.amax(), reach)
+    return (quantise(density * reach.sqrt()).argsort(descending=True, stable=True))[:count]
+
+
+def absorb(rows: Tensor, kept: Tensor, owner: Tensor, least: float) -> Tensor:
+    """Mix kept rows with the mean of those that they absorb, float32 [K, E].
+
+    A row that absorbs n others weighs max(least, 1 / (n + 1)) itself, and 1 where it absorbs none (FastVID, HoliTom).
+
+    Args:
+        rows: [M, E].
+        kept: int64 [K].
+        owner: int64 [M], place in `kept` that absorbs a row; K for rows that nobody absorbs, kept ones among them.
+        least: in [0, 1].
+    """
+    count = len(kept)
+    absorbed = torch.bincount(owner, minlength=count + 1)[:count]
+    own = (1 / (absorbed + 1)).clamp_min(least).masked_fill(absorbed == 0, 1.0)[:, None]
+    return own * rows[kept].float() + (1 - own) * mean_by(rows, owner, count + 1)[:count]

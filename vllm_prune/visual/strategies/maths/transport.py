@@ -1,0 +1,27 @@
+"""Optimal transport between two sets of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sinkhorn(cost: Tensor, blur: float = 0.1, steps: int = 50) -> Tensor:
+    """Entropic transport plan between uniform marginals (Cuturi 2013), [..., m, n] from costs [..., m, n].
+
+    A fixed number of steps, so that the plan depends on nothing but its costs. The last step fits the rows: each sums
+    to 1 / m, columns to about 1 / n.
+
+    Args:
+        cost: float32, not negative; costs of more than 60 * blur count as that much.
+        blur: weight of the entropy.
+        steps: at least 1.
+    """
+    kernel = (-(cost / blur).clamp_max(60)).exp()
+    m, n = cost.shape[-2:]
+    left = torch.ones_like(kernel[..., :1])
+    right = left
+    for _ in range(steps):
+        right = 1 / (n * (kernel.mT @ left))
+        left = 1 / (m * (kernel @ right))
+    return left * kernel * right.mT

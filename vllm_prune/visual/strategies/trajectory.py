@@ -1,0 +1,72 @@
+"""One token for what is followed from frame to frame."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ...grid import Grid
+from ._merging import MergingStrategy
+from .base import Context, NoOptions, Reduction
+from .maths import cluster, diverse_order, highest, match, mean_by, sketch, unit_rows
+
+
+class TrajectoryOptions(NoOptions):
+    """Options of `trajectory`.
+
+    Attributes:
+        radius: how far content may move between two frames, in visual tokens.
+    """
+
+    radius: Annotated[int, Field(ge=0, le=3)] = 1
+
+
+class Trajectory(MergingStrategy):
+    """Tracks of visual tokens, after TrajViT (arXiv 2505.23617), without its segmenter and its training.
+
+    Each token is linked to the most similar one of the previous frame within `radius`. The M - K most similar links of
+    the video join tokens to tracks, which leaves exactly K of them; a track becomes one token, the mean of its members'
+    features, at the position where it begins. Fewer tokens than a frame has need more: then all links join, and the
+    tracks themselves are grouped by k-means. Inside single frames (where the model family fixes their counts) there are
+    no links, and k-means alone is left.
+    """
+
+    name = "trajectory"
+    paper = "after TrajViT, arXiv 2505.23617; untrained"
+    summary = "one visual token for each piece of content that is followed over frames (merges)"
+    modalities = frozenset({"video"})
+    floor = False
+    Options = TrajectoryOptions
+    options: TrajectoryOptions
+
+    def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
+        """See `MergingStrategy.reduce_span`."""
+        units = sketch(tokens)
+        roots = self._roots(units, grid, max(count, grid.per_frame))
+        starts, owner = roots.unique(return_inverse=True)
+        if count == len(starts):
+            return Reduction(starts, lambda rows: mean_by(rows, owner, count))
+        tracks = unit_rows(mean_by(units, owner, len(starts)))
+        first = highest(-(tracks @ tracks.mean(0)), 1)
+        kept, group = cluster(tracks, diverse_order(tracks, count, lambda _, similar: 1 - similar, first), 3)
+        return Reduction(starts[kept], lambda rows: mean_by(rows, group[owner], count))
+
+    def _roots(self, units: Tensor, grid: Grid, tracks: int) -> Tensor:
+        """The first token of each token's track, int64 [M], with `tracks` tracks in all."""
+        root = torch.arange(grid.tokens, device=units.device)
+        links = grid.tokens - tracks
+        if not links:
+            return root
+        frames = units.view(grid.frames, grid.rows, grid.cols, -1)
+        found = [match(frames[t], frames[t - 1], self.options.radius) for t in range(1, grid.frames)]
+        likeness = torch.cat([best.flatten() for best, _ in found])
+        source = torch.cat([index.flatten() + t * grid.per_frame for t, (_, index) in enumerate(found)])
+        linked = highest(likeness, links)
+        root[linked + grid.per_frame] = source[linked]
+        # Every step doubles how far back a token looks.
+        for _ in range(grid.frames.bit_length()):
+            root = root[root]
+        return root

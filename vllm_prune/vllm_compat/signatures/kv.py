@@ -1,0 +1,86 @@
+"""What KV eviction touches of vLLM's scheduler, block manager and model runners."""
+
+from __future__ import annotations
+
+from .entry import VllmSignature
+
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+_MANAGER = "vllm.v1.core.single_type_kv_cache_manager"
+_RUNNER = "vllm.v1.worker.gpu_model_runner"
+_RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
+_STATE = "vllm.v1.worker.gpu.model_states.interface"
+_BATCH = ("seq_lens", "seq_lens_cpu_upper_bound", "positions", "num_scheduled_tokens", "num_computed_tokens_np")
+_LENGTHS = ("request_id", "num_tokens", "num_tokens_main_model")
+SCHEDULER_SIGNATURES: tuple[VllmSignature, ...] = (
+    VllmSignature(_SCHEDULER, "Scheduler.schedule", ()),
+    VllmSignature(_SCHEDULER, "Scheduler.add_request", ("request",)),
+    VllmSignature(_SCHEDULER, "Scheduler._preempt_request", ("request",)),
+    VllmSignature(_SCHEDULER, "Scheduler._free_request", ("request",)),
+    VllmSignature(_SCHEDULER, "Scheduler._handle_blocked_waiting_request", ("request",)),
+    VllmSignature(_SCHEDULER, "Scheduler.update_from_output", ("scheduler_output", "model_runner_output")),
+    VllmSignature(_SCHEDULER, "Scheduler._get_local_prefix_cache_hit", ("request",)),
+    VllmSignature("vllm.v1.core.sched.async_scheduler", "AsyncScheduler", ()),
+    VllmSignature(
+        "vllm.v1.core.sched.output",
+        "SchedulerOutput",
+        ("finished_req_ids", "scheduled_cached_reqs", "scheduled_encoder_inputs"),
+    ),
+    VllmSignature(
+        "vllm.v1.core.kv_cache_manager", "KVCacheManager.truncate_computed_blocks", ("blocks", "num_computed_tokens")
+    ),
+    VllmSignature(
+        _MANAGER,
+        "FullAttentionManager.get_num_blocks_to_allocate",
+        (*_LENGTHS, "new_computed_blocks", "total_computed_tokens", "num_local_computed_tokens"),
+    ),
+    VllmSignature(_MANAGER, "FullAttentionManager.allocate_new_blocks", _LENGTHS),
+    VllmSignature(_MANAGER, "FullAttentionManager.cache_blocks", ("request", "num_tokens")),
+    VllmSignature(_MANAGER, "FullAttentionManager.pop_blocks_for_free", ("request_id",)),
+    VllmSignature("vllm.v1.core.block_pool", "BlockPool.get_new_blocks", ("num_blocks",)),
+    VllmSignature("vllm.v1.core.block_pool", "BlockPool.free_blocks", ("ordered_blocks",)),
+    VllmSignature(
+        "vllm.utils.torch_utils", "direct_register_custom_op", ("op_name", "op_func", "mutates_args", "fake_impl")
+    ),
+    VllmSignature("vllm.utils.torch_utils", "async_tensor_h2d", ("data", "device", "dtype", "out")),
+)
+
+RUNNER_V1_SIGNATURES: tuple[VllmSignature, ...] = (
+    VllmSignature(_RUNNER, "GPUModelRunner._update_states", ("scheduler_output",)),
+    VllmSignature(_RUNNER, "GPUModelRunner._execute_mm_encoder", ("scheduler_output",)),
+    VllmSignature(_RUNNER, "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")),
+    VllmSignature(_RUNNER, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config", "is_profiling")),
+    VllmSignature(_RUNNER, "GPUModelRunner.load_model", ()),
+    VllmSignature(_RUNNER, "GPUModelRunner.profile_run", ()),
+    VllmSignature(_RUNNER, "GPUModelRunner.execute_model", ("scheduler_output",)),
+    VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.compute_slot_mapping", ("num_reqs", "positions")),
+    VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.add_row", ("block_ids", "row_idx")),
+    VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.clear_row", ("row_idx",)),
+)
+
+RUNNER_V2_SIGNATURES: tuple[VllmSignature, ...] = (
+    VllmSignature(_RUNNER_V2, "GPUModelRunner.load_model", ()),
+    VllmSignature(_RUNNER_V2, "GPUModelRunner.profile_run", ()),
+    VllmSignature(_RUNNER_V2, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config", "is_profiling")),
+    VllmSignature(_RUNNER_V2, "GPUModelRunner.finish_requests", ("scheduler_output",)),
+    VllmSignature(_RUNNER_V2, "GPUModelRunner.add_requests", ("scheduler_output",)),
+    VllmSignature(_RUNNER_V2, "GPUModelRunner.update_requests", ("scheduler_output",)),
+    VllmSignature(_RUNNER_V2, "GPUModelRunner.prepare_inputs", ("scheduler_output", "batch_req_state", "batch_desc")),
+    VllmSignature(_RUNNER_V2, "GPUModelRunner.prepare_attn", ("input_batch",)),
+    VllmSignature(_RUNNER_V2, "GPUModelRunner.execute_model", ("scheduler_output", "dummy_run")),
+    VllmSignature(_STATE, "ModelState.prepare_attn", ("input_batch", "cudagraph_mode", "for_capture")),
+    VllmSignature(_STATE, "ModelState.execute_mm_encoder", ("scheduled_encoder_inputs",)),
+    VllmSignature(
+        "vllm.v1.worker.gpu.block_table", "BlockTables.append_block_ids", ("req_index", "new_block_ids", "overwrite")
+    ),
+    VllmSignature("vllm.v1.worker.gpu.input_batch", "InputBatch", ("req_ids", "has_prefill", *_BATCH)),
+    VllmSignature(
+        "vllm.v1.core.sched.output", "NewRequestData", ("req_id", "prompt_token_ids", "mm_features", "sampling_params")
+    ),
+)
+
+KV_SIGNATURES = (*SCHEDULER_SIGNATURES, *RUNNER_V1_SIGNATURES, *RUNNER_V2_SIGNATURES)
+
+
+def signatures_of_runner(v2: bool) -> tuple[VllmSignature, ...]:
+    """What an engine on one of the model runners needs; checking it imports nothing of the other one."""
+    return (*SCHEDULER_SIGNATURES, *(RUNNER_V2_SIGNATURES if v2 else RUNNER_V1_SIGNATURES))
