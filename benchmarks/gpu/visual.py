@@ -30,11 +30,11 @@ def run(context: Context, shape: Shape, keep_running: bool = False) -> None:
     fleet, runner = started(context, shape)
     try:
         plan = [(name, level) for level in context.scale.levels for name in WORKLOADS]
-        cells: list[dict[str, Any]] = []
-        context.result |= {"runner": runner, "cells": cells}
+        loads: list[dict[str, Any]] = []
+        context.result |= {"runner": runner, "loads": loads}
         for number, (name, level) in enumerate(plan):
             with context.part(f"{name} x {level}"):
-                cells.append(_cell(context, fleet, shape, name, level, len(plan) - number))
+                loads.append(_cell(context, fleet, shape, name, level, len(plan) - number))
         context.result["log"] = fleet.log_lines(LOG_WORDS)
     finally:
         if not keep_running:

@@ -124,7 +124,7 @@ def test_every_load_has_every_arm(
     dry: tuple[subprocess.CompletedProcess[str], Path], step: str, peer: str, cell: int
 ) -> None:
     _, out = dry
-    cells = {(one["workload"], one["concurrency"]): one for one in read(out, step)["cells"]}
+    cells = {(one["workload"], one["concurrency"]): one for one in read(out, step)["loads"]}
     assert [*cells] == [("video", 2), ("screenshot", 2), ("video", 1), ("screenshot", 1)]
     for (workload, _), one in cells.items():
         rows = {row["arm"]: row for row in one["rows"]}
