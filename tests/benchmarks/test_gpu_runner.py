@@ -19,6 +19,8 @@ from benchmarks.gpu.runner import Clock, Context, Skip, Step, make_context, run_
 from benchmarks.gpu.scale import GRAPHS, RUNNER, Scale, full, tiny
 from benchmarks.shapes import EIGHT_B, GIB, SEVEN_B
 
+from ..vllm_names import make_arg_parser
+
 H100, H200 = 79 * GIB, 140 * GIB
 
 
@@ -146,7 +148,6 @@ def test_servers_of_a_gpu_run_as_a_user_would_start_them() -> None:
 def test_arguments_of_all_servers_are_vllms(context: Context) -> None:
     """What only a GPU runs is parsed here by vLLM's own parser."""
     from vllm.config import CompilationConfig
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser())
