@@ -1,4 +1,4 @@
-"""Shapes without weights: configurations build the models that they claim, media get the tokens they should."""
+"""Shapes without weights: configurations build the models that they claim, and media get the right tokens."""
 
 from __future__ import annotations
 
