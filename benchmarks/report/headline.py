@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import NOT_MEASURED, read, table
-from .quality import DEFAULTS, accuracy
+from .quality import DEFAULTS, accuracy, percent
 
 HEAD = ["budget", "throughput, stock vLLM = 1", "right answers, demo model", "speed measured on"]
 
@@ -71,15 +71,15 @@ def _kv(results: Path) -> list[str]:
         f"requests of {setting['screens']} screenshots, {setting['visual_tokens']:,} visual tokens each"
     )
     names = (DEFAULTS["kv"], "gui_kv")
-    shares = ", ".join(f"{accuracy(results, 'kv', name, setting['keep']):.1%} (`{name}`)" for name in names)
-    whole = f"{accuracy(results, 'kv', 'unpruned', None):.1%} unpruned"
+    shares = ", ".join(f"{percent(accuracy(results, 'kv', name, setting['keep']))} (`{name}`)" for name in names)
+    whole = f"{percent(accuracy(results, 'kv', 'unpruned', None))} unpruned"
     speed = _ratio(tight["throughput_ratio"], min(rounds), max(rounds))
     return [f"keep {setting['keep']:.0%} of the KV cache", f"{speed}, `gui_kv`", f"images {shares}, {whole}", where]
 
 
 def _shares(results: Path, strategy: str, keep: float | None) -> str:
     parts: dict[str, Any] = {"images": "none" if keep is None else "visual", "videos": "video"}
-    shares = ", ".join(f"{kind} {accuracy(results, part, strategy, keep):.1%}" for kind, part in parts.items())
+    shares = ", ".join(f"{kind} {percent(accuracy(results, part, strategy, keep))}" for kind, part in parts.items())
     return shares if keep is None else f"{shares} (`{strategy}`)"
 
 

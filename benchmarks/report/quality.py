@@ -13,12 +13,17 @@ DEFAULTS = {"visual": DEFAULT_STRATEGY["image"], "video": DEFAULT_STRATEGY["vide
 TITLES = {"visual": "visual tokens of images", "video": "visual tokens of videos", "kv": "cached rows"}
 
 
-def accuracy(results: Path, part: str, strategy: str, keep: float | None) -> float:
-    """Share of right answers over all tasks, in [0, 1]; `keep` is None for unpruned requests."""
+def accuracy(results: Path, part: str, strategy: str, keep: float | None) -> float | None:
+    """Share of right answers over all tasks, in [0, 1], None if not measured; `keep` is None for unpruned requests."""
     rows = read(results / "quality.json")["rows"]
     wanted = {"group": "all", "part": part, "strategy": strategy, "keep": 1.0 if keep is None else keep}
-    (row,) = (row for row in rows if row["n"] and wanted.items() <= row.items())
-    return float(row["accuracy"])
+    row = next((row for row in rows if row["n"] and wanted.items() <= row.items()), None)
+    return None if row is None else float(row["accuracy"])
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share in percent."""
+    return "not measured" if share is None else f"{share:.{digits}%}"
 
 
 def budgets(results: Path) -> str:
@@ -32,7 +37,7 @@ def budgets(results: Path) -> str:
     arms = [(part, name) for part in TITLES for name in (DEFAULTS[part], "random")]
     head = ["kept", *(f"{TITLES[part]}, `{name}`" for part, name in arms)]
     whole = {part: accuracy(results, "none" if part == "visual" else part, "unpruned", None) for part in TITLES}
-    lines = [["all", *(f"{whole[part]:.0%}" for part, _ in arms)]]
+    lines = [["all", *(percent(whole[part], 0) for part, _ in arms)]]
     lines += [[f"{keep:.0%}", *(by_arm.get((part, name, keep), "-") for part, name in arms)] for keep in keeps]
     return table(head, lines) + (
         f"\n\nRight answers of the demo model, {result['samples']} held-out samples of each task, "
@@ -84,7 +89,7 @@ def _by_task(rows: list[dict[str, Any]], part: str, keep: float) -> str:
     kind = "visual tokens" if part == "visual" else "cached rows"
     lines = [["unpruned", *(f"{before[task]:.0%}" for task in tasks)]]
     names = dict.fromkeys(row["strategy"] for row in inside)
-    lines += [[f"`{name}`", *(shares[name, task] for task in tasks)] for name in names]
+    lines += [[f"`{name}`", *(shares.get((name, task), "not measured") for task in tasks)] for name in names]
     return table([f"{keep:.0%} of the {kind}, by task", *tasks], lines)
 
 
@@ -92,7 +97,7 @@ def _by_ratio(title: str, rows: list[dict[str, Any]]) -> str:
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
     shares = {(row["strategy"], row["keep"]): _share(row) for row in rows}
     names = dict.fromkeys(row["strategy"] for row in rows)
-    lines = [[f"`{name}`", *(shares.get((name, keep), "refused") for keep in keeps)] for name in names]
+    lines = [[f"`{name}`", *(shares.get((name, keep), "not measured") for keep in keeps)] for name in names]
     return table([title, *(f"{keep:.0%}" for keep in keeps)], lines)
 
 

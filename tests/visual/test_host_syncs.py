@@ -25,8 +25,8 @@ PER_FRAME = (9, 0, 4, 20, 1, 2)
 IN_WORKERS = [
     name for name in VISUAL.names() if name != "none" and not issubclass(VISUAL.strategy_class(name), PixelStrategy)
 ]
-BY_NATURE = {"vidcom2"}
-"""Its shares of frames come from features; to fall as vLLM's do they have to be sizes of `topk`, host numbers."""
+BY_NATURE = {"fastvid", "holitom", "vcast", "vidcom2"}
+"""Shares of frames, scenes and windows come from features: how many tokens each has decides sizes, host numbers."""
 
 
 def chosen(put: Put, name: str, kind: str) -> Tensor:

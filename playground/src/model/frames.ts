@@ -3,6 +3,8 @@
 const MOST_CACHED = 128;
 const WIDEST = 960;
 const SEEK_MILLISECONDS = 8000;
+/** After a seek the element may hold the old frame until the new one is presented; longest wait for that. */
+const PRESENT_MILLISECONDS = 250;
 
 /** Seeks one video; frames come one after the other, the latest wish first. */
 export class Frames {
@@ -56,9 +58,21 @@ export class Frames {
     if (Math.abs(this.video.currentTime - time) > 0.001) {
       await new Promise<void>((resolve, reject) => {
         const late = setTimeout(() => reject(new Error("the video does not seek")), SEEK_MILLISECONDS);
-        this.video.onseeked = () => {
+        const done = () => {
           clearTimeout(late);
           resolve();
+        };
+        let presented = false;
+        let sought = false;
+        this.video.requestVideoFrameCallback?.(() => {
+          presented = true;
+          if (sought) done();
+        });
+        this.video.onseeked = () => {
+          sought = true;
+          if (presented) done();
+          // A time within the frame at hand presents none.
+          else setTimeout(done, PRESENT_MILLISECONDS);
         };
         this.video.currentTime = time;
       });

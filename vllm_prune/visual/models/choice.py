@@ -12,13 +12,13 @@ from ...config.worker_facts import WorkerFacts
 from ...grid import Grid
 from ..item_plan import ItemPlan
 from ..tower.kept_store import KEPT
-from ..tower.select import choose_cells
+from ..tower.select import kept_rows
 from ..tower.signals import ItemSource
 from .segments import runs_of
 
 
-def choose(plan: ItemPlan, features: Tensor, facts: WorkerFacts) -> Tensor:
-    """Kept visual tokens of an item, int64 [K], ascending.
+def choose(plan: ItemPlan, features: Tensor, facts: WorkerFacts) -> tuple[Tensor, Tensor]:
+    """What is left of an item: rows, [K, width], and which tokens they are of, int64 [K], ascending.
 
     Runs of one length are treated as the frames of a video: a strategy compares them with each other and chooses inside
     each. Runs of several lengths are chosen from one by one.
@@ -37,20 +37,22 @@ def choose(plan: ItemPlan, features: Tensor, facts: WorkerFacts) -> Tensor:
     if len(features) != grid.tokens:
         raise ValueError(f"the tower gave {len(features)} rows for an item of {grid.tokens} visual tokens")
     if plan.per_frame is None or len(runs) == grid.frames:
-        return choose_cells(plan, ItemSource(grid, features, facts=facts))
+        return kept_rows(plan, ItemSource(grid, features, facts=facts), features)
     if len(set(runs)) == 1:
-        return choose_cells(plan, ItemSource(Grid(len(runs), 1, runs[0]), features, facts=facts))
+        return kept_rows(plan, ItemSource(Grid(len(runs), 1, runs[0]), features, facts=facts), features)
     return _run_by_run(plan, features, runs, facts)
 
 
-def _run_by_run(plan: ItemPlan, features: Tensor, runs: Sequence[int], facts: WorkerFacts) -> Tensor:
+def _run_by_run(plan: ItemPlan, features: Tensor, runs: Sequence[int], facts: WorkerFacts) -> tuple[Tensor, Tensor]:
     assert plan.per_frame is not None
-    parts, first = [], 0
+    left, parts, first = [], [], 0
     for n, count, rows in zip(runs, plan.per_frame, features.split(list(runs)), strict=True):
         if count:
             alone = replace(plan, count=count, per_frame=None, key="")
-            parts.append(first + choose_cells(alone, ItemSource(Grid(1, 1, n), rows, facts=facts)))
+            merged, places = kept_rows(alone, ItemSource(Grid(1, 1, n), rows, facts=facts), rows)
+            left.append(merged)
+            parts.append(first + places)
         first += n
     kept = torch.cat(parts)
     KEPT.remember(plan.key, kept, len(features))
-    return kept
+    return torch.cat(left), kept

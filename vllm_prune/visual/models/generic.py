@@ -74,10 +74,10 @@ class GenericModel(PlacedModel):
 
     def _prune(self, output: Tensor, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
         """Kept rows of an item, [K, width] or with their place in the run, [K, width + 6]."""
-        kept = choose(plan, output, self._facts)
+        rows, kept = choose(plan, output, self._facts)
         if self.family.positions == "compact":
-            return output[kept]
-        return attach(output[kept], self._relative(plan, fields, modality).to(kept.device)[:, kept])
+            return rows
+        return attach(rows, self._relative(plan, fields, modality).to(kept.device)[:, kept])
 
     def _relative(self, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
         """Positions of an item's visual tokens relative to the first one of their run, int64 [3, M]."""

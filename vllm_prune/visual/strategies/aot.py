@@ -13,7 +13,7 @@ from ...grid import Grid
 from ...shares import even_shares, largest_remainder
 from ._attention import received
 from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction
+from .base import Context, NoOptions, Reduction, places_of
 from .maths import highest, sinkhorn, sketch, unit_rows
 
 _WINDOW = 9
@@ -100,10 +100,10 @@ def _anchors(attention: Tensor, grid: Grid, count: int) -> Tensor:
     row = torch.arange(grid.rows, device=device) // _WINDOW
     col = torch.arange(grid.cols, device=device) // _WINDOW
     across = -(-grid.cols // _WINDOW)
-    window = (row[:, None] * across + col).flatten()
+    windows, window = -(-grid.rows // _WINDOW) * across, (row[:, None] * across + col).flatten()
     order = attention.argsort(dim=1, descending=True, stable=True)
     # How many cells of its window come before a cell: windows take turns, the most attended cell of each first.
-    seen = torch.nn.functional.one_hot(window[order], int(window[-1]) + 1).cumsum(1)
+    seen = (window[order][..., None] == torch.arange(windows, device=device)).long().cumsum(1)
     turn = seen.gather(2, window[order][..., None]).squeeze(2)
     local = order.gather(1, turn.argsort(dim=1, stable=True)[:, : count // 2])
     # In the frame as a whole, those that are no local anchors.
@@ -121,11 +121,11 @@ def _inside_frames(frames: Tensor, anchors: Tensor, grid: Grid) -> Tensor:
     place = torch.arange(count, device=frames.device)
     square = torch.stack([(place // grid.cols) / grid.rows, (place % grid.cols) / grid.cols], dim=1)
     others = torch.ones(grid.frames, count, dtype=torch.bool, device=frames.device).scatter_(1, anchors, False)
-    others = others.nonzero()[:, 1].view(grid.frames, -1)
+    others = places_of(others.flatten(), grid.frames * (count - each)).view(grid.frames, -1) % count
     rows = similar.gather(1, others[..., None].expand(-1, -1, each))
     cost = 1 - rows + 0.5 * torch.cdist(square[others], square[anchors])
     soft = torch.zeros_like(similar).scatter_(1, others[..., None].expand(-1, -1, each), sinkhorn(cost)).mT
-    hard = torch.nn.functional.one_hot(rows.argmax(2), each).to(rows.dtype)
+    hard = (rows.argmax(2)[..., None] == torch.arange(each, device=frames.device)).to(rows.dtype)
     hard = torch.zeros_like(similar).scatter_(1, others[..., None].expand(-1, -1, each), hard).mT
     gentle = (own + soft) / (1 + soft.sum(2, keepdim=True))
     return (1 - _HARD) * gentle + _HARD * (own + hard) / (1 + hard.sum(2, keepdim=True))

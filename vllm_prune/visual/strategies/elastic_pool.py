@@ -11,6 +11,9 @@ from ._merging import MergingStrategy
 from .base import Context, Reduction
 from .maths import highest, mean_by, unit_rows
 
+_NONE = 1 << 40
+"""In the place of a block: none."""
+
 
 class ElasticPool(MergingStrategy):
     """Pooled anchors and residual picks, after PARCEL's elastic tokenizer, without its trained queries.
@@ -30,24 +33,23 @@ class ElasticPool(MergingStrategy):
         blocks, picks, owner, anchors = [], [], [], 0
         for t, (share, frame) in enumerate(zip(shares, tokens.split(grid.per_frame), strict=True)):
             if not share:
-                owner.append(torch.full((grid.per_frame,), -1, device=tokens.device))
+                owner.append(torch.full((grid.per_frame,), _NONE, device=tokens.device))
                 continue
             middle, block, rest = _frame(frame, grid, share)
             blocks.append(middle + t * grid.per_frame)
             picks.append(rest + t * grid.per_frame)
-            owner.append(torch.where(block >= 0, block + anchors, -1))
+            owner.append(torch.where(block == _NONE, block, block + anchors))
             anchors += len(middle)
-        owners, single = torch.cat(owner), torch.cat(picks)
-        inside = (owners >= 0).nonzero().squeeze(1)
+        owners, single = torch.cat(owner).clamp_max(anchors), torch.cat(picks)
 
         def merge(rows: Tensor) -> Tensor:
-            return torch.cat([mean_by(rows[inside], owners[inside], anchors), rows[single].float()])
+            return torch.cat([mean_by(rows, owners, anchors + 1)[:anchors], rows[single].float()])
 
         return Reduction(torch.cat([*blocks, single]), merge)
 
 
 def _frame(tokens: Tensor, grid: Grid, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Middle tokens of the blocks, the block of each token that is not picked (else -1), and the picked ones."""
+    """Middle tokens of the blocks, the block of each token that is not picked, and the picked ones."""
     side = _side(grid, max(1, count // 2))
     row = torch.arange(grid.rows, device=tokens.device)
     col = torch.arange(grid.cols, device=tokens.device)
@@ -59,7 +61,7 @@ def _frame(tokens: Tensor, grid: Grid, count: int) -> tuple[Tensor, Tensor, Tens
     means = mean_by(tokens, block, down * across)
     away = 1 - (unit_rows(tokens) * unit_rows(means)[block]).sum(1)
     picks = highest(away.index_fill(0, middle, -1.0), count - len(middle))
-    return middle, block.index_fill(0, picks, -1), picks
+    return middle, block.index_fill(0, picks, _NONE), picks
 
 
 def _side(grid: Grid, most: int) -> int:

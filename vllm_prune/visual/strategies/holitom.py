@@ -11,8 +11,11 @@ from torch import Tensor
 from ...grid import Grid
 from ._attention import received
 from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction
-from .maths import absorb, cosine, highest, mean_by, nearest, sketch
+from .base import Context, NoOptions, Reduction, to_device
+from .maths import absorb, cosine, highest, mean_by, quantise, sketch, unit_rows
+
+# Candidates that are compared with all kept ones at once.
+_ROWS = 1024
 
 
 class HoliTomOptions(NoOptions):
@@ -53,14 +56,9 @@ class HoliTom(MergingStrategy):
         frames = units.view(grid.frames, grid.per_frame, -1)
         similar = cosine(frames[1:], frames[:-1])
         windows = best_windows(similar >= self.options.alike)
-        candidate = _candidates(similar >= self.options.alike, grid, windows)
-        repeats = candidate != torch.arange(grid.tokens, device=tokens.device)
-        missing = count - int((~repeats).sum())
-        if missing > 0:
-            change = torch.cat([similar.new_full((grid.per_frame,), -2.0), -similar.flatten()])
-            split = highest(change.masked_fill(~repeats, -4.0), missing)
-            candidate = candidate.index_copy(0, split, split)
-        starts, owner = candidate.unique(return_inverse=True)
+        starts = owner = torch.arange(grid.tokens, device=tokens.device)
+        if grid.frames > 1:
+            starts, owner = _candidates(similar, self.options.alike, grid, windows, count)
         means = mean_by(units, owner, len(starts))
         order = highest(mean_by(attention[:, None], owner, len(starts)).squeeze(1), count)
         absorbs = _absorbs(means, order, starts // grid.per_frame, windows)
@@ -98,26 +96,37 @@ def best_windows(static: Tensor) -> list[range]:
     return windows[::-1]
 
 
-def _candidates(static: Tensor, grid: Grid, windows: list[range]) -> Tensor:
-    """The token that stands for each one, int64 [M]: that of the window's first frame where the cell stays alike."""
-    candidate = torch.arange(grid.tokens, device=static.device).view(grid.frames, grid.per_frame)
+def _candidates(similar: Tensor, alike: float, grid: Grid, windows: list[range], count: int) -> tuple[Tensor, Tensor]:
+    """The tokens that stand for all, `count` or more, and the place among them of the one that stands for each token.
+
+    What stays alike through its window is stood for by the token of the window's first frame, as far as enough tokens
+    are left; the rest of the repeats, those that change most, stand for themselves.
+    """
+    every = torch.arange(grid.tokens, device=similar.device)
+    candidate = every.view(grid.frames, grid.per_frame).clone()
     for window in windows:
-        still = static[window.start : window.stop - 1].all(0)
-        candidate[window.start : window.stop] = torch.where(
-            still, candidate[window.start], candidate[window.start : window.stop]
-        )
-    return candidate.flatten()
+        still = (similar[window.start : window.stop - 1] >= alike).all(0)
+        inside = candidate[window.start : window.stop]
+        candidate[window.start : window.stop] = torch.where(still, inside[:1], inside)
+    candidate = candidate.flatten()
+    repeats = candidate != every
+    missing = count - int((~repeats).sum())
+    if missing > 0:
+        change = torch.cat([similar.new_full((grid.per_frame,), -2.0), -similar.flatten()])
+        split = highest(change.masked_fill(~repeats, -4.0), missing)
+        candidate = candidate.index_copy(0, split, split)
+    starts, owner = candidate.unique(return_inverse=True)
+    return starts, owner
 
 
 def _absorbs(means: Tensor, order: Tensor, frame: Tensor, windows: list[range]) -> Tensor:
     """The place in `order` of the kept candidate that each of the others is merged into, K where there is none."""
-    count = len(order)
-    owner = torch.full((len(means),), count, device=means.device)
-    kept = torch.zeros(len(means), dtype=torch.bool, device=means.device).index_fill(0, order, True)
-    for window in windows:
-        inside = (frame >= window.start) & (frame < window.stop)
-        others = (inside & ~kept).nonzero().squeeze(1)
-        places = (inside[order]).nonzero().squeeze(1)
-        if len(others) and len(places):
-            owner[others] = places[nearest(means[others], means[order[places]])]
-    return owner
+    count, units = len(order), unit_rows(means)
+    window_of = to_device(torch.tensor([w for w, window in enumerate(windows) for _ in window]), frame.device)
+    window = window_of[frame]
+    parts = []
+    for part, own in zip(units.split(_ROWS), window.split(_ROWS), strict=True):
+        apart = own[:, None] != window[order][None]
+        best = quantise(part @ units[order].T).masked_fill(apart, -2.0).argmax(1)
+        parts.append(torch.where(apart.all(1), count, best))
+    return torch.cat(parts).index_fill(0, order, count)

@@ -47,7 +47,7 @@ class SlowFast(Strategy):
             return fast[evenly_spaced(grid.frames, count, device)]
         room = count - grid.frames
         slow = min(grid.frames, max(self.options.slow, -(-room // max(1, grid.per_frame - 1))))
-        frames = evenly_spaced(grid.frames, slow, device).tolist()
+        frames = evenly_spaced(grid.frames, slow).tolist()
         shares = even_shares(room, slow, grid.per_frame - 1)
         return torch.cat([fast, *(_others(grid, t, n, fast) for t, n in zip(frames, shares, strict=True))])
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ...grid import Grid
 from ...shares import largest_remainder
 from ._merging import MergingStrategy
-from .base import Context, Reduction
+from .base import Context, Reduction, places_of
 from .maths import highest, mean_by, quantise, sketch, unit_rows
+
+Clips = Sequence[Sequence[Tensor]]
 
 
 class TempMe(MergingStrategy):
-    """TempMe's progressive merging (arXiv 2409.01156, section 3) behind the tower, without its training.
+    """TempMe's progressive merging (arXiv 2409.01156) behind the tower, without its training.
 
     First tokens merge inside each frame, then inside each pair of neighbouring frames, each pair of pairs, and so on
     until the whole video is one clip. Every stage leaves the same share of what the one before left. A merge joins
@@ -22,59 +26,66 @@ class TempMe(MergingStrategy):
     """
 
     name = "tempme"
-    paper = "after TempMe, arXiv 2409.01156, section 3; untrained"
+    paper = "after TempMe, arXiv 2409.01156; untrained"
     summary = "alike visual tokens merged inside frames, then over pairs of frames, pairs of pairs and so on (merges)"
     floor = False
 
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
-        units = sketch(tokens)
-        owner = torch.arange(grid.tokens, device=tokens.device)
-        left, stages = grid.tokens, 1 + (grid.frames - 1).bit_length()
-        for stage in range(stages):
-            target = max(count, round(grid.tokens * (count / grid.tokens) ** ((stage + 1) / stages)))
-            target = count if stage + 1 == stages else target
-            clip = grid.per_frame << stage
-            before = 0
-            # Clips of one token have nothing to merge before they are joined.
-            while left > target and left != before:
-                owner = _merged(units, owner, clip, stage > 0, left - target)
-                before, left = left, len(owner.unique())
-        starts, place = owner.unique(return_inverse=True)
-        return Reduction(starts, lambda rows: mean_by(rows, place, count))
+        units, every = sketch(tokens), torch.arange(grid.tokens, device=tokens.device)
+        owner, clips = every, [[frame] for frame in every.split(grid.per_frame)]
+        for target in _targets(grid, count):
+            owner, whole = _stage(units, owner, clips, target)
+            clips = [whole[i : i + 2] for i in range(0, len(whole), 2)]
+        ((kept,),) = clips
+        place = torch.empty_like(every).index_copy_(0, kept, torch.arange(count, device=kept.device))[owner]
+        return Reduction(kept, lambda rows: mean_by(rows, place, count))
 
 
-def _merged(units: Tensor, owner: Tensor, clip: int, halves: bool, most: int) -> Tensor:
-    """One pass of merges inside clips: int64 [M], the token that each one has become part of.
+def _targets(grid: Grid, count: int) -> list[int]:
+    """Tokens behind each stage: an equal share of those in front of it, `count` behind the last."""
+    stages = 1 + (grid.frames - 1).bit_length()
+    even = [round(grid.tokens * (count / grid.tokens) ** ((stage + 1) / stages)) for stage in range(stages - 1)]
+    return [*(max(count, target) for target in even), count]
+
+
+def _stage(units: Tensor, owner: Tensor, clips: Clips, target: int) -> tuple[Tensor, list[Tensor]]:
+    """Merge inside clips until `target` tokens are left in all, or one in each.
 
     Args:
         units: unit rows of all tokens.
-        owner: int64 [M], what each token has become part of so far.
-        clip: tokens of a clip before any merge.
-        halves: whether a clip's later half merges into its earlier one, or every second token into the others.
-        most: merges at most; at least one is made.
+        owner: int64 [M], the token that each one is part of.
+        clips: tokens that are left of each clip, in its two halves or as one.
+        target: at least 1.
+
+    Returns:
+        The new `owner`, and what is left of each clip. How many are left is known without the device.
     """
-    alive, place = owner.unique(return_inverse=True)
-    means = unit_rows(mean_by(units, place, len(alive)))
-    clips = (alive // clip).unique_consecutive(return_counts=True)[1].tolist()
-    sides = [_sides(nodes, clip, halves) for nodes in alive.split(clips)]
-    caps = [len(later) for _, later in sides]
-    shares = largest_remainder(min(most, sum(caps)), clips, caps, 0)
-    target, start = torch.arange(len(alive), device=units.device), 0
-    for (sooner, later), size, share in zip(sides, clips, shares, strict=True):
-        if share:
-            part = means[start : start + size]
-            likeness = quantise(part[later] @ part[sooner].T)
-            match = likeness.argmax(1)
-            chosen = highest(likeness.gather(1, match[:, None]).squeeze(1), share)
-            target[later[chosen] + start] = sooner[match[chosen]] + start
-        start += size
-    return alive[target[place]]
+    every = torch.arange(len(units), device=units.device)
+    while (total := sum(len(half) for clip in clips for half in clip)) > max(target, len(clips)):
+        means = unit_rows(mean_by(units, owner, len(units)))
+        halves = [_halves(clip) for clip in clips]
+        caps, sizes = [len(later) for _, later in halves], [len(sooner) + len(later) for sooner, later in halves]
+        shares = largest_remainder(min(total - target, sum(caps)), sizes, caps, 0)
+        merged = [_merged(means, *pair, share) for pair, share in zip(halves, shares, strict=True)]
+        clips = [[left] for left, _, _ in merged]
+        gone, into = (torch.cat([one[i] for one in merged]) for i in (1, 2))
+        owner = every.index_copy(0, gone, into)[owner]
+    return owner, [torch.cat(list(clip)) for clip in clips]
 
 
-def _sides(nodes: Tensor, clip: int, halves: bool) -> tuple[Tensor, Tensor]:
-    """Places of the tokens that others merge into, and of those that merge; both non-empty where there are two."""
-    late = (nodes % clip) >= clip // 2 if halves else torch.arange(len(nodes), device=nodes.device) % 2 == 1
-    if bool(late.all()) or not bool(late.any()):
-        late = torch.arange(len(nodes), device=nodes.device) % 2 == 1
-    return (~late).nonzero().squeeze(1), late.nonzero().squeeze(1)
+def _halves(clip: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Tokens that others merge into, and those that merge: the halves of a clip, or every second token of a whole."""
+    if len(clip) == 2:
+        return clip[0], clip[1]
+    return clip[0][::2], clip[0][1::2]
+
+
+def _merged(means: Tensor, sooner: Tensor, later: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge the `count` most similar of `later`: what is left of both, what is merged, and into what."""
+    likeness = quantise(means[later] @ means[sooner].T)
+    match = likeness.argmax(1)
+    chosen = highest(likeness.gather(1, match[:, None]).squeeze(1), count)
+    stays = torch.ones(len(later), dtype=torch.bool, device=later.device).index_fill(0, chosen, False)
+    left = later[places_of(stays, len(later) - count)]
+    return torch.cat([sooner, left]), later[chosen], sooner[match[chosen]]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...grid import Grid
 from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction
+from .base import Context, NoOptions, Reduction, places_of
 from .maths import cluster, diverse_order, highest, match, mean_by, sketch, unit_rows
 
 
@@ -45,11 +45,13 @@ class Trajectory(MergingStrategy):
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
         units = sketch(tokens)
-        roots = self._roots(units, grid, max(count, grid.per_frame))
-        starts, owner = roots.unique(return_inverse=True)
-        if count == len(starts):
+        number = max(count, grid.per_frame)
+        roots = self._roots(units, grid, number)
+        begins = roots == torch.arange(grid.tokens, device=roots.device)
+        starts, owner = places_of(begins, number), (begins.cumsum(0) - 1)[roots]
+        if count == number:
             return Reduction(starts, lambda rows: mean_by(rows, owner, count))
-        tracks = unit_rows(mean_by(units, owner, len(starts)))
+        tracks = unit_rows(mean_by(units, owner, number))
         first = highest(-(tracks @ tracks.mean(0)), 1)
         kept, group = cluster(tracks, diverse_order(tracks, count, lambda _, similar: 1 - similar, first), 3)
         return Reduction(starts[kept], lambda rows: mean_by(rows, group[owner], count))

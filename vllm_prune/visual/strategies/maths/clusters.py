@@ -20,9 +20,14 @@ def sum_by(rows: Tensor, owner: Tensor, count: int) -> Tensor:
     return total.index_add_(0, owner, rows.float())
 
 
+def count_by(owner: Tensor, count: int) -> Tensor:
+    """Number of rows of each owner, int64 [count]; unlike `torch.bincount` it never waits for the device."""
+    return torch.zeros(count, dtype=torch.int64, device=owner.device).scatter_add_(0, owner, torch.ones_like(owner))
+
+
 def mean_by(rows: Tensor, owner: Tensor, count: int) -> Tensor:
     """Mean of the rows of each owner, float32 [count, E]; zero for an owner of none."""
-    return sum_by(rows, owner, count) / torch.bincount(owner, minlength=count).clamp_min(1)[:, None]
+    return sum_by(rows, owner, count) / count_by(owner, count).clamp_min(1)[:, None]
 
 
 def nearest(rows: Tensor, centers: Tensor) -> Tensor:
@@ -102,6 +107,6 @@ def absorb(rows: Tensor, kept: Tensor, owner: Tensor, least: float) -> Tensor:
         least: in [0, 1].
     """
     count = len(kept)
-    absorbed = torch.bincount(owner, minlength=count + 1)[:count]
+    absorbed = count_by(owner, count + 1)[:count]
     own = (1 / (absorbed + 1)).clamp_min(least).masked_fill(absorbed == 0, 1.0)[:, None]
     return own * rows[kept].float() + (1 - own) * mean_by(rows, owner, count + 1)[:count]

@@ -12,7 +12,9 @@ from .vectors import quantise, unit_rows
 
 
 def neighbour_similarity(tokens: Tensor, grid: Grid) -> list[float]:
-    """Cosine of each frame's mean token with that of the next frame, T - 1 numbers. Reads the device."""
+    """Cosine of each frame's mean token with that of the next frame, T - 1 numbers. Waits for the device."""
+    if grid.frames == 1:
+        return []
     means = unit_rows(tokens.reshape(grid.frames, grid.per_frame, -1).float().mean(1))
     return quantise((means[1:] * means[:-1]).sum(1)).tolist()
 
