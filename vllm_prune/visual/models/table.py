@@ -97,6 +97,7 @@ def _generic(name: str, parent: str, **more: Any) -> Family:
 
 
 _DELTA_NETS = "CPU, tiny model with float32 delta nets"
+_PROMPTS = "prompt ids only: CPU, tiny model"
 _BY_INHERITANCE = "not run: inherits from a family that was"
 _UNTRIED = "untried"
 _HYBRID = "refused: hybrid layers"
@@ -143,7 +144,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Glm4vMoeForConditionalGeneration": _generic(
         "GLM-4.5V", "glm4_1v:Glm4vMoeForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
-        extent="frame",
+        extent="frame", tested=_PROMPTS,
     ),
     "Idefics3ForConditionalGeneration": _generic(
         "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",)
@@ -164,7 +165,7 @@ FAMILIES: dict[str, Family] = {
         "Intern-S1", "interns1:InternS1ForConditionalGeneration", per_frame=True, tested=_BY_INHERITANCE
     ),
     "LlavaOnevisionForConditionalGeneration": _generic(
-        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration"
+        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration", tested=_PROMPTS
     ),
     "Mistral3ForConditionalGeneration": _generic(
         "Mistral 3", "mistral3:Mistral3ForConditionalGeneration", modalities=("image",),
