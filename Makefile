@@ -7,6 +7,7 @@ PORT   ?= 8000
 MODEL  ?= benchmarks/demo_model/checkpoint
 ARGS   ?=
 RUNNER ?= v1
+VLLM   ?=
 
 BIN   := $(VENV)/bin
 # `exec`, as a shell in between would keep the signals that make hands on.
@@ -25,18 +26,34 @@ ifeq ($(RUNNER),v2)
 PYTESTS = exec $(PYTEST) --runner v2 tests/engine
 endif
 
+# Python integration of a vLLM that has no CPU build here: `make test VLLM=0.33`, in an environment of its own. What is
+# left out has nothing to do with vLLM, or needs kernels that the CPU build of another version does not have.
+OTHER := build/vllm-$(strip $(VLLM))
+OTHER_PYTEST := "$(OTHER)/bin/python" -m pytest -q -n 2 --dist loadgroup -p no:cacheprovider
+ifeq ($(PART),quick)
+OTHER_ENGINES := tests/engine/test_kv_exact.py tests/engine/test_positions_end.py tests/vllm_compat
+OTHER_REST := tests/server/test_budgets.py tests/server/openai tests/server/middleware tests/server/test_media.py
+else
+OTHER_ENGINES := $(addprefix tests/engine/test_,qwen2_5_vl.py qwen3_vl.py kv_exact.py kv_permutation.py) \
+	tests/kv tests/visual tests/vllm_compat
+OTHER_REST := tests/budget tests/cli tests/config tests/frontend tests/support tests/telemetry \
+	$(addprefix tests/server/test_,budgets.py kv.py every_route.py routes.py media.py media_decode.py media_fetch.py) \
+	$(addprefix tests/server/,media middleware openai) tests/test_policy.py tests/test_request.py
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help serve test quick bench lint clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  Variables: MODEL, HOST, PORT, ARGS="--any-vllm-serve-argument ...", VENV, PYTHON,'
-	@echo '  RUNNER=v2 for engine tests on Model Runner V2'
+	@echo '  RUNNER=v2 for engine tests on Model Runner V2, VLLM=0.33 for tests of the Python integration of another vLLM'
 
 serve: ## set up .venv and serve MODEL on HOST:PORT
 	@$(SETUP)
 	@exec "$(BIN)/vllm-prune" serve "$(MODEL)" --host "$(HOST)" --port "$(PORT)" $(ARGS)
 
+ifeq ($(strip $(VLLM)),)
 test: ## set up .venv, then lint, check types and run every test that needs no GPU
 	@$(SETUP) --extra test
 	@"$(BIN)/python" scripts/deploy_tools.py
@@ -45,6 +62,18 @@ test: ## set up .venv, then lint, check types and run every test that needs no G
 	@$(MAKE) --no-print-directory check
 	@$(if $(strip $(ARGS)),,$(MAKE) --no-print-directory coverage)
 	@$(if $(strip $(ARGS)),"$(BIN)/python" -m pytest -q $(ARGS),$(PYTESTS))
+else
+.PHONY: test
+test:
+	@$(SETUP) --extra test
+	@$(PYTHON) scripts/vllm_overlay.py --base "$(VENV)" --vllm "$(VLLM)" --venv "$(OTHER)"
+	@status=0; began=$$(date +%s); \
+	$(if $(strip $(ARGS)),$(OTHER_PYTEST) $(ARGS) || status=$$?;,\
+		$(OTHER_PYTEST) $(OTHER_ENGINES) || status=$$?; \
+		$(OTHER_PYTEST) --no-loadscope-reorder $(OTHER_REST) || status=$$?;) \
+	echo "Python integration of vLLM $(VLLM): status $$status after $$(($$(date +%s) - began)) s" >&2; \
+	exit $$status
+endif
 
 # Without the folder that starts engines, as importing it takes long; the markers are those of tests/engine_guard.py.
 quick: ## set up .venv and run what needs no engine, in under a minute

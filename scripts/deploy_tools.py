@@ -32,8 +32,8 @@ class WrongDigest(Exception):
     """A download is not the file that was reviewed."""
 
 
-def promtool(folder: Path) -> bytes:
-    """The promtool of this Debian's package of Prometheus."""
+def debian_binary(name: str, folder: Path) -> bytes:
+    """A program of this Debian's package of Prometheus."""
     command = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", "prometheus"]
     if run(command, folder) != 0:
         # A fresh machine has no lists of packages yet.
@@ -43,7 +43,12 @@ def promtool(folder: Path) -> bytes:
     (package,) = folder.glob("*.deb")
     if run(["dpkg-deb", "-x", str(package), "out"], folder) != 0:
         raise OSError(f"dpkg-deb cannot unpack {package.name}")
-    return (folder / "out" / "usr" / "bin" / "promtool").read_bytes()
+    return (folder / "out" / "usr" / "bin" / name).read_bytes()
+
+
+def promtool(folder: Path) -> bytes:
+    """Prometheus's own checker."""
+    return debian_binary("promtool", folder)
 
 
 def helm(folder: Path) -> bytes:

@@ -50,6 +50,8 @@ ALSO = (
 """Locations that no entry of the signature table and no class or import of ours leads to."""
 ELSEWHERE = ("vllm.v1.worker.cpu_worker", "vllm.v1.worker.gpu_worker")
 """Bases that depend on the machine; what counts of them is in `ALSO`."""
+SHIMS = "vllm.v1.worker.cpu."
+"""Where vLLM keeps what it puts in the place of other functions on a CPU."""
 
 
 def modules() -> Iterator[tuple[str, Path]]:
@@ -66,11 +68,14 @@ def from_table() -> Iterator[Location]:
         if not entry.module.startswith("vllm") or not entry.expected:
             continue
         try:
-            location = Location.of(entry.load())
+            holder, target = entry.holder(), entry.load()
         except UnknownSignature as error:
             raise SystemExit(f"mend the signature table first: {error}") from None
-        if location is not None:
-            yield location
+        # Data has no body; in the place of what this process has replaced there is one by its name.
+        attribute, owner = entry.home().name.rpartition(".")[2], Location.of(holder)
+        module = getattr(holder, "__name__", "") if inspect.ismodule(holder) else ""
+        replaced = Location(owner.module, f"{owner.name}.{attribute}") if owner else Location(module, attribute)
+        yield Location.of(target) or replaced
 
 
 def overridden() -> Iterator[Location]:
@@ -98,7 +103,8 @@ def imported() -> Iterator[Location]:
                 module = importlib.import_module(str(node.module))
                 for alias in node.names:
                     target = getattr(module, alias.name, None)
-                    if inspect.isroutine(target) and (location := Location.of(target)) is not None:
+                    location = Location.of(target) if inspect.isroutine(target) else None
+                    if location is not None and not location.module.startswith(SHIMS):
                         yield location
 
 

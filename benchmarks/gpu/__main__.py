@@ -15,7 +15,7 @@ import typer
 
 from ..machine import hardware, has_cuda
 from ..speed.rounds import Clock
-from . import backends, cache, exact, machine_step, tests_step, visual
+from . import backends, cache, exact, machine_step, tower, visual
 from .runner import FAILED, TIMED_OUT, Context, Step, make_context, run_all
 from .scale import Scale, full, tiny
 
@@ -25,8 +25,8 @@ def steps(scale: Scale) -> list[Step]:
 
     `exact` says whether anything works on CUDA at all, and a wrong answer makes every speed worthless. The first
     model's speed is the claim that users come for; its servers then serve the KV measurements, which decide the runner.
-    The marked tests are next, as what they check also runs on a CPU or in the steps before. The second model costs
-    another start of several servers; other attention kernels concern fewest users.
+    The account of the tower says why the first figures are what they are. The second model costs another start of
+    several servers; the marked tests and other attention kernels check again what the steps before have run.
     """
     first, second = scale.shapes
     limits = [
@@ -34,9 +34,9 @@ def steps(scale: Scale) -> list[Step]:
         Step("exact", 120, 45, exact.run),
         Step(f"visual_{first.family}", 220, 80, partial(visual.run, shape=first, keep_running=True)),
         Step("kv", 180, 50, cache.run),
-        Step("tests", 60, 15, tests_step.run),
+        Step("tower", 110, 45, tower.run),
         Step(f"visual_{second.family}", 170, 80, partial(visual.run, shape=second)),
-        Step("backends", 90, 50, backends.run),
+        Step("kernels", 150, 20, backends.run),
     ]
     return [replace(step, limit=scale.patience * step.limit) for step in limits]
 

@@ -1,4 +1,4 @@
-"""Step `backends`: KV eviction and visual budgets on other attention kernels than the default."""
+"""Step `kernels`: the tests marked `gpu`, then KV eviction and visual budgets on each attention backend in turn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..random_model import DEMO
 from ..speed.arms import OFF
 from ..speed.fleet import Fleet, Plan
-from . import exact
+from . import exact, tests_step
 from .runner import Context, Skip
 
 MODULES = {"FLASH_ATTN": "vllm.vllm_flash_attn", "FLASHINFER": "flashinfer", "TRITON_ATTN": "triton"}
@@ -41,12 +41,19 @@ def _importable(module: str) -> bool:
 
 
 def run(context: Context) -> None:
-    """Start a server per backend and ask each the same; answers are compared with the first backend's."""
+    """Run the tests, then start a server per backend and ask each the same."""
+    tests_step.run(context)
     chosen = plans(context)
     context.result["commands"] = {plan.name: shlex.join(plan.arguments) for plan in chosen}
-    if not context.scale.cuda:
-        raise Skip("no CUDA: these kernels need it")
-    without = context.result["skipped"] = missing()
+    with context.part("backends"):
+        if not context.scale.cuda:
+            raise Skip("no CUDA: these kernels need it")
+        _compare(context, chosen)
+
+
+def _compare(context: Context, chosen: list[Plan]) -> None:
+    """Answers on every backend beside those of the first."""
+    without = context.result["not_installed"] = missing()
     chosen = [plan for plan in chosen if plan.name not in without]
     with Fleet(DEMO, context.work, max(1.0, context.clock.left), context.scale.stop_seconds) as fleet:
         errors = fleet.start(chosen, context.scale.at_once)

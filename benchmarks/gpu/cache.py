@@ -31,7 +31,8 @@ def run(context: Context) -> None:
         visual.started(context, shape)
     fleet: Fleet = context.shared["fleet"]
     try:
-        runners = context.scale.runners
+        # Where ours did not start on the first runner, what runs is on the second already.
+        runners = context.scale.runners[context.scale.runners.index(context.shared["runner"]) :]
         for number, runner in enumerate(runners):
             server = OURS
             if number:
@@ -40,7 +41,7 @@ def run(context: Context) -> None:
                 if server == OURS:
                     continue
             _parts(context, fleet, runner, server, len(runners) - number)
-        if len(runners) == 1:
+        if not context.scale.cuda:
             context.result.setdefault("skipped", {})["v2"] = "no CUDA: model runner V2 needs it"
     finally:
         visual.close(context)
@@ -81,8 +82,9 @@ def _pool(
     measured = measure(fleet, chosen, load, context.scale.rounds, clock, seed=21, tell=context.tell)
     cell = summarise(measured)
     cell["requests_that_fit"] = context.shared["cache"] / (shape.row_bytes * workload.rows)
-    if measured.errors or not cell["rows"]:
-        raise RuntimeError(f"no whole round fitted in the time, or failed: {measured.errors}")
+    context.problems |= {f"{workload.name} x {level}, {arm}": text for arm, text in measured.errors.items()}
+    if not cell["rows"]:
+        raise RuntimeError(f"no whole round fitted in the time, or failed: {[*measured.errors]}")
     return cell
 
 

@@ -16,7 +16,7 @@ GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_si
 """CUDA graphs for decoding, no compilation, which takes a minute per server and gains such long prefills little."""
 ON_CPU = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_CPU_KVCACHE_SPACE": "", "VLLM_PRUNE_PRELOADED": "1",
+    "VLLM_PRUNE_PRELOADED": "1",
 }  # fmt: skip
 """On a CPU: vLLM would bind every server's threads to the same cores, where they would wait for each other, and would
 put the worker in a process of its own, which on one GPU it is not."""
@@ -94,7 +94,7 @@ class Scale:
         """Servers that have room beside each other, and the bytes of each one's cache."""
         names, wanted = self.peers(shape), self.wanted_cache(shape)
         if not self.cuda:
-            return names[:3], 64 << 20
+            return names[:3], GIB
         while True:
             room = int(USABLE * self.memory) // len(names) - shape.weight_bytes - WORKING_BYTES
             if room >= min(wanted, LEAST_CACHE) or len(names) == 2:

@@ -1,4 +1,4 @@
-"""Step `tests`: the tests that are marked `gpu`."""
+"""The tests that are marked `gpu`, a part of the step `kernels`."""
 
 from __future__ import annotations
 

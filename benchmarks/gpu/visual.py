@@ -30,11 +30,11 @@ def run(context: Context, shape: Shape, keep_running: bool = False) -> None:
     fleet, runner = started(context, shape)
     try:
         plan = [(name, level) for level in context.scale.levels for name in WORKLOADS]
-        cells: list[dict[str, Any]] = []
-        context.result |= {"runner": runner, "cells": cells}
+        loads: list[dict[str, Any]] = []
+        context.result |= {"runner": runner, "loads": loads}
         for number, (name, level) in enumerate(plan):
             with context.part(f"{name} x {level}"):
-                cells.append(_cell(context, fleet, shape, name, level, len(plan) - number))
+                loads.append(_cell(context, fleet, shape, name, level, len(plan) - number))
         context.result["log"] = fleet.log_lines(LOG_WORDS)
     finally:
         if not keep_running:
@@ -63,6 +63,12 @@ def started(context: Context, shape: Shape) -> tuple[Fleet, str]:
     context.tell(f"starting {', '.join(names)}")
     began = context.clock.left
     errors = fleet.start(plans, scale.at_once)
+    if OURS in errors and runner != scale.runners[-1]:
+        runner = scale.runners[-1]
+        context.tell(f"ours did not start on {scale.runners[0]}; trying {runner}")
+        errors[f"{OURS} on {scale.runners[0]}"] = errors.pop(OURS)
+        errors |= fleet.start([scale.plan(OURS, OURS, shape, cache, runner)])
+    context.shared["runner"] = runner
     context.result |= {"start_errors": errors, "notes": fleet.notes, "start_seconds": began - context.clock.left}
     context.problems |= {f"start of {name}": text for name, text in errors.items()}
     context.save()

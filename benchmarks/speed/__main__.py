@@ -118,7 +118,7 @@ def quick_result(alone: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any
             "requests_per_second": many["requests_per_second"], "ttft_ratio": one["ttft_ratio"],
             "throughput_ratio": many["throughput_ratio"],
         })  # fmt: skip
-    return {"rows": rows, "cells": [alone, loaded]}
+    return {"rows": rows, "loads": [alone, loaded]}
 
 
 def main(
@@ -151,16 +151,16 @@ def main(
         arms = list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS))
         speeds = micro.measure()
         found = run(folder, given, arms, loads, rounds)
-        name, result = "speed_matrix", {"speeds": asdict(speeds), "cells": []}
+        name, result = "speed_matrix", {"speeds": asdict(speeds), "loads": []}
         for load, one in zip(loads, found, strict=True):
-            result["cells"].append(cell := summarise(one, ttft_target))
+            result["loads"].append(cell := summarise(one, ttft_target))
             if not load.workload.parts:
                 bound.add_to(cell, Shape.of(folder), load.workload, arms, speeds)
     else:
         name, result = "speed", _few(folder, given, sizes, strategy, (concurrency or [4])[0], requests, rounds)
         result["setting"] = {"visual_tokens": rows * cols, "rounds": rounds, "requests": requests,
                              "concurrency": (concurrency or [4])[0], "strategy": strategy}  # fmt: skip
-    for cell in result["cells"]:
+    for cell in result["loads"]:
         show(cell, f"{about['parameters'] / 1e6:.0f}M parameters, {cell['visual_tokens']} visual tokens")
     if save:
         RESULTS.mkdir(exist_ok=True)

@@ -39,8 +39,12 @@ def videos(frames: int, side: tuple[int, int], cell: int, seed: int) -> Iterator
         yield "data:video/mp4;base64," + base64.b64encode(_mp4(_film(frames, side, cell, rng))).decode()
 
 
+def film(frames: int, cells: tuple[int, int], cell: int, seed: int) -> np.ndarray:
+    """One such recording's pixels, uint8 [frames, height, width, 3], for rows and columns of cells."""
+    return _film(frames, (cells[0] * cell, cells[1] * cell), cell, np.random.default_rng(seed))
+
+
 def _film(frames: int, side: tuple[int, int], cell: int, rng: np.random.Generator) -> np.ndarray:
-    """Pixels, uint8 [frames, height, width, 3]."""
     height, width = side
     page = rng.integers(0, 255, (height // cell, width // cell, 3), dtype=np.uint8).repeat(cell, 0).repeat(cell, 1)
     shots = np.repeat(page[None], frames, 0)

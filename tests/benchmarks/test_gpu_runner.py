@@ -14,10 +14,12 @@ import pytest
 
 from benchmarks import shapes
 from benchmarks.gpu import __main__ as main
-from benchmarks.gpu import backends, exact, plugin_site, runner, tests_step, visual
+from benchmarks.gpu import backends, cache, exact, plugin_site, runner, tests_step, visual
 from benchmarks.gpu.runner import Clock, Context, Skip, Step, make_context, run_all
 from benchmarks.gpu.scale import GRAPHS, RUNNER, Scale, full, tiny
 from benchmarks.shapes import EIGHT_B, GIB, SEVEN_B
+
+from ..vllm_names import make_arg_parser
 
 H100, H200 = 79 * GIB, 140 * GIB
 
@@ -146,7 +148,6 @@ def test_servers_of_a_gpu_run_as_a_user_would_start_them() -> None:
 def test_arguments_of_all_servers_are_vllms(context: Context) -> None:
     """What only a GPU runs is parsed here by vLLM's own parser."""
     from vllm.config import CompilationConfig
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser())
@@ -212,3 +213,78 @@ def test_every_request_of_every_step_fits_in_the_servers_context(scale: Scale) -
         rows = cache / SEVEN_B.row_bytes
         assert scale.tight * scale.turns(scale.turn_answer).visual_tokens > 1.4 * rows
         assert scale.ample * scale.turns(scale.short_answer).rows < rows
+
+
+class FakeFleet:
+    """Stands for running servers; what a step starts, stops and asks is noted."""
+
+    def __init__(self, refused: tuple[str, ...] = ()) -> None:
+        self.servers: dict[str, Any] = dict.fromkeys(("stock", "ours", "evs"))
+        self.refused, self.start_seconds = refused, 1.0
+        self.log: list[Any] = []
+        self.notes: dict[str, str] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.servers
+
+    def stop(self, *names: str) -> None:
+        for name in names:
+            self.servers.pop(name, None)
+
+    def start(self, plans: list[Any], at_once: int = 1) -> dict[str, str]:
+        self.servers.update({plan.name: None for plan in plans if plan.name not in self.refused})
+        self.log += plans
+        return {plan.name: "out of memory" for plan in plans if plan.name in self.refused}
+
+
+@pytest.mark.parametrize("refused", [(), ("ours_v1",)])
+def test_the_second_runner_takes_the_place_of_the_first(
+    context: Context, monkeypatch: pytest.MonkeyPatch, refused: tuple[str, ...]
+) -> None:
+    asked: list[tuple[str, str, tuple[str, ...]]] = []
+
+    def part(name: str) -> Any:
+        def measure(context: Context, fleet: FakeFleet, server: str, clock: Clock) -> dict[str, Any]:
+            asked.append((name, server, tuple(fleet.servers)))
+            assert clock.left > 0
+            return {"figure": 1}
+
+        return measure
+
+    for name in cache.PARTS:
+        monkeypatch.setattr(cache, f"_{name}", part(name))
+    fleet = FakeFleet(refused)
+    context.scale = full(H100)
+    context.shared |= {"fleet": fleet, "shape": SEVEN_B, "cache": GIB, "runner": "v2"}
+    (line,) = run_all([Step("kv", 60, 0, cache.run)], context, Clock(90))
+    found = read(context, "kv")
+    assert [(name, server) for name, server, _ in asked[:3]] == [(name, "ours") for name in cache.PARTS]
+    assert [plan.environment[RUNNER] for plan in fleet.log] == ["0"]
+    assert fleet.servers == {}
+    if refused:
+        assert line["status"] == "failed"
+        assert "out of memory" in found["problems"]["v1: start"]
+        assert [*found["runners"]] == ["v2"]
+    else:
+        assert line["status"] == "ok"
+        assert asked[3:] == [(name, "ours_v1", ("stock", "ours_v1")) for name in cache.PARTS]
+        assert {runner: [*parts] for runner, parts in found["runners"].items()} == {
+            "v2": [*cache.PARTS], "v1": [*cache.PARTS],
+        }  # fmt: skip
+
+
+def test_a_model_whose_servers_do_not_start_is_reported_and_left(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet = FakeFleet(refused=("ours",))
+    fleet.servers.clear()
+    monkeypatch.setattr(visual, "Fleet", lambda *arguments: fleet)
+    context.scale = full(H100)
+    first, *_ = context.scale.shapes
+    step = Step("visual", 60, 0, lambda context: visual.run(context, first, keep_running=True))
+    summary = run_all([step, Step("after", 9, 0, good)], context, Clock(90))
+    assert states(summary) == {"visual": "failed", "after": "ok"}
+    problems = read(context, "visual")["problems"]
+    assert problems["start of ours"] == problems["start of ours on v2"] == "out of memory"
+    assert [plan.environment[RUNNER] for plan in fleet.log if plan.name == "ours"] == ["1", "0"]
+    assert "ours did not start" in summary[0]["why"]

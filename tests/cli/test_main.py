@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from vllm_prune.catalogue import KV, VISUAL, entries, markdown
 from vllm_prune.cli.main import app
+from vllm_prune.vllm_compat.version import TESTED, minor_of, vllm_version
 
 from .command import run
 
@@ -47,6 +48,16 @@ def test_doctor_fails_when_the_plugin_is_left_out() -> None:
     assert found.returncode == 1
     assert "PROBLEM" in found.stdout
     assert "VLLM_PLUGINS" in found.stdout
+
+
+@pytest.mark.slow
+def test_doctor_says_how_far_the_installed_vllm_is_tested() -> None:
+    found = run("doctor", VLLM_USE_RUST_FRONTEND="1", VLLM_RUST_FRONTEND_PATH="/bin/true")
+    text = " ".join(found.stdout.replace("│", " ").split())
+    assert TESTED[minor_of(vllm_version())].split(",")[0] in text
+    assert "functions that are built on are as they were reviewed" in text
+    assert found.returncode == 1
+    assert "would ignore budgets" in text
 
 
 @pytest.mark.slow

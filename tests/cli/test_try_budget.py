@@ -112,7 +112,7 @@ def run(*arguments: object) -> Result:
 
 
 def test_answers_tokens_and_times_side_by_side(contract: Contract, picture: Path, tmp_path: Path) -> None:
-    out = tmp_path / "kept.png"
+    out = tmp_path / "new" / "kept.png"
     result = run(picture, "what is it?", "--keep", "1,0.5,0.25", "--url", f"{contract.url}/v1/", "--out", out)
     assert result.exit_code == 0, result.output
     for text in ("answer at 1", "answer at 0.5", "answer at 0.25", "12 of 12", "6 of 12", "3 of 12", "21", "15", " s "):

@@ -53,10 +53,11 @@ class Example:
 
     @property
     def is_request(self) -> bool:
-        """Whether it talks to a server: Python that names it, curl, or a shell function `ask` that the page defines."""
+        """Whether it talks to a server: Python that names it, curl, `try`, or the page's own function `ask`."""
         if self.language == "python":
             return URL in self.text
-        return self.language == "bash" and re.search(r"\bcurl\b|^ask ", self.text, re.MULTILINE) is not None
+        asks = r"\bcurl\b|\bvllm-prune try |^ask "
+        return self.language == "bash" and re.search(asks, self.text, re.MULTILINE) is not None
 
 
 @lru_cache

@@ -14,10 +14,10 @@ from .engines import start
 from .eviction import EVICTING, evict
 
 FAMILY = "qwen2_5_vl"
-BESIDE_ITS_WEIGHTS = ("stts", "vision_selector")
-"""Strategies with trained weights, which this checkpoint does not have."""
-WAITING = ("vidcom2", "recv_attn")
-"""The first one's shares of frames come from features; the second one's signal needs where the tower's windows end."""
+CAPTURED = {"tower_attention", "scorer", "selector"}
+"""Signals that wait for the ends of the tower's windows, or need weights that this checkpoint does not have."""
+WAITING = ("fastvid", "holitom", "vcast", "vidcom2")
+"""Listed in `tests/visual/test_host_syncs.py`: sizes follow from what they see."""
 
 
 def main(checkpoint: str) -> None:
@@ -26,7 +26,7 @@ def main(checkpoint: str) -> None:
     picture, clip = media.image(6 * cell, 8 * cell, 1), media.video(6, 4 * cell, 5 * cell, seed=5)
     requests = []
     for name in VISUAL.names():
-        if name not in (*BESIDE_ITS_WEIGHTS, *WAITING):
+        if name not in WAITING and not CAPTURED & VISUAL.strategy_class(name).needs:
             shown = picture if "image" in VISUAL.strategy_class(name).modalities else clip
             requests.append(media.ask(shown, visual={"strategy": name, "keep": 0.5}))
     specs: list[KvSpec | None] = [None] * len(requests)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,12 @@ from vllm_prune.kv import saliency as saliency_module
 from vllm_prune.kv.cache import Blocks, StridedRows
 from vllm_prune.kv.commands import Compaction
 from vllm_prune.kv.compaction import Compactor, track
+from vllm_prune.kv.lengths import CacheLengths
 from vllm_prune.kv.query_window import QueryStore, StepPlan
 from vllm_prune.kv.saliency import SaliencyStore
 from vllm_prune.kv.window_slots import WindowLimits
+
+from .test_lengths import Batch
 
 LAYERS, HEADS, GROUP, DIM, BLOCK, BLOCKS, PROMPT, WINDOW, BUFFER = 2, 2, 2, 16, 8, 32, 60, 4, 8
 SOURCE, MIDDLE, TARGET = (9, 4, 2, 11, 1, 8, 5, 3), (13, 14, 15, 16), (20, 21, 22, 23)
@@ -148,6 +152,32 @@ def test_a_wait_would_be_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> No
 def _built_on_the_device(cls: type[Blocks], ids: tuple[int, ...], rows: int, size: int, device: torch.device) -> Blocks:
     starts = torch.tensor(ids, device=device) * size
     return cls(ids, size, (starts[:, None] + torch.arange(size, device=device)).flatten()[:rows])
+
+
+@torch.inference_mode()
+def test_lengths_of_a_step_do_not_wait() -> None:
+    """On Runner V2; V1 shortens the same tensors in the same way."""
+
+    def prepared(put: Any, device: torch.device) -> list[Tensor]:
+        buffer, positions = put(torch.tensor([50, 73, 0], dtype=torch.int32)), put(torch.arange(6))
+        bound, counts = torch.tensor([50, 73, 0], dtype=torch.int32), np.array([1, 3], dtype=np.int32)
+        lengths = CacheLengths(device)
+        step = lengths.begin(Batch(buffer, bound, positions, counts), np.array([0, 20], dtype=np.int32))
+        attended = lengths.attended(step)
+        parts = (
+            step.seq_lens,
+            attended.seq_lens,
+            attended.seq_lens_cpu_upper_bound,
+            lengths.slots_from(step).positions,
+        )
+        return [on_host(one) for one in parts]
+
+    expected = prepared(torch.clone, torch.device("cpu"))
+    with EmulatedDevice():
+        found = prepared(on_device, DEVICE)
+    assert expected[1].tolist() == [50, 53, 0]
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
 
 
 def test_norms_are_recorded_while_graphs_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from .mock import Controls, Mock
 if TYPE_CHECKING:
     from .page_parts import Browser, ConsoleMessage, Page, Previews
 
-MILLISECONDS = 20_000
+MILLISECONDS = 60_000
 """Longest wait for anything on the page; a machine that runs engines beside the browser is slow."""
 WIDE = {"width": 1440, "height": 960}
 

@@ -15,6 +15,7 @@ from vllm_prune.sweep.client import Answer
 from vllm_prune.sweep.graders import Expectation
 from vllm_prune.sweep.report import rows
 
+from ..docs.pages import ROOT, examples
 from .conftest import Site
 from .page_parts import SWEEP, Page, ask, choose, expect, load_sweep, picture_file, pixels_of
 
@@ -127,6 +128,18 @@ def test_a_click_in_the_plot_chooses_its_point_and_intervals_are_drawn(page: Pag
     low, high = row["accuracy_low"], row["accuracy_high"]
     assert all(blue(one) for one in np.linspace(low + 0.01, high - 0.01, 12))
     assert not blue(low - 0.06)
+
+
+def test_the_way_of_the_first_five_minutes_ends_in_its_preset(page: Page) -> None:
+    """Load the project's own result, take a point's budget over, copy it as a preset: as the documentation has it."""
+    (documented,) = examples(ROOT / "docs" / "first-five-minutes.md", "yaml")
+    load_sweep(page, SWEEP)
+    page.get_by_role("radio", name="divprune 0.5").check()
+    page.get_by_role("button", name="Use this budget").click()
+    page.get_by_role("button", name="Copy as… (setting A)").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="preset", exact=True).click()
+    assert dialog.locator("pre").inner_text().strip() == documented.text.strip()
 
 
 def test_the_repositorys_own_result_is_read(page: Page) -> None:

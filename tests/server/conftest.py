@@ -27,6 +27,9 @@ presets:
     visual: {keep: 0.25, strategy: uniform}
   full:
     visual: null
+  my-budget:
+    visual: {strategy: divprune, keep: 0.5}
+    kv: null
 media:
   private: [localhost]
   max_items: 8

@@ -24,6 +24,7 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 
 from vllm_prune.config.media import Media
 from vllm_prune.vllm_compat import media_connector
+from vllm_prune.vllm_compat.signatures import holder
 from vllm_prune_server.media.busy import QueueOverflow
 from vllm_prune_server.media.connector import PruneMediaConnector
 from vllm_prune_server.media.decode_pool import DecodePool
@@ -86,11 +87,9 @@ async def test_downloads_of_a_request_share_its_budget(pool: DecodePool, host: H
 async def test_vllms_budgets_reach_the_connector(
     pool: DecodePool, host: HostileHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vllm.connections import MediaRequestDownloadBudget
-    from vllm.multimodal.media import MediaDecodedBudget
-
     monkeypatch.setattr(envs, "VLLM_MAX_MEDIA_REQUEST_DECODE_BYTES", 2 * 4 * 120 * 160, raising=False)
-    budgets = {"decoded_budget": MediaDecodedBudget(), "download_budget": MediaRequestDownloadBudget()}
+    kinds = {"decoded_budget": "MediaDecodedBudget", "download_budget": "MediaRequestDownloadBudget"}
+    budgets = {argument: holder(f"{kind}.charge")() for argument, kind in kinds.items()}
     one = connector(pool, **budgets)
     for _ in range(2):
         await one.fetch_image_async(host.url("/picture.png"))

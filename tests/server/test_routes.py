@@ -28,7 +28,11 @@ def test_catalogue_and_presets(server: Any) -> None:
             behind_the_tower or entry["needs"] == ["selector"]
         )
     presets = {entry["name"]: entry["pruning"] for entry in get(server, "/v1/pruning/presets").json()["data"]}
-    assert presets == {"fast": {"visual": {"keep": 0.25, "strategy": "uniform"}}, "full": {"visual": None}}
+    assert presets == {
+        "fast": {"visual": {"keep": 0.25, "strategy": "uniform"}},
+        "full": {"visual": None},
+        "my-budget": {"visual": {"keep": 0.5, "strategy": "divprune"}, "kv": None},
+    }
 
 
 def test_health(server: Any) -> None:

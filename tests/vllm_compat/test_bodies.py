@@ -14,6 +14,8 @@ from vllm_prune.vllm_compat import bodies
 from vllm_prune.vllm_compat.bodies import Location, body_of, digest
 from vllm_prune.vllm_compat.version import SUPPORTED, minor_of, vllm_version
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 MINOR = minor_of(vllm_version())
 

@@ -18,6 +18,7 @@ from vllm_prune.vllm_compat.media_budgets import (
     for_decoder,
     media_limits,
 )
+from vllm_prune.vllm_compat.signatures import holder
 
 NAMES = (
     "VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB",
@@ -108,11 +109,8 @@ def test_a_budget_is_charged_and_refuses() -> None:
 @pytest.mark.skipif(not hasattr(envs, NAMES[2]), reason="vLLM has had these budgets since 0.33")
 def test_vllms_own_budgets(limits: Any) -> None:
     """What vLLM calls, and what it counts, is what the count in its place takes."""
-    from vllm.connections import MediaRequestDownloadBudget
-    from vllm.multimodal.media import MediaDecodedBudget
-
     limits(0, 1, 1000)
-    decoded, downloads = MediaDecodedBudget(), MediaRequestDownloadBudget()
+    decoded, downloads = holder("MediaDecodedBudget.charge")(), holder("MediaRequestDownloadBudget.charge")()
     for budget, most in ((decoded, 1000), (downloads, 1 << 20)):
         charge(budget, most)
         with pytest.raises(RequestLimitExceeded):
@@ -120,5 +118,5 @@ def test_vllms_own_budgets(limits: Any) -> None:
     sent, charged = for_decoder(ImageMediaIO(decoded_budget=decoded))
     assert charged is decoded
     assert count_of(sent).left == 0
-    methods = {name for name in vars(MediaDecodedBudget) if not name.startswith("_")}
+    methods = {name for name in vars(type(decoded)) if not name.startswith("_")}
     assert methods <= {*vars(DecodedCount), "used"}, "a method that media IO may call in a decoding process"

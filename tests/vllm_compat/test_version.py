@@ -43,6 +43,21 @@ def test_the_extras_take_every_supported_version_and_no_other() -> None:
         assert not any(Version(other) in vllm.specifier for other in ("0.31.9", "0.34.0", "1.0"))
 
 
+def test_images_and_set_up_install_supported_releases() -> None:
+    [image] = re.findall(r"^ARG VLLM=(\S+)$", (ROOT / "deploy/Dockerfile.cuda").read_text(), re.MULTILINE)
+    assert minor_of(image) in SUPPORTED
+    assert "scripts/setup_env.py" in (ROOT / "deploy/Dockerfile.cpu").read_text()
+    releases = re.findall(r"Release\(\"(\d\S+?)\"", (ROOT / "scripts/setup_env.py").read_text())
+    assert tuple(minor_of(release) for release in releases) == SUPPORTED
+
+
+def test_every_version_says_how_far_it_is_tested_and_where() -> None:
+    assert tuple(version_module.TESTED) == SUPPORTED
+    limits = (ROOT / "docs/limits.md").read_text()
+    assert all(f"\n| {minor} | " in limits for minor in SUPPORTED)
+    assert f"vLLM {' and '.join(SUPPORTED)}. Another version is refused" in limits
+
+
 def test_no_other_file_of_the_project_names_another_version() -> None:
     """Versions of vLLM in packaging, set-up, images and documents are supported ones."""
     files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pyproject.toml", ROOT / "Makefile"]

@@ -15,7 +15,7 @@ from ..kv.suitability import SCHEDULER, WORKER
 from ..visual.scorers.base import ScorerError
 from ..visual.scorers.stts.files import PLACE, read_shape
 from ..visual.scorers.vision_selector import load_selector
-from ..vllm_compat import media_connector, plugin, signatures, version
+from ..vllm_compat import bodies, media_connector, plugin, serve_command, signatures, version
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,12 @@ def examine() -> list[Check]:
     except version.UnsupportedVersion as error:
         return [Check("vllm", False, str(error))]
     return [
-        Check(
-            "vllm",
-            True,
-            f"{version.vllm_version()} (supported: {version.supported()})",
-        ),
+        _vllm(),
         *_platform(),
         _signatures(),
+        _bodies(),
         _plugin(),
+        _front_end(),
         *_adapters(),
         _molmo2(),
         _configuration(),
@@ -53,6 +51,12 @@ def examine() -> list[Check]:
         _kv(),
         _media(),
     ]
+
+
+def _vllm() -> Check:
+    installed = version.vllm_version()
+    tested = version.TESTED[version.minor_of(installed)]
+    return Check("vllm", True, f"{installed} (supported: {version.supported()}); tested with this minor: {tested}")
 
 
 def _platform() -> list[Check]:
@@ -74,6 +78,25 @@ def _signatures() -> Check:
     return Check(
         "vllm internals", not problems, "; ".join(problems) or f"all {len(signatures.SIGNATURES)} names are as expected"
     )
+
+
+def _bodies() -> Check:
+    """What a patch release has changed behind unchanged signatures: to know, and no fault by itself."""
+    minor = version.minor_of(version.vllm_version())
+    known = bodies.reviewed_for(minor)
+    others = [str(location) for location in bodies.unreviewed(known, minor)]
+    detail = f"all {len(known)} functions that are built on are as they were reviewed for {minor}"
+    if others:
+        detail = f"{len(others)} of {len(known)} functions differ from those reviewed for {minor}: {', '.join(others)}"
+    return Check("vllm bodies", True, detail)
+
+
+def _front_end() -> Check:
+    try:
+        serve_command.refuse_rust_front_end()
+    except serve_command.OtherFrontEnd as error:
+        return Check("front end", False, str(error))
+    return Check("front end", True, "vLLM's in Python; its Rust front end is refused, as it would ignore budgets")
 
 
 def _plugin() -> Check:

@@ -121,10 +121,10 @@ def _telemetry(arguments: Sequence[str]) -> list[str]:
 
 def _refuse_other_front_ends(arguments: Sequence[str]) -> None:
     """Refuse vLLM's servers that run none of our code: they would take budgets and ignore them."""
-    if serve_command.uses_rust_front_end():
-        raise LaunchError(
-            f"{serve_command.RUST_FRONT_END} is set: vLLM's Rust front end would ignore budgets; unset it"
-        )
+    try:
+        serve_command.refuse_rust_front_end()
+    except serve_command.OtherFrontEnd as error:
+        raise LaunchError(str(error)) from None
     for flag in ("--grpc", "--grpc-port"):
         if has_flag(arguments, flag):
             raise LaunchError(f"{flag}: vLLM's gRPC server would ignore budgets; drop it, or use vllm serve")

@@ -85,6 +85,7 @@ def try_budgets(options: Options, console: Console) -> None:
     console.print(table(model, trials))
     panels = [Panel(heading(trial), next(iter(trial.visual.get("items") or ()), None)) for trial in trials]
     try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         draw(picture, panels).save(options.out)
     except OSError as error:
         raise TryError(f"--out {options.out} cannot be written: {error.strerror or error}") from None

@@ -101,6 +101,9 @@ def _plain(value: Any) -> Any:
     if not isinstance(value, ast.AST):
         return repr(value)
     fields = {name: field for name, field in ast.iter_fields(value) if field not in (None, [])}
+    if isinstance(value, ast.JoinedStr):
+        # Python 3.12 puts empty texts between the fields of a format.
+        fields["values"] = [v for v in value.values if not (isinstance(v, ast.Constant) and v.value == "")]
     if (
         isinstance(value, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         and ast.get_docstring(value) is not None

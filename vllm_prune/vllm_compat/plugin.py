@@ -11,6 +11,7 @@ from .model_config import patch_model_config
 from .output_processor import patch_output_processor
 from .renderer import patch_renderer
 from .request_owner import mark_serving_renderers
+from .serve_command import refuse_rust_front_end
 from .serving_tokens import patch_serving_tokens
 from .version import check_version
 
@@ -30,6 +31,7 @@ def register_models() -> None:
     for architecture, target in ADAPTERS.items():
         ModelRegistry.register_model(architecture, target)
     if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
+        refuse_rust_front_end()
         patch_server()
     elif "vllm.v1.engine.input_processor" in sys.modules:
         # An engine in its caller's process: a malformed KV budget is that caller's error.

@@ -18,6 +18,22 @@ def uses_rust_front_end() -> bool:
     return bool(envs.VLLM_USE_RUST_FRONTEND)
 
 
+class OtherFrontEnd(RuntimeError):
+    """vLLM is to start a front end that runs none of our code."""
+
+
+def refuse_rust_front_end() -> None:
+    """Raise `OtherFrontEnd` where vLLM would start its Rust front end, for `vllm-prune serve` and `vllm serve` alike.
+
+    It answers requests without any Python, so that it would take a budget and ignore it.
+    """
+    if uses_rust_front_end():
+        raise OtherFrontEnd(
+            f"{RUST_FRONT_END} is set: vLLM's Rust front end would ignore budgets. Unset it, or to serve without "
+            "budgets set VLLM_PLUGINS to a list without vllm_prune."
+        )
+
+
 def allowed_plugins(environ_value: str | None) -> str:
     """Value for `VLLM_PLUGINS` that loads what vLLM would load anyway, and our endpoint plugin.
 

@@ -7,6 +7,12 @@ import importlib
 SUPPORTED = ("0.32", "0.33")
 """Minor versions, oldest first. The one list of them: tests hold packaging, set-up, images and documents to it."""
 
+TESTED = {
+    "0.32": "the whole suite on its CPU build, engine tests on one GPU",
+    "0.33": "Python integration, its Python code on the CPU kernels of 0.32; its own kernels have not been run here",
+}
+"""How far each supported version is tested, by minor version."""
+
 
 class UnsupportedVersion(RuntimeError):
     """The installed vLLM is not one that this version was tested with."""

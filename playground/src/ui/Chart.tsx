@@ -90,7 +90,7 @@ export function Chart({ rows, reference, cost, chosen, choose }: Props) {
             points: { show: true, size: 7 },
             ...(name === "random" || name === "uniform" ? { dash: [5, 4] } : {}),
           })),
-          { label: "unpruned", stroke: ink, width: 1, dash: [2, 3], points: { show: false } },
+          { label: "no budget", stroke: ink, width: 1, dash: [2, 3], points: { show: false } },
         ],
         hooks: { draw: [(plot) => intervals(plot, names)] },
       },

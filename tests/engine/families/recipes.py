@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from ..checkpoints import _HALF, _SPECIAL, _TEMPLATE, _VISION, _special_ids, _text_config, byte_tokenizer
 
 Recipe = Callable[[Any, Path], Any]
 """Writes the processors of a family beside its tokenizer, and gives transformers' model."""
+
+Change = Callable[[str, torch.Tensor], tuple[str, torch.Tensor]]
+"""From a tensor as transformers saves it to one as vLLM loads it."""
 
 SIGLIP = {
     "model_type": "siglip_vision_model",
@@ -123,18 +128,22 @@ def qwen3_vl_moe(tokenizer: Any, folder: Path) -> Any:
     return Qwen3VLMoeForConditionalGeneration(config)
 
 
-def transpose_experts(folder: Path, copy: Path) -> None:
-    """Copy a mixture of experts as vLLM loads it: transformers saves its expert tensors the other way round."""
-    import shutil
+def transposed_experts(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """The expert tensors of a mixture as vLLM loads them: transformers saves them the other way round."""
+    return name, tensor.transpose(1, 2).contiguous() if "experts." in name and tensor.dim() == 3 else tensor
 
-    from safetensors.torch import load_file, save_file
 
+def nested_tower(name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """The tensors of a SigLIP or CLIP tower under the name that vLLM knows, which older transformers wrote."""
+    return name.replace("vision_tower.", "vision_tower.vision_model."), tensor
+
+
+def convert(folder: Path, change: Change, copy: Path) -> None:
+    """Copy a checkpoint with its tensors changed one by one."""
     shutil.copytree(folder, copy)
     weights = load_file(copy / "model.safetensors")
-    for name, tensor in weights.items():
-        if "experts." in name and tensor.dim() == 3:
-            weights[name] = tensor.transpose(1, 2).contiguous()
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    changed = dict(change(name, tensor) for name, tensor in weights.items())
+    save_file(changed, copy / "model.safetensors", metadata={"format": "pt"})
 
 
 def qwen2_vl(tokenizer: Any, folder: Path) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 from .. import matrix, media
 from ..media import Request, Visual
 from . import recipes
-from .recipes import Recipe
+from .recipes import Change, Recipe
 
 STEPS = 8
 BUDGETS: dict[str, Visual] = {
@@ -37,7 +37,7 @@ class Row:
         image, video: a medium in a prompt; None where there are none.
         pads: tokens that take an embedding; two that transformers writes as one are the same.
         chunk: prompt tokens of a step, as few as the family takes.
-        experts: whether vLLM's loader wants the expert tensors of the checkpoint transposed.
+        change: what vLLM's loader wants changed in the tensors of the checkpoint.
         float32_delta_nets: whether the CPU needs a stand-in for vLLM's kernel.
         video_metadata: whether transformers' processor takes the metadata of videos.
         one_pad_for_all: whether images and videos have the same pad in transformers.
@@ -51,7 +51,7 @@ class Row:
     video: str | None = media.VIDEO
     pads: tuple[str, ...] = ()
     chunk: int = 48
-    experts: bool = False
+    change: Change | None = None
     float32_delta_nets: bool = False
     video_metadata: bool = True
     one_pad_for_all: bool = False
@@ -70,7 +70,7 @@ GLM4V = Row(
     ("<|image|>", "<|video|>"), one_pad_for_all=True,
 )  # fmt: skip
 ROWS = {
-    "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", experts=True),
+    "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", change=recipes.transposed_experts),
     "qwen3_5": Row(recipes.qwen3_5, "qwen3_vl", chunk=192, float32_delta_nets=True),
     "qwen3_5_moe": Row(recipes.qwen3_5_moe, "qwen3_vl", chunk=192, float32_delta_nets=True, slow=True),
     "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl"),
@@ -80,7 +80,7 @@ ROWS = {
     ),
     "llava_onevision": Row(
         recipes.llava_onevision, None, ("<image>", "<video>"), "<image>", "<video>", ("<image>", "<video>"),
-        video_metadata=False,
+        change=recipes.nested_tower, video_metadata=False,
     ),
     "mistral3": Row(
         recipes.mistral3, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",)
@@ -88,7 +88,10 @@ ROWS = {
     "pixtral": Row(
         recipes.pixtral, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",), slow=True
     ),
-    "llava_next": Row(recipes.llava_next, None, ("<image>",), "<image>", None, ("<image>",), slow=True),
+    "llava_next": Row(
+        recipes.llava_next, None, ("<image>",), "<image>", None, ("<image>",),
+        change=recipes.nested_tower, slow=True,
+    ),
     "glm4v": GLM4V,
     "glm4v_moe": replace(GLM4V, recipe=recipes.glm4v_moe, slow=True),
     "exaone4_5": Row(recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"), slow=True),
@@ -123,14 +126,14 @@ def build(name: str, folder: Path) -> Path:
     """Write the checkpoint of a row into a new folder, and where vLLM wants one of its own, its copy beside it."""
     row = ROWS[name]
     recipes.build(row.recipe, row.special, folder)
-    if row.experts:
-        recipes.transpose_experts(folder, folder.with_name(for_engine(name)))
+    if row.change is not None:
+        recipes.convert(folder, row.change, folder.with_name(for_engine(name)))
     return folder
 
 
 def for_engine(name: str) -> str:
     """The name of the checkpoint that the engine loads."""
-    return f"{name}_vllm" if ROWS[name].experts else name
+    return name if ROWS[name].change is None else f"{name}_vllm"
 
 
 def cases(row: Row) -> dict[str, tuple[Any, ...]]:

@@ -101,7 +101,8 @@ def run(model: Any) -> tuple[Tensor, Tensor, int]:
     """Merged embeddings, the positions that the parent's layers see, and what is added for decoded tokens."""
     tokens, features, _, _ = prompt()
     rows = [unpruned() if plan is None else plan.encode() for plan in PLANS]
-    outputs = model.embed_multimodal(image_prune=rows, image_sizes=[18, 6, 6])
+    shared = {"image_token_id": torch.tensor(PAD), "image_size": 3, "image_mean": None}
+    outputs = model.embed_multimodal(image_prune=rows, image_sizes=[18, 6, 6], **shared)
     for output in outputs:
         set_mm_embedding_modality(output, "image")
     positions, delta = model.get_mrope_input_positions(tokens, features)

@@ -52,7 +52,7 @@ def families_of(strategy: Mapping[str, Any]) -> list[str]:
         strategy: an entry of `catalogue.entries`.
     """
     if strategy["part"] == "kv":
-        return sorted(name for name, family in FAMILIES.items() if family.kv == "yes")
+        return sorted(name for name, family in FAMILIES.items() if not family.kv.startswith("refused"))
     wanted = VISUAL.create(strategy["name"]).wanted()
     return sorted(
         name

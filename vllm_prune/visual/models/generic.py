@@ -7,6 +7,7 @@ would be without budgets. The tower runs as a whole, as vLLM batches it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -103,10 +104,16 @@ class GenericModel(PlacedModel):
 
 
 def _item_fields(kwargs: dict[str, Any], modality: str, index: int) -> dict[str, Any]:
-    """Fields of one item that a position function may read; each has one entry per item."""
+    """Fields of one item that a position function may read."""
     times = VIDEO_TIMES if modality == "video" else ()
-    return {
-        name: values[index]
-        for name, values in kwargs.items()
-        if values is not None and (name in times or (name.startswith(f"{modality}_") and len(values) > index))
-    }
+    of_items = {
+        name: values for name, values in kwargs.items() if name in times or name.startswith(f"{modality}_")
+    }  # fmt: skip
+    return {name: values[index] for name, values in of_items.items() if _has(values, index)}
+
+
+def _has(values: Any, index: int) -> bool:
+    """Whether a field of a batch has an entry for an item; some fields hold one value for all."""
+    if isinstance(values, Tensor):
+        return values.ndim > 0 and len(values) > index
+    return isinstance(values, Sequence) and len(values) > index

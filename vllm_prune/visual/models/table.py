@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ...grid import MODALITIES, Modality
 from ...signals import VisualSignal
@@ -51,7 +51,7 @@ class Family:
         extent: see `Extent`; only read where positions are those of a grid.
         image_rows: whether text stands after each row of an image.
         tested: on what the adapter has been compared with transformers, for people.
-        kv: whether KV budgets go with it; the reason where not, for people.
+        kv: "yes", "untried", or that they are refused and why: what becomes of KV budgets, for people.
     """
 
     name: str
@@ -92,7 +92,12 @@ def _qwen3(name: str, parent: str, tested: str = "CPU, tiny model", kv: str = "y
     return Family(name, parent, "Qwen3-VL", "grid", MODALITIES, TOWER, True, "frame", False, tested, kv)
 
 
+def _generic(name: str, parent: str, **more: Any) -> Family:
+    return Family(name, parent, **{"kv": _UNTRIED, **more})
+
+
 _BY_INHERITANCE = "not run: inherits from a family that was"
+_UNTRIED = "untried"
 _HYBRID = "refused: hybrid layers"
 
 FAMILIES: dict[str, Family] = {
@@ -106,7 +111,9 @@ FAMILIES: dict[str, Family] = {
         "Molmo2, experimental", "molmo2:PruneMolmo2", None, "compact", ("video",), TOWER, True,
         tested="CPU, tiny model with a causal mask", kv="refused: prefix attention",
     ),
-    "Qwen3VLMoeForConditionalGeneration": _qwen3("Qwen3-VL, MoE", "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration"),
+    "Qwen3VLMoeForConditionalGeneration": _qwen3(
+        "Qwen3-VL, MoE", "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration", kv=_UNTRIED
+    ),
     "Qwen3_5ForConditionalGeneration": _qwen3(
         "Qwen3.5, dense", "qwen3_5:Qwen3_5ForConditionalGeneration",
         "CPU, tiny model with float32 delta nets", _HYBRID,
@@ -115,10 +122,10 @@ FAMILIES: dict[str, Family] = {
         "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _BY_INHERITANCE, _HYBRID
     ),
     "Cosmos3ForConditionalGeneration": _qwen3(
-        "Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration", _BY_INHERITANCE
+        "Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "InternS1ProForConditionalGeneration": _qwen3(
-        "Intern-S1-Pro", "interns1_pro:InternS1ProForConditionalGeneration", _BY_INHERITANCE
+        "Intern-S1-Pro", "interns1_pro:InternS1ProForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "InternS2PreviewForConditionalGeneration": _qwen3(
         "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _BY_INHERITANCE, _HYBRID
@@ -126,39 +133,42 @@ FAMILIES: dict[str, Family] = {
     "InternS2MobiusForConditionalGeneration": _qwen3(
         "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _HYBRID
     ),
-    "Qwen2VLForConditionalGeneration": Family(
+    "Qwen2VLForConditionalGeneration": _generic(
         "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES
     ),
-    "Glm4vForConditionalGeneration": Family(
+    "Glm4vForConditionalGeneration": _generic(
         "GLM-4.1V", "glm4_1v:Glm4vForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
         extent="frame",
     ),
-    "Glm4vMoeForConditionalGeneration": Family(
+    "Glm4vMoeForConditionalGeneration": _generic(
         "GLM-4.5V", "glm4_1v:Glm4vMoeForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
         extent="frame",
     ),
-    "Exaone4_5_ForConditionalGeneration": Family(
+    "Exaone4_5_ForConditionalGeneration": _generic(
         "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES
     ),
-    "Idefics3ForConditionalGeneration": Family(
+    "Idefics3ForConditionalGeneration": _generic(
         "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",)
     ),
-    "SmolVLMForConditionalGeneration": Family(
+    "SmolVLMForConditionalGeneration": _generic(
         "SmolVLM", "smolvlm:SmolVLMForConditionalGeneration", modalities=("image",), tested=_BY_INHERITANCE
     ),
-    "LlavaForConditionalGeneration": Family(
+    "LlavaForConditionalGeneration": _generic(
         "LLaVA 1.5, Pixtral (HF)", "llava:LlavaForConditionalGeneration", modalities=("image",), image_rows=True
     ),
-    "LlavaNextForConditionalGeneration": Family(
+    "LlavaNextForConditionalGeneration": _generic(
         "LLaVA-NeXT", "llava_next:LlavaNextForConditionalGeneration", modalities=("image",)
     ),
-    "InternVLForConditionalGeneration": Family(
-        "InternVL (HF)", "interns1:InternS1ForConditionalGeneration", per_frame=True
+    "InternVLForConditionalGeneration": _generic(
+        "InternVL (HF)", "interns1:InternS1ForConditionalGeneration", per_frame=True, kv="yes"
     ),
-    "LlavaOnevisionForConditionalGeneration": Family(
+    "InternS1ForConditionalGeneration": _generic(
+        "Intern-S1", "interns1:InternS1ForConditionalGeneration", per_frame=True, tested=_BY_INHERITANCE
+    ),
+    "LlavaOnevisionForConditionalGeneration": _generic(
         "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration"
     ),
-    "Mistral3ForConditionalGeneration": Family(
+    "Mistral3ForConditionalGeneration": _generic(
         "Mistral 3", "mistral3:Mistral3ForConditionalGeneration", modalities=("image",),
         image_rows=True,
     ),
