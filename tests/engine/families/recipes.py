@@ -178,6 +178,8 @@ def glm4v_moe(tokenizer: Any, folder: Path) -> Any:
     from transformers import Glm4vMoeConfig, Glm4vMoeForConditionalGeneration
 
     experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "head_dim": 64}
+    # Checkpoints have it, transformers' configuration does not.
+    experts |= {"use_qk_norm": False}
     return Glm4vMoeForConditionalGeneration(Glm4vMoeConfig(**_glm4v_parts(tokenizer, folder, **experts)))
 
 
@@ -205,34 +207,6 @@ def _glm4v_parts(tokenizer: Any, folder: Path, **more: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
         **marks,
     }
-
-
-def exaone4_5(tokenizer: Any, folder: Path) -> Any:
-    """EXAONE 4.5: Qwen2.5-VL's processors and windows before a language model with one position per token."""
-    from transformers import (
-        Exaone4_5_Config,
-        Exaone4_5_ForConditionalGeneration,
-        Exaone4_5_Processor,
-        Qwen2VLImageProcessor,
-    )
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
-
-    images = Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024}, **_HALF)
-    videos = Qwen2VLVideoProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 768}, **_HALF)
-    Exaone4_5_Processor(
-        image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=_TEMPLATE
-    ).save_pretrained(folder)
-    tower = {"depth": 3, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1], "num_key_value_heads": 2}
-    layers = {"sliding_window": None, "layer_types": ["full_attention"] * 3, "head_dim": 64}
-    ids = _special_ids(tokenizer)
-    config = Exaone4_5_Config(
-        text_config={"model_type": "exaone4", **_plain_text(tokenizer, **layers)},
-        vision_config={**_VISION, **tower},
-        image_token_id=ids["image_token_id"],
-        video_token_id=ids["video_token_id"],
-        tie_word_embeddings=False,
-    )
-    return Exaone4_5_ForConditionalGeneration(config)
 
 
 def idefics3(tokenizer: Any, folder: Path) -> Any:

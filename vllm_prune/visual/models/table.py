@@ -96,6 +96,7 @@ def _generic(name: str, parent: str, **more: Any) -> Family:
     return Family(name, parent, **{"kv": _UNTRIED, **more})
 
 
+_DELTA_NETS = "CPU, tiny model with float32 delta nets"
 _BY_INHERITANCE = "not run: inherits from a family that was"
 _UNTRIED = "untried"
 _HYBRID = "refused: hybrid layers"
@@ -116,10 +117,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "Qwen3_5ForConditionalGeneration": _qwen3(
         "Qwen3.5, dense", "qwen3_5:Qwen3_5ForConditionalGeneration",
-        "CPU, tiny model with float32 delta nets", _HYBRID,
+        _DELTA_NETS, _HYBRID,
     ),
     "Qwen3_5MoeForConditionalGeneration": _qwen3(
-        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _BY_INHERITANCE, _HYBRID
+        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _DELTA_NETS, _HYBRID
     ),
     "Cosmos3ForConditionalGeneration": _qwen3(
         "Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
@@ -143,9 +144,6 @@ FAMILIES: dict[str, Family] = {
     "Glm4vMoeForConditionalGeneration": _generic(
         "GLM-4.5V", "glm4_1v:Glm4vMoeForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
         extent="frame",
-    ),
-    "Exaone4_5_ForConditionalGeneration": _generic(
-        "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES
     ),
     "Idefics3ForConditionalGeneration": _generic(
         "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",)
