@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any
 
 import typer
 
+from benchmarks.gpu import __main__ as gpu
 from vllm_prune.cli.main import app
 
 from .pages import ROOT
@@ -29,8 +32,13 @@ def check(words: list[str]) -> None:
     Raises:
         AssertionError: it would fail, or there is no check for it.
     """
-    assert words[0] in CHECKS, f"no check for {words[0]}: add one, or a comment <!-- not run: REASON -->"
-    CHECKS[words[0]](words[1:])
+    variables = list(takewhile(lambda word: re.match(r"[A-Z_]+=", word), words))
+    name, *arguments = words[len(variables) :]
+    assert name in CHECKS, f"no check for {name}: add one, or a comment <!-- not run: REASON -->"
+    assert not variables or (ROOT / name).is_file(), f"variables of {name} have no check"
+    for variable in variables:
+        assert f"${{{variable.partition('=')[0]}" in (ROOT / name).read_text(), f"{name} reads no {variable}"
+    CHECKS[name](arguments)
 
 
 def _make(words: list[str]) -> None:
@@ -74,7 +82,15 @@ def _python(words: list[str]) -> None:
     assert len(words) == 2, f"arguments of {words[1]} have no check"
 
 
+def _gpu(words: list[str]) -> None:
+    group = typer.Typer()
+    group.command()(gpu.main)
+    with typer.main.get_command(group).make_context("gpu", ["--out", "build/gpu", *words]):
+        assert os.access(ROOT / "benchmarks/gpu.sh", os.X_OK)
+
+
 CHECKS = {
+    "benchmarks/gpu.sh": _gpu,
     "make": _make,
     "vllm-prune": _vllm_prune,
     "vllm": _vllm,
