@@ -14,7 +14,7 @@ from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
 from vllm_prune.visual.frontend.item_cache import CHANNELS
 from vllm_prune.visual.scorers.stts.training import Pruned, pruned_logits
-from vllm_prune.visual.strategies.base import Context, PixelStrategy
+from vllm_prune.visual.strategies.base import Context, PixelStrategy, Reduction
 from vllm_prune.visual.strategies.maths import cells_of
 from vllm_prune.visual.tower.received_attention import received_attention
 
@@ -71,11 +71,11 @@ class Case:
         if isinstance(strategy, PixelStrategy):
             per_cell = len(self.batch.patches) // self.grid.tokens
             cells = cells_of(self.batch.patches.reshape(self.grid.tokens, -1), per_cell, CHANNELS)
-            kept = strategy.select_cells(cells, self.grid, count, [], per_frame)
+            reduction = Reduction(strategy.select_cells(cells, self.grid, count, [], per_frame))
         else:
             signals = {"tower_attention": self.attention} if "tower_attention" in strategy.needs else {}
-            kept = strategy.select(self.features, self.grid, count, Context(self.seed, **signals), per_frame)
-        return Pruned(self.features[kept], kept, *NOTHING)
+            reduction = strategy.reduce(self.features, self.grid, count, Context(self.seed, **signals), per_frame)
+        return Pruned(reduction.rows(self.features), reduction.kept, *NOTHING)
 
     def right(self, found: Sequence[Pruned]) -> list[bool]:
         """Whether every greedy token of the answer, its end included, is right; all cuts keep the same count."""

@@ -50,6 +50,13 @@ WAITS = {(name, kind) for name in BY_NATURE for kind in kinds_of(name) if kind !
 CASES = [(name, kind) for name in IN_WORKERS for kind in kinds_of(name)]
 
 
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every operation of the emulated device is slow, and each step of a loop has the same ones."""
+    monkeypatch.setattr("vllm_prune.visual.strategies.maths.diversity.ONE_BY_ONE", 3)
+    monkeypatch.setattr("vllm_prune.visual.strategies.maths.transport.STEPS", 2)
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize(("name", "kind"), [case for case in CASES if case not in WAITS])
 def test_no_strategy_waits_and_each_keeps_what_it_keeps_on_the_cpu(name: str, kind: str) -> None:

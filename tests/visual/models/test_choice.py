@@ -46,6 +46,22 @@ def test_one_run_is_chosen_from_freely() -> None:
     assert torch.equal(choose(plan, rows, FACTS)[1], DivPrune().select(rows, Grid(2, 2, 3), 5, Context()))
 
 
+@pytest.mark.parametrize("segments", [(12,), (6, -1, 6), (4, -1, 2, 6)])
+def test_what_is_merged_comes_with_the_kept(segments: tuple[int, ...]) -> None:
+    rows, runs = features(12), [n for n in segments if n > 0]
+    per_frame = None if len(runs) == 1 else (2, *[1] * (len(runs) - 1))
+    plan = ItemPlan("vqtoken_kmeans", "{}", sum(per_frame or (3,)), 0, per_frame, None, "", segments, (1, 1, 12))
+    left, kept = choose(plan, rows, FACTS)
+    assert left.shape == (plan.count, 8)
+    assert not torch.equal(left, rows[kept])
+    # Means lie between the rows of their run.
+    starts = torch.tensor(runs).cumsum(0)
+    run = torch.bucketize(kept, starts, right=True)
+    for number, part in enumerate(rows.split(runs)):
+        assert left[run == number].min() >= part.min()
+        assert left[run == number].max() <= part.max()
+
+
 def test_a_tower_output_of_another_size_is_an_error() -> None:
     plan = ItemPlan("uniform", "{}", 5, 0, None, None, "", (12,), (1, 1, 12))
     with pytest.raises(ValueError, match="11 rows"):

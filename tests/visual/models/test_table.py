@@ -81,12 +81,20 @@ def test_a_strategy_is_refused_where_a_signal_is_not_to_be_had(name: str) -> Non
     entry = next(entry for entry in VISUAL.entries() if entry["name"] == name)
     for architecture, family in FAMILIES.items():
         finding = missing(family, Part(name, options="{}", keep="0.5"))
-        lacking = [signal for signal in entry["needs"] if lacks(family, signal)]
+        lacking = [signal for signal in VISUAL.create(name).wanted() if lacks(family, signal)]
         assert (finding is None) == (not lacking)
         if finding is not None:
             assert name in finding.text
             assert family.name in finding.text
             assert architecture not in families_of(entry)
+
+
+def test_options_decide_which_signals_a_family_has_to_give() -> None:
+    generic = FAMILIES["Qwen2VLForConditionalGeneration"]
+    assert missing(generic, Part("idpruner", options='{"importance":"norm"}', keep="0.5")) is None
+    finding = missing(generic, Part("idpruner", options='{"importance":"attention"}', keep="0.5"))
+    assert finding is not None
+    assert finding.cause == "signal"
 
 
 def test_a_cut_inside_the_tower_needs_an_adapter_that_knows_it() -> None:

@@ -194,7 +194,7 @@ def test_counts_per_frame(row: Row, data: st.DataObject):
 
 
 @pytest.mark.parametrize("row", PRUNING, ids=str)
-@CASES
+@settings(max_examples=10, deadline=None)
 @given(data=st.data())
 def test_what_is_left_are_means(row: Row, data: st.DataObject):
     """Of a constant column nothing but the constant is left; kept cells are those of `select`; any width will do."""

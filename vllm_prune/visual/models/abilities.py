@@ -31,10 +31,11 @@ def lacks(family: Family, signal: VisualSignal) -> str | None:
 
 def missing(family: Family, part: Part) -> Finding | None:
     """Why a family cannot honour the budget of a modality, None where it can."""
-    for signal in sorted(VISUAL.strategy_class(part.strategy).needs):
+    options = json.loads(part.options)
+    for signal in sorted(VISUAL.create(part.strategy, options).wanted()):
         if (text := lacks(family, signal)) is not None:
             return Finding("signal", PARAM, f"strategy {part.strategy!r} cannot run here: {text}")
-    if json.loads(part.options).get("where") == "tower" and not family.cuts:
+    if options.get("where") == "tower" and not family.cuts:
         return Finding("hidden_tower", "pruning.visual.options.where", no_cut(family))
     return None
 
@@ -45,11 +46,16 @@ def no_cut(family: Family) -> str:
 
 
 def families_of(strategy: Mapping[str, Any]) -> list[str]:
-    """Architectures that can run a strategy of the catalogue, sorted; `strategy` is an entry of `catalogue.entries`."""
+    """Architectures that can run a strategy of the catalogue with its default options, sorted.
+
+    Args:
+        strategy: an entry of `catalogue.entries`.
+    """
     if strategy["part"] == "kv":
         return sorted(name for name, family in FAMILIES.items() if not family.kv.startswith("refused"))
+    wanted = VISUAL.create(strategy["name"]).wanted()
     return sorted(
         name
         for name, family in FAMILIES.items()
-        if set(strategy["needs"]) <= family.signals and set(strategy["modality"]) & set(family.modalities)
+        if wanted <= family.signals and set(strategy["modality"]) & set(family.modalities)
     )

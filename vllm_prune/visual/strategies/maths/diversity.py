@@ -71,7 +71,7 @@ def _fill(distance: Tensor, value: float, valid: Tensor | None) -> Tensor:
 
 
 def diverse_order(
-    units: Tensor, count: int, gain: Gain, first: Tensor | None = None, blocks: int = ONE_BY_ONE
+    units: Tensor, count: int, gain: Gain, first: Tensor | None = None, blocks: int | None = None
 ) -> Tensor:
     """Greedy choice of `count` rows by a gain that falls with the cosine to what was picked before (max-min, MMR).
 
@@ -84,7 +84,7 @@ def diverse_order(
         count: 1 to M.
         gain: see `Gain`; at the first pick every cosine is -1.
         first: int64 [1], the first pick; by default that of the largest gain.
-        blocks: at least 1.
+        blocks: at least 1, `ONE_BY_ONE` by default.
 
     Returns:
         int64 [count], in the order of picking, ties to the lower index.
@@ -92,7 +92,7 @@ def diverse_order(
     every = torch.arange(len(units), device=units.device)
     nearest = units.new_full((len(units),), -1.0)
     picks: list[Tensor] = []
-    for size in _sizes(count, blocks):
+    for size in _sizes(count, ONE_BY_ONE if blocks is None else blocks):
         if picks:
             nearest = torch.maximum(nearest, (units @ units[picks[-1]].T).amax(1))
             values = gain(every, nearest).index_fill(0, torch.cat(picks), _PICKED)

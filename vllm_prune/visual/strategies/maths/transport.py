@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+STEPS = 50
 
-def sinkhorn(cost: Tensor, blur: float = 0.1, steps: int = 50) -> Tensor:
+
+def sinkhorn(cost: Tensor, blur: float = 0.1, steps: int | None = None) -> Tensor:
     """Entropic transport plan between uniform marginals (Cuturi 2013), [..., m, n] from costs [..., m, n].
 
     A fixed number of steps, so that the plan depends on nothing but its costs. The last step fits the rows: each sums
@@ -15,13 +17,13 @@ def sinkhorn(cost: Tensor, blur: float = 0.1, steps: int = 50) -> Tensor:
     Args:
         cost: float32, not negative; costs of more than 60 * blur count as that much.
         blur: weight of the entropy.
-        steps: at least 1.
+        steps: at least 1, `STEPS` by default.
     """
     kernel = (-(cost / blur).clamp_max(60)).exp()
     m, n = cost.shape[-2:]
     left = torch.ones_like(kernel[..., :1])
     right = left
-    for _ in range(steps):
+    for _ in range(STEPS if steps is None else steps):
         right = 1 / (n * (kernel.mT @ left))
         left = 1 / (m * (kernel @ right))
     return left * kernel * right.mT
