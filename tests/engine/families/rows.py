@@ -42,7 +42,7 @@ class Row:
         video_metadata: whether transformers' processor takes the metadata of videos.
         one_pad_for_all: whether images and videos have the same pad in transformers.
         videos: how many of them vLLM takes in a prompt.
-        slow: whether it is only run with `FAMILIES=full`: another row runs nearly the same code, or it has not passed yet.
+        slow: whether it only runs with `FAMILIES=full`: another row runs nearly the same code, or it has not passed.
     """
 
     recipe: Recipe
