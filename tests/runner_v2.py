@@ -75,9 +75,9 @@ def in_child(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def watch_imports() -> None:
-    """Complete modules as they are imported. Once per process."""
-    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    """Complete modules as they are imported. Once per process, which may have loaded this module twice."""
+    if not any(type(finder).__qualname__ == _RunnerV2Finder.__qualname__ for finder in sys.meta_path):
+        sys.meta_path.insert(0, _RunnerV2Finder())
 
 
 @contextmanager
@@ -167,7 +167,7 @@ COMPLETED: dict[str, Callable[[ModuleType], None]] = {
 """What is done to a module once its body has run."""
 
 
-class _Finder(importlib.abc.MetaPathFinder):
+class _RunnerV2Finder(importlib.abc.MetaPathFinder):
     """Leaves finding to the others, and completes a module as soon as its body has run."""
 
     def find_spec(

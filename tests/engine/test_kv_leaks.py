@@ -39,12 +39,12 @@ def parameters(rng: random.Random) -> Any:
     )
 
 
-@pytest.mark.parametrize("count", [200, 2000])
-def test_requests_leave_nothing_behind(count: int, engines: EnginePool) -> None:
+@pytest.mark.parametrize(("count", "blocks"), [(200, 40), (2000, 60)], ids=["200", "2000"])
+def test_requests_leave_nothing_behind(count: int, blocks: int, engines: EnginePool) -> None:
     assert {"random", "streaming", "snapkv"} <= set(KV.names())
     rng = random.Random(11)
     llm = engines.get(
-        "qwen2_5_vl", max_num_batched_tokens=256, max_model_len=416, num_gpu_blocks_override=60, **EVICTING
+        "qwen2_5_vl", max_num_batched_tokens=256, max_model_len=416, num_gpu_blocks_override=blocks, **EVICTING
     )
     engine, scheduler, before = llm.llm_engine, scheduler_of(llm), free_blocks(llm)
     compactor = engine.model_executor.driver_worker.worker.model_runner
