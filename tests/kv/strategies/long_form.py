@@ -58,7 +58,7 @@ def gui_kv(
     source = view.saliency if residual else view.normed_saliency
     assert source is not None
     norms = source[0].double().numpy()[current]
-    z = (norms - norms.mean()) / (norms.std(ddof=1) + 1e-8)
+    z = (norms - norms.mean()) / (norms.std(ddof=1) + 1e-5 * norms.mean())
     share = np.exp(z / tau) / np.exp(z / tau).sum()
     for place, value in zip(current, share, strict=True):
         if place < free:

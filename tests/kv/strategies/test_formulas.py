@@ -49,6 +49,19 @@ def test_gui_kv_compares_with_a_part_of_the_key_space() -> None:
     assert KV.create("gui_kv", {"rank": 15}).unfit(16) is None
 
 
+def test_gui_kv_takes_rounding_for_no_saliency() -> None:
+    """Norms that differ in the last bits alone, as behind an RMSNorm of equal weights, move no score by much."""
+    seen = view(2, 2, 60, 4, 8, 1)
+    assert seen.normed_saliency is not None
+    bits = torch.arange(60).remainder(3) * torch.finfo(torch.float32).eps
+    equal, rounded = (torch.full_like(seen.normed_saliency, 8.0) * (1 + noise) for noise in (torch.zeros(60), bits))
+    flat, noisy = (scores("gui_kv", replace(seen, normed_saliency=norms)) for norms in (equal, rounded))
+    np.testing.assert_allclose(noisy, flat, atol=3e-3)
+    # A spread of three in a thousand, which models have, does move them.
+    spread = equal * (1 + 0.003 * torch.randn(60, generator=torch.Generator().manual_seed(0)))
+    assert abs(scores("gui_kv", replace(seen, normed_saliency=spread)) - flat).max() > 0.02
+
+
 def test_gui_kv_keeps_what_the_long_form_keeps() -> None:
     for seed in range(6):
         seen = view(2, 2, 60, 4, 8, seed)

@@ -15,6 +15,9 @@ from .base import TEXT, KvStrategy, LayerView, NoKvOptions, Scores, summed_atten
 REDUNDANT = -1.0
 """Score of rows that earlier screenshots repeat: below every other, as a sum of probabilities is never negative."""
 PROTECTED = 1e3
+NOISE = 1e-5
+"""Spread of norms, as a share of their mean, that is taken for rounding: behind an RMSNorm of equal weights all norms
+are equal, and without this the boost would follow the last bits, which differ with the number of ranks."""
 
 
 class GuiKvOptions(NoKvOptions):
@@ -94,7 +97,8 @@ class GuiKv(KvStrategy):
             return boost
         current = view.items[-1]
         norms = self._norms(view)[:, current]
-        z = (norms - norms.mean(dim=1, keepdim=True)) / (norms.std(dim=1, keepdim=True) + 1e-8)
+        mean = norms.mean(dim=1, keepdim=True)
+        z = (norms - mean) / (norms.std(dim=1, keepdim=True) + NOISE * mean)
         boost[:, current] = self.options.alpha * (z / self.options.tau).softmax(dim=1)
         return boost
 
