@@ -31,12 +31,12 @@ endif
 OTHER := build/vllm-$(strip $(VLLM))
 OTHER_PYTEST := "$(OTHER)/bin/python" -m pytest -q -n 2 --dist loadgroup -p no:cacheprovider
 ifeq ($(PART),quick)
-OTHER_ENGINES := tests/engine/test_kv_exact.py tests/engine/test_positions_end.py tests/vllm_compat
-OTHER_REST := tests/server/test_budgets.py tests/server/openai tests/server/middleware tests/server/test_media.py
+OTHER_ENGINES := $(addprefix tests/engine/test_,kv_exact.py qwen2_5_vl.py)
+OTHER_REST := tests/vllm_compat tests/server/test_budgets.py tests/server/openai tests/server/middleware tests/server/test_media.py
 else
 OTHER_ENGINES := $(addprefix tests/engine/test_,qwen2_5_vl.py qwen3_vl.py kv_exact.py kv_permutation.py) \
-	tests/kv tests/visual tests/vllm_compat
-OTHER_REST := tests/budget tests/cli tests/config tests/frontend tests/support tests/telemetry \
+	tests/kv tests/visual
+OTHER_REST := tests/vllm_compat tests/budget tests/cli tests/config tests/frontend tests/support tests/telemetry \
 	$(addprefix tests/server/test_,budgets.py kv.py every_route.py routes.py media.py media_decode.py media_fetch.py) \
 	$(addprefix tests/server/,media middleware openai) tests/test_policy.py tests/test_request.py
 endif

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from vllm import envs
 
 from vllm_prune.vllm_compat import plugin, serve_command
 
@@ -22,7 +23,8 @@ def test_the_rust_front_end_is_refused_under_plain_vllm_serve(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "vllm.entrypoints.cli.serve", object())
     plugin.register_models()
     assert patched == [True]
-    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    # In the module, as vLLM remembers the environment once an engine has started.
+    monkeypatch.setattr(envs, serve_command.RUST_FRONT_END, True, raising=False)
     with pytest.raises(serve_command.OtherFrontEnd, match=r"would ignore budgets\. Unset it, or .* VLLM_PLUGINS"):
         plugin.register_models()
     assert patched == [True]
