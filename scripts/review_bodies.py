@@ -164,8 +164,12 @@ def main() -> int:
     """List or accept; the status is 1 while a body has not been reviewed."""
     parser = argparse.ArgumentParser(description="Bodies of vLLM that nobody has read for this project.")
     parser.add_argument("--accept", action="store_true", help="you have read what was listed: enter the hashes")
+    parser.add_argument("--locations", action="store_true", help="print what has to be in the ledger, and no more")
     options = parser.parse_args()
     minor, locations = minor_of(vllm_version()), expected()
+    if options.locations:
+        print("\n".join(map(str, locations)))
+        return 0
     unknown = unreviewed(locations, minor)
     for location in unknown:
         print(describe(location))

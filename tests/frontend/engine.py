@@ -115,6 +115,9 @@ class FakeCore:
             self._outputs.put_nowait(EngineCoreOutputs(outputs=[output], timestamp=time.monotonic()))
         self._running.clear()
 
+    pause_generation_async = pause_scheduler_async
+    """Its name from vLLM 0.33 on."""
+
     async def reset_mm_cache_async(self) -> None:
         """Nothing is cached here."""
 

@@ -96,6 +96,10 @@ def bodies(path: str, chance: random.Random) -> list[bytes]:
     return [*RAW, *(json.dumps(body).encode() for body in kept)]
 
 
+UNANSWERED = ("/v1/systemone", "/generative_scoring")
+"""Routes that need log-probabilities, which the core of these tests has not; vLLM 0.33 says so with a 500."""
+
+
 def fault(answer: httpx.Response) -> str | None:
     """What is wrong with an answer, None when nothing is."""
     if answer.status_code >= 500 and answer.status_code != 501:
@@ -115,6 +119,8 @@ async def test_nothing_that_clients_send_is_a_fault_of_the_server(client: httpx.
     found: dict[str, str] = {}
     for content in bodies(path, chance):
         answer = await client.post(path, content=content, headers=HEADERS)
+        if path in UNANSWERED and "No logprobs available" in answer.text:
+            continue
         if (wrong := fault(answer)) is not None:
             found.setdefault(f"{wrong}: {answer.text[:150]}", content[-300:].decode(errors="replace"))
     assert not found, "\n".join(f"{wrong} <- {content}" for wrong, content in found.items())
@@ -122,6 +128,6 @@ async def test_nothing_that_clients_send_is_a_fault_of_the_server(client: httpx.
 
 async def test_the_good_ones_are_answered(client: httpx.AsyncClient) -> None:
     for path, body in GOOD.items():
-        if path not in ("/v1/systemone", "/generative_scoring") and "derender" not in path:
+        if path not in UNANSWERED and "derender" not in path:
             answer = await client.post(path, json={"model": "demo", **body})
             assert answer.status_code == 200, (path, answer.text)

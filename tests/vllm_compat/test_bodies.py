@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,12 @@ def review() -> Any:
 
 
 @pytest.fixture(scope="module")
-def expected(review: Any) -> list[Location]:
-    return review.expected()
+def expected() -> list[Location]:
+    """By an interpreter of its own, as other tests of this process put functions of ours in the place of vLLM's."""
+    command = [sys.executable, str(ROOT / "scripts/review_bodies.py"), "--locations"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return [Location.parse(line) for line in done.stdout.splitlines() if line.startswith("vllm")]
 
 
 def test_every_body_has_been_reviewed(review: Any, expected: list[Location]) -> None:

@@ -114,7 +114,7 @@ def _adapters() -> list[Check]:
 
     from ..visual.models.table import ADAPTERS, FAMILIES
 
-    plugin.register_models()
+    plugin.register_adapters()
     checks = []
     for architecture, target in ADAPTERS.items():
         module, name = target.split(":")

@@ -17,7 +17,23 @@ from .version import check_version
 
 
 def register_models() -> None:
-    """Put our adapters in vLLM's registry; in a serving process also listen to requests. Idempotent."""
+    """Put our adapters in vLLM's registry; in a serving process also listen to requests. Idempotent.
+
+    Raises:
+        UnsupportedVersion: an unknown vLLM.
+        OtherFrontEnd: a serving process that is about to start vLLM's Rust front end.
+    """
+    register_adapters()
+    if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
+        refuse_rust_front_end()
+        patch_server()
+    elif "vllm.v1.engine.input_processor" in sys.modules:
+        # An engine in its caller's process: a malformed KV budget is that caller's error.
+        patch_input_processor()
+
+
+def register_adapters() -> None:
+    """Put our adapters in vLLM's registry. Idempotent; raises `UnsupportedVersion`."""
     check_version()
     from vllm import ModelRegistry
 
@@ -30,12 +46,6 @@ def register_models() -> None:
     patch_model_config()
     for architecture, target in ADAPTERS.items():
         ModelRegistry.register_model(architecture, target)
-    if any(name.startswith(("vllm.entrypoints.cli", "vllm.entrypoints.launchers")) for name in sys.modules):
-        refuse_rust_front_end()
-        patch_server()
-    elif "vllm.v1.engine.input_processor" in sys.modules:
-        # An engine in its caller's process: a malformed KV budget is that caller's error.
-        patch_input_processor()
 
 
 def patch_server() -> None:
