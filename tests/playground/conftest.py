@@ -62,9 +62,9 @@ class Watched:
     origins: set[str] = field(default_factory=set)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium, headless."""
+    """Debian's Chromium, headless; for one module, as an event loop runs in this thread until it has ended."""
     try:
         path = chromium()
     except RuntimeError as error:

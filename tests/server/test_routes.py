@@ -23,10 +23,8 @@ def test_catalogue_and_presets(server: Any) -> None:
         assert set(entry) == {"name", "part", "modality", "needs", "summary", "paper", "options", "families"}
         assert entry["options"]["type"] == "object"
         assert "Qwen2_5_VLForConditionalGeneration" in entry["families"]
-        behind_the_tower = entry["part"] == "kv" or not entry["needs"]
-        assert ("InternVLForConditionalGeneration" in entry["families"]) == (
-            behind_the_tower or entry["needs"] == ["selector"]
-        )
+        inside = entry["part"] == "visual" and VISUAL.create(entry["name"]).wanted() - {"selector"}
+        assert ("InternVLForConditionalGeneration" in entry["families"]) == (not inside)
     presets = {entry["name"]: entry["pruning"] for entry in get(server, "/v1/pruning/presets").json()["data"]}
     assert presets == {
         "fast": {"visual": {"keep": 0.25, "strategy": "uniform"}},
