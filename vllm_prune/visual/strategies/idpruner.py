@@ -64,8 +64,8 @@ class IdPruner(Strategy):
     def _importance(self, tokens: Tensor, context: Context) -> Tensor:
         if self.options.importance == "norm":
             return tokens.float().norm(dim=-1)
-        given = context.scores if self.options.importance == "selector" else context.tower_attention
-        if given is None:
+        importance = context.scores if self.options.importance == "selector" else context.tower_attention
+        if importance is None:
             signal = _SIGNALS[self.options.importance]
             raise ValueError(f"strategy 'idpruner' needs the signal {signal!r}, which was not given")
-        return given.to(tokens.device)
+        return importance.to(tokens.device)

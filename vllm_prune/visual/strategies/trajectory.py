@@ -63,9 +63,9 @@ class Trajectory(MergingStrategy):
         if not links:
             return root
         frames = units.view(grid.frames, grid.rows, grid.cols, -1)
-        found = [match(frames[t], frames[t - 1], self.options.radius) for t in range(1, grid.frames)]
-        likeness = torch.cat([best.flatten() for best, _ in found])
-        source = torch.cat([index.flatten() + t * grid.per_frame for t, (_, index) in enumerate(found)])
+        matches = [match(frames[t], frames[t - 1], self.options.radius) for t in range(1, grid.frames)]
+        likeness = torch.cat([best.flatten() for best, _ in matches])
+        source = torch.cat([index.flatten() + t * grid.per_frame for t, (_, index) in enumerate(matches)])
         linked = highest(likeness, links)
         root[linked + grid.per_frame] = source[linked]
         # Every step doubles how far back a token looks.
