@@ -65,7 +65,7 @@ def table(modality: Modality, arguments: argparse.Namespace) -> Table:
     for m, k in cases:
         result.add_column(f"{m}→{k}", justify="right")
     for name in VISUAL.names():
-        if name == "none" or modality not in VISUAL.strategy_class(name).modalities:
+        if name in ("none", "resize") or modality not in VISUAL.strategy_class(name).modalities:
             continue
         cells = []
         for m, k in cases:

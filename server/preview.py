@@ -18,6 +18,7 @@ from vllm_prune.budget.kv import KvSpec
 from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import MODALITIES
 from vllm_prune.request import current
+from vllm_prune.signals import FRONT_END
 from vllm_prune.telemetry.usage_report import visual_report
 from vllm_prune.vllm_compat.chat_prefill import prefill, prepare_chat
 from vllm_prune.vllm_compat.worker_calls import fetch_kept
@@ -64,14 +65,14 @@ async def preview(request: Any, raw_request: Request) -> Response:
 
 
 def _needs_tower(spec: VisualSpec | None) -> bool:
-    """Whether a budget may be spent by what the vision tower computes; else pixels decide, or nothing is pruned."""
+    """Whether what the vision tower computes may decide; else the front end does, or nothing is pruned."""
     if spec is None:
         return False
     if spec.limit is not None:
         # Items without a budget of their own may be pruned by the default strategy.
         return True
     parts = [part for part in map(spec.part, MODALITIES) if part is not None]
-    return any("pixels" not in VISUAL.strategy_class(part.strategy).needs for part in parts)
+    return any(not VISUAL.strategy_class(part.strategy).needs & FRONT_END for part in parts)
 
 
 def _kv(spec: KvSpec, tokens: int, unpruned: int) -> dict[str, Any]:

@@ -8,5 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-VisualSignal = Literal["tower_attention", "pixels", "scorer", "selector"]
+VisualSignal = Literal["tower_attention", "pixels", "scorer", "selector", "any_size"]
+FRONT_END: frozenset[VisualSignal] = frozenset({"pixels", "any_size"})
+"""What only the front end has: strategies that need it are done before the vision tower runs."""
 KvSignal = Literal["queries", "saliency", "values", "rotation"]

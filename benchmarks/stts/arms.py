@@ -112,8 +112,8 @@ def raster_order(visual: Any, thw: Tensor) -> Tensor:
 
 
 def untrained() -> Iterator[str]:
-    """Every strategy of the catalogue that needs no training and keeps less than everything."""
-    yield from (name for name in VISUAL.names() if name not in ("none", *TRAINED))
+    """Every strategy of the catalogue that needs no training and chooses from the tower's outputs or from pixels."""
+    yield from (name for name in VISUAL.names() if name not in ("none", "resize", *TRAINED))
 
 
 def load_model(checkpoint: Path) -> tuple[Any, Any]:

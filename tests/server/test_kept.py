@@ -79,6 +79,36 @@ def test_evenly_spaced_tokens_are_where_they_should_be(server: Any) -> None:
         assert cells(item) == kept.tolist()
 
 
+def test_a_resized_item_keeps_all_of_a_smaller_grid(server: Any) -> None:
+    """`grid` is the one that the model sees; nothing has to be asked of a worker."""
+    visual = {"strategy": "resize", "keep": 0.3}
+    counters = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
+    before = [server.metric(name) for name in counters]
+    seen = post(server, "/v1/pruning/preview", PARTS, visual)
+    assert [server.metric(name) for name in counters] == before
+    for _ in range(2):
+        usage = chat(server, PARTS, {**visual, "return_kept": True})
+        assert usage["pruning"]["visual"] == seen["visual"]
+        assert usage["prompt_tokens"] == seen["prompt_tokens"]
+        assert usage["pruning"]["clamped"] == []
+    assert seen["prompt_tokens_unpruned"] == chat(server, PARTS, None)["prompt_tokens"]
+    # At most 10 of 5 x 7, 7 of 2 frames of 3 x 4, and 3 of 4 x 3.
+    assert [item["grid"] for item in seen["visual"]["items"]] == [[1, 2, 4], [2, 1, 2], [1, 2, 1]]
+    for item, grid in zip(seen["visual"]["items"], GRIDS, strict=True):
+        assert (item["strategy"], item["input_tokens"]) == ("resize", grid.tokens)
+        assert cells({**item, "input_tokens": item["kept_tokens"]}) == list(range(int(np.prod(item["grid"]))))
+    assert seen["visual"]["kept_tokens"] == 14
+
+
+def test_frames_are_not_dropped_by_resizing(server: Any) -> None:
+    body = {"model": server.model_name, "messages": user([PARTS[1]]), "max_tokens": 1}
+    for visual in ({"strategy": "resize", "max_tokens": 1}, {"strategy": "resize", "keep": 0.05}):
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "pruning": {"visual": visual}})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["param"]) == (400, "pruning.visual.keep")
+        assert "fewer than the 2 frames" in error["message"]
+
+
 def test_a_preview_generates_one_dropped_token_or_nothing(server: Any) -> None:
     parts = [image_part(png(168, 112, 11))]
     counters = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")

@@ -34,6 +34,7 @@ def cells() -> list[Cell]:
         cell(by_name["visual divprune 0.5"], "yyyyyyyn", kept=50),
         cell(by_name["visual random 0.5"], "ynynynyn", kept=50),
         Cell(by_name["visual uniform 0.5"], (), "sample s0: 400 no"),
+        cell(by_name["visual resize 0.5"], "yyyynnnn", kept=48),
         cell(by_name["kv snapkv 0.2"], "yyyyyyyy", evicted=96),
     ]
 
@@ -43,6 +44,8 @@ def test_rows_have_shares_differences_and_costs() -> None:
     chosen = found["divprune", "all"]
     assert (chosen["n"], chosen["right"], chosen["accuracy"]) == (8, 7, 7 / 8)
     assert (chosen["difference"], chosen["over_random"]) == (-1 / 8, 3 / 8)
+    assert (chosen["over_resize"], found["random", "all"]["over_resize"]) == (3 / 8, 0)
+    assert "over_uniform" not in chosen
     assert chosen["over_random_low"] <= 3 / 8 <= chosen["over_random_high"]
     assert (chosen["kept_share"], chosen["prompt_tokens"], chosen["visual_kept_tokens"]) == (0.5, 70, 50)
     assert found["divprune", "even"]["accuracy"] == 1
@@ -70,9 +73,10 @@ def test_files_are_written(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["sweep.csv", "sweep.json", "sweep.png"]
     with paths[0].open(newline="") as file:
         table: list[dict[str, Any]] = list(csv.DictReader(file))
-    assert len(table) == len(found) == 15
+    assert len(table) == len(found) == 18
     assert {row["strategy"]: row["accuracy"] for row in table if row["group"] == "all"} == {
-        "unpruned": "1.0", "divprune": "0.875", "random": "0.5", "uniform": "", "snapkv": "1.0",
+        "unpruned": "1.0", "divprune": "0.875", "random": "0.5", "uniform": "", "resize": "0.5",
+        "snapkv": "1.0",
     }  # fmt: skip
     assert json.loads(paths[1].read_text()) == {"model": "m", "rows": found}
     with Image.open(paths[2]) as picture:
@@ -81,7 +85,8 @@ def test_files_are_written(tmp_path: Path) -> None:
 
 
 def test_every_strategy_comes_with_its_baselines() -> None:
-    assert {arm.strategy for arm in visual_arms(["evs"], [0.5])} == {"evs", "random", "uniform"}
+    assert {arm.strategy for arm in visual_arms(["evs"], [0.5])} == {"evs", "random", "uniform", "resize"}
     assert {arm.strategy for arm in kv_arms(["snapkv"], [0.5])} == {"snapkv", "random"}
     names = [arm.name for arm in visual_arms(["random"], [0.25, 0.5, 0.25])]
-    assert names == ["visual random 0.5", "visual random 0.25", "visual uniform 0.5", "visual uniform 0.25"]
+    assert names == ["visual random 0.5", "visual random 0.25", "visual uniform 0.5", "visual uniform 0.25",
+                     "visual resize 0.5", "visual resize 0.25"]  # fmt: skip

@@ -12,9 +12,10 @@ from torch import Tensor
 from tests.emulated_device import DEVICE, EmulatedDevice, HostSync, on_device, on_host
 from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
+from vllm_prune.signals import FRONT_END
 from vllm_prune.visual.item_plan import ItemPlan
 from vllm_prune.visual.models.positions import StepOffsets, attach, detach, grid_positions
-from vllm_prune.visual.strategies.base import Context, PixelStrategy
+from vllm_prune.visual.strategies.base import Context
 from vllm_prune.visual.tower.select import choose_cells
 from vllm_prune.visual.tower.signals import ItemSource
 from vllm_prune.visual.tower.survivors import Survivors
@@ -22,9 +23,7 @@ from vllm_prune.visual.tower.survivors import Survivors
 Put = Callable[[Tensor], Tensor]
 GRIDS = {"image": Grid(1, 9, 12), "large image": Grid(1, 20, 30), "video": Grid(6, 4, 5), "even video": Grid(6, 4, 5)}
 PER_FRAME = (9, 0, 4, 20, 1, 2)
-IN_WORKERS = [
-    name for name in VISUAL.names() if name != "none" and not issubclass(VISUAL.strategy_class(name), PixelStrategy)
-]
+IN_WORKERS = [name for name in VISUAL.names() if name != "none" and not VISUAL.strategy_class(name).needs & FRONT_END]
 BY_NATURE = {"fastvid", "holitom", "vcast", "vidcom2"}
 """Shares of frames, scenes and windows come from features: how many tokens each has decides sizes, host numbers."""
 

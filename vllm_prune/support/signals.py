@@ -120,6 +120,7 @@ VISUAL: dict[VisualSignal, Unavailable] = {
     "pixels": _of_adapter("pixels", _always),
     "scorer": _of_adapter("scorer", _scorer),
     "selector": _of_adapter("selector", _selector),
+    "any_size": _of_adapter("any_size", _always),
 }
 KV: dict[KvSignal, Unavailable] = {
     "queries": _not_offered("queries"),

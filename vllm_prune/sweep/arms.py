@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Part = Literal["none", "visual", "kv", "both"]
-BASELINES: dict[str, tuple[str, ...]] = {"visual": ("random", "uniform"), "kv": ("random",)}
+BASELINES: dict[str, tuple[str, ...]] = {"visual": ("random", "uniform", "resize"), "kv": ("random",)}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ UNPRUNED = Arm("none", "unpruned", 1.0, '{"visual": null, "kv": null}')
 
 
 def visual_arms(strategies: Iterable[str], keeps: Sequence[float]) -> list[Arm]:
-    """Every strategy, random and uniform at every ratio; KV budgets off."""
+    """Every strategy, random, uniform and plain resizing at every ratio; KV budgets off."""
     return [
         Arm("visual", name, keep, json.dumps({"visual": {"strategy": name, "keep": keep}, "kv": None}))
         for name in _with_baselines(strategies, "visual")

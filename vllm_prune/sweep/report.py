@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .arms import UNPRUNED, Arm
+from .arms import BASELINES, UNPRUNED, Arm
 from .client import Answer, SweepError
 from .run import Cell
 from .samples import Sample
@@ -23,8 +23,8 @@ ALL = "all"
 def rows(cells: Sequence[Cell], samples: Sequence[Sample], seed: int = 0) -> list[dict[str, Any]]:
     """One row per cell and group of samples; `all` is every sample.
 
-    Shares are out of 1, tokens are means per sample. `difference` is to the unpruned arm and `over_random` to random
-    at the same ratio, both paired by sample with 95% bootstrap intervals.
+    Shares are out of 1, tokens are means per sample. `difference` is to the unpruned arm, `over_random` and its like to
+    a baseline at the same ratio, all paired by sample with 95% bootstrap intervals.
 
     Args:
         cells: from `run`; the first is unpruned.
@@ -38,14 +38,16 @@ def rows(cells: Sequence[Cell], samples: Sequence[Sample], seed: int = 0) -> lis
     by_arm = {(cell.arm.part, cell.arm.strategy, cell.arm.keep): cell for cell in cells}
     results = []
     for cell in cells:
-        random = by_arm.get((cell.arm.part, "random", cell.arm.keep))
+        names = BASELINES.get(cell.arm.part, ())
+        baselines = {name: by_arm.get((cell.arm.part, name, cell.arm.keep)) for name in names}
+        answered = {name: baseline for name, baseline in baselines.items() if baseline is not None and baseline.answers}
         for group, members in groups.items():
-            results.append(_row(cell, cells[0], random, group, members, seed))
+            results.append(_row(cell, cells[0], answered, group, members, seed))
     return results
 
 
 def _row(
-    cell: Cell, unpruned: Cell, random: Cell | None, group: str, members: Sequence[int], seed: int
+    cell: Cell, unpruned: Cell, baselines: Mapping[str, Cell], group: str, members: Sequence[int], seed: int
 ) -> dict[str, Any]:
     head: dict[str, Any] = {"part": cell.arm.part, "strategy": cell.arm.strategy, "keep": cell.arm.keep, "group": group}
     if cell.refusal:
@@ -57,8 +59,8 @@ def _row(
         **head, "n": len(right), "right": sum(right), "accuracy": sum(right) / len(right), "accuracy_low": low,
         "accuracy_high": high, **_compared("difference", right, unpruned, members, seed),
     }  # fmt: skip
-    if random is not None and random.answers:
-        row |= _compared("over_random", right, random, members, seed)
+    for name, baseline in baselines.items():
+        row |= _compared(f"over_{name}", right, baseline, members, seed)
     return row | _cost(cell.arm, answers)
 
 
@@ -149,7 +151,7 @@ def _line(axes: Any, points: Sequence[Mapping[str, Any]], label: str) -> None:
         [max(0.0, row["accuracy"] - row["accuracy_low"]) for row in points],
         [max(0.0, row["accuracy_high"] - row["accuracy"]) for row in points],
     ]
-    style = "--" if label in ("random", "uniform") else "-"
+    style = "--" if label in BASELINES["visual"] else "-"
     axes.errorbar(shares, accuracies, yerr=bars, label=label, linestyle=style, marker="o", markersize=3, capsize=2)
 
 

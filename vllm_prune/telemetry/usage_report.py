@@ -39,9 +39,9 @@ def _item(item: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _grid(item: Mapping[str, Any]) -> Grid | None:
-    """The grid, where the visual tokens of the item are its cells and nothing else."""
-    grid = item.get("grid")
-    return grid if grid is not None and grid.tokens == item["input_tokens"] else None
+    """The grid, where the visual tokens of the item are its cells and nothing else; of a resized one that it became."""
+    grid, tokens = item.get("grid"), item["kept_tokens" if item.get("resized") else "input_tokens"]
+    return grid if grid is not None and grid.tokens == tokens else None
 
 
 def _kept(item: Mapping[str, Any], grid: Grid) -> str | None:
@@ -52,9 +52,8 @@ def _kept(item: Mapping[str, Any], grid: Grid) -> str | None:
 
 def unknown_kept(items: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys of items whose kept tokens only the worker that chose them knows."""
-    unknown = (
-        item for item in items if _grid(item) and item["kept_tokens"] < item["input_tokens"] and not item["kept"]
-    )
+    grids = ((item, _grid(item)) for item in items if not item["kept"])
+    unknown = (item for item, grid in grids if grid is not None and item["kept_tokens"] < grid.tokens)
     return list(dict.fromkeys(item["kept_key"] for item in unknown))
 
 

@@ -47,6 +47,7 @@ ROWS = (
     Row("pixel_exact", "image video"),
     Row("random", "image video"),
     Row("recv_attn", "image video"),
+    Row("resize", "image video"),
     Row("slowfast", "video"),
     Row("stts", "image video"),
     Row("stts", "image video", {"spread": "free", "whole": 1.0}),
@@ -60,7 +61,8 @@ ROWS = (
     Row("vision_selector", "image video"),
     Row("vqtoken_kmeans", "image video"),
 )
-PRUNING = [row for row in ROWS if row.name != "none"]
+PRUNING = [row for row in ROWS if row.name not in ("none", "resize")]
+"""Those that choose from an item's visual tokens."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = settings(max_examples=25, deadline=None)
 

@@ -93,16 +93,21 @@ class GridItems:
             index: of the item.
             kwargs: the processor's.
         """
+        grid = self.grid_of(items, modality, index, kwargs)
+        return int(items.get_feature_size(index)) if grid is None else grid.tokens
+
+    def grid_of(self, items: Any, modality: Modality, index: int, kwargs: Mapping[str, object]) -> Grid | None:
+        """Grid of an item that was sent, before it is processed; None for precomputed embeddings. See `size_of`."""
         info: Any = self.info  # type: ignore[attr-defined]
         if not hasattr(items, "get_image_size" if modality == "image" else "get_frame_size"):
-            return int(items.get_feature_size(index))
+            return None
         processor = info.get_hf_processor(**kwargs)
         if modality == "image":
             size, frames, hf_processor = items.get_image_size(index), 1, processor.image_processor
         else:
             size, frames = _video_size(items.get(index))
             hf_processor = processor.video_processor
-        _, tokens = info._get_vision_info(
+        processed, tokens = info._get_vision_info(
             image_width=size.width,
             image_height=size.height,
             num_frames=frames,
@@ -110,7 +115,9 @@ class GridItems:
             mm_kwargs=kwargs,
             modality=modality,
         )
-        return int(tokens)
+        side = self.cell_side() * int(info.get_hf_config().vision_config.patch_size)
+        rows, cols = processed.height // side, processed.width // side
+        return Grid(tokens // (rows * cols), rows, cols)
 
 
 def _video_size(item: Any) -> tuple[Any, int]:

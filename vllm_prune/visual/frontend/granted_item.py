@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...budget.allocate import ItemBudget
+from ...catalogue import VISUAL
 from ...grid import Modality
+from ..strategies.base import Strategy
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,14 @@ class Grant:
     base: str
     earlier: tuple[str, ...] = ()
     patches_of: Callable[[int], Any] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def resizes(self) -> bool:
+        """Whether the item is drawn smaller, unless its budget is all of it."""
+        if self.budget is None:
+            return False
+        strategy = VISUAL.strategy_class(self.budget.strategy)
+        return strategy.resized is not Strategy.resized
 
     @property
     def seed(self) -> int:

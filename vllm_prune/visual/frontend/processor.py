@@ -27,10 +27,10 @@ from ...signals import VisualSignal
 from ..item_plan import ItemPlan, decode, field_name, unpruned, with_cut
 from ..scorers.tower_shape import tower_shape
 from ..strategies.base import Cells, PixelStrategy
-from .family_items import GridItems
 from .granted_item import Grant, Grants
 from .item_cache import ItemCache
 from .media_uuids import MissingMediaError
+from .resizing import ResizingProcessor
 
 REPORT = "vllm_prune_report"
 """Key under which `apply` leaves one report per item; the wrappers in `vllm_compat` take it off again."""
@@ -39,7 +39,7 @@ MAX_OUTPUT = "vllm_prune_max_output"
 """Key under which `apply` leaves the most output tokens that the model still has positions for."""
 
 
-class PrunedProcessor(GridItems):
+class PrunedProcessor(ResizingProcessor):
     """Mixin placed before a vLLM multimodal processor of the Qwen-VL kind."""
 
     vllm_prune_adapter: ClassVar[bool] = True
@@ -81,7 +81,7 @@ class PrunedProcessor(GridItems):
         following = len(result["prompt_token_ids"])
         for modality, items in grants.items():
             for grant, placed in zip(items, result["mm_placeholders"][modality], strict=True):
-                if grid := self._item_cache.grid(grant.base):
+                if grid := self.smaller(grant) or self._item_cache.grid(grant.base):
                     following += self.position_span(modality, grid) - self.tokens_of(modality, placed)
         left = self.rotary_table_size() - following
         if left < 1:
@@ -103,6 +103,8 @@ class PrunedProcessor(GridItems):
                 Grant(budget, base, tuple(bases[:i]) if budget and _compares(budget) else (), source)
                 for i, (budget, base) in enumerate(zip(budgets, bases, strict=True))
             ]
+            kwargs = inputs.hf_processor_mm_kwargs
+            self.check_resizable(inputs.mm_data_items[modality], modality, grants[modality], kwargs)
         return grants
 
     def _sizes(self, inputs: ProcessorInputs, modality: Modality, bases: Sequence[str], spec: VisualSpec) -> list[int]:
@@ -149,7 +151,7 @@ class PrunedProcessor(GridItems):
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         grants: Any = hf_kwargs.get(KEY) or {}
-        data = super()._apply_hf_processor_main(mm_items=mm_items, hf_kwargs=_without(hf_kwargs))  # type: ignore[misc]
+        data = self.processed(mm_items, _without(hf_kwargs), grants)
         if grants:
             self.add_segments(mm_items, _without(hf_kwargs), data)
         for modality in MODALITIES:
@@ -179,9 +181,10 @@ class PrunedProcessor(GridItems):
         return self._item_cache.keep_cells(base, patches, self._merge**2, self._spread)
 
     def _plan_field(self, modality: Modality, data: Any, index: int, grid: Grid, grant: Grant | None) -> Any:
-        if grant is not None:
-            self._item_cache.keep_grid(grant.base, grid)
-        if grant is None or grant.budget is None:
+        if grant is None or self.smaller(grant) is not None:
+            return unpruned()
+        self._item_cache.keep_grid(grant.base, grid)
+        if grant.budget is None:
             return unpruned()
         budget, count = grant.budget, plan(grid, grant.budget)
         if count == grid.tokens:
@@ -274,7 +277,8 @@ class PrunedProcessor(GridItems):
             if budget is not None:
                 entry["strategy"] = budget.strategy
                 entry["input_tokens"] = grid.tokens if grid else self._input_tokens(inputs, modality, i)
-            entry |= {"capped": budget is not None and budget.capped, "grid": grid, "kept_key": grant.kept_key}
+            entry |= {"capped": budget is not None and budget.capped, "kept_key": grant.kept_key}
+            entry |= {"grid": self.smaller(grant) or grid, "resized": self.smaller(grant) is not None}
             report.append({**entry, "kept": self._item_cache.kept(grant.key)})
         return report
 

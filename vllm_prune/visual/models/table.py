@@ -26,6 +26,8 @@ Extent = Literal["item", "frame"]
 
 TOWER: frozenset[VisualSignal] = frozenset({"tower_attention", "pixels", "scorer", "selector"})
 """Signals of an adapter that knows the vision tower."""
+QWEN: frozenset[VisualSignal] = TOWER | {"any_size"}
+"""The same where the processor makes as many visual tokens as a picture's size says."""
 PATCHES: frozenset[VisualSignal] = frozenset({"pixels", "selector"})
 """Signals of a generic adapter where the processor gives the patches of each visual token."""
 OUTPUTS: frozenset[VisualSignal] = frozenset({"selector"})
@@ -89,7 +91,7 @@ class Family:
 
 
 def _qwen3(name: str, parent: str, tested: str = "CPU, tiny model", kv: str = "yes") -> Family:
-    return Family(name, parent, "Qwen3-VL", "grid", MODALITIES, TOWER, True, "frame", False, tested, kv)
+    return Family(name, parent, "Qwen3-VL", "grid", MODALITIES, QWEN, True, "frame", False, tested, kv)
 
 
 def _generic(name: str, parent: str, **more: Any) -> Family:
@@ -104,10 +106,10 @@ _HYBRID = "refused: hybrid layers"
 
 FAMILIES: dict[str, Family] = {
     "Qwen2_5_VLForConditionalGeneration": Family(
-        "Qwen2.5-VL", "qwen2_5_vl:PruneQwen25VL", None, "grid", signals=TOWER
+        "Qwen2.5-VL", "qwen2_5_vl:PruneQwen25VL", None, "grid", signals=QWEN
     ),
     "Qwen3VLForConditionalGeneration": Family(
-        "Qwen3-VL, dense", "qwen3_vl:PruneQwen3VL", None, "grid", signals=TOWER, per_frame=True, extent="frame"
+        "Qwen3-VL, dense", "qwen3_vl:PruneQwen3VL", None, "grid", signals=QWEN, per_frame=True, extent="frame"
     ),
     "Molmo2ForConditionalGeneration": Family(
         "Molmo2, experimental", "molmo2:PruneMolmo2", None, "compact", ("video",), TOWER, True,
@@ -136,7 +138,7 @@ FAMILIES: dict[str, Family] = {
         "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _HYBRID
     ),
     "Qwen2VLForConditionalGeneration": _generic(
-        "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES
+        "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES | {"any_size"}
     ),
     "Glm4vForConditionalGeneration": _generic(
         "GLM-4.1V", "glm4_1v:Glm4vForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,

@@ -108,6 +108,15 @@ class Strategy(ABC):
         """The signals that these options need; a subset of `needs`."""
         return self.needs
 
+    def resized(self, grid: Grid, count: int) -> Grid | None:
+        """The grid that an item is drawn smaller to before the processor; None where visual tokens are chosen from it.
+
+        Args:
+            grid: shape of the item.
+            count: K, 1 <= K < M: the most visual tokens of the smaller grid.
+        """
+        return None
+
     def reduce(
         self, tokens: Tensor, grid: Grid, count: int, context: Context, per_frame: Sequence[int] | None = None
     ) -> Reduction:

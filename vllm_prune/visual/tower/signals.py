@@ -63,6 +63,7 @@ PROVIDERS: dict[VisualSignal, Provider] = {
     "pixels": Provider(None, lambda source: None),
     "scorer": Provider("scores", lambda source: source.captured.get("scorer")),
     "selector": Provider("scores", _selector_scores),
+    "any_size": Provider(None, lambda source: None),
 }
 """The visual signals."""
 
