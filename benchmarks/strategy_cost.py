@@ -37,7 +37,7 @@ def call(name: str, grid: Grid, count: int, width: int, device: torch.device, dt
         return lambda: _discard(strategy.select_cells(cells_of(pixels, 4, 3), grid, count, ()))
     tokens = torch.randn(grid.tokens, width, generator=generator).to(device, dtype)
     attention = torch.rand(grid.tokens, generator=generator).to(device)
-    context = Context(seed=1, tower_attention=attention, scores=attention)
+    context = Context(seed=1, tower_attention=attention, scores=attention, sensitivity=attention, text=tokens[:32])
     return lambda: _discard(strategy.reduce(tokens, grid, count, context).rows(tokens))
 
 

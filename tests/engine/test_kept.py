@@ -34,6 +34,7 @@ BUDGETS: dict[str, Visual] = {
     "pixels": {"strategy": "gui_dedup", "keep": 0.4},
     "behind the tower": {"strategy": "divprune", "keep": 0.4},
     "attention in the tower": {"strategy": "recv_attn", "keep": 0.4},
+    "question": {"strategy": "flashvlm", "keep": 0.4},
     "cut in the tower": {"strategy": "uniform", "keep": 0.4, "options": {"where": "tower", "after": 1}},
     "cut by features": {"strategy": "divprune", "keep": 0.4, "options": {"where": "tower", "after": 1}},
     "cut by pixels": {"strategy": "gui_dedup", "keep": 0.4, "options": {"where": "tower", "after": 0}},

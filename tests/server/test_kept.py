@@ -28,6 +28,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "pixels": {"strategy": "gui_dedup", "keep": 0.3},
     "behind": {"strategy": "divprune", "keep": 0.3},
     "scorer": {"strategy": "stts", "keep": 0.3},
+    "question": {"strategy": "cdpruner", "keep": 0.3},
     "inside": {"strategy": "uniform", "keep": 0.3, "options": {"where": "tower", "after": 1}},
 }
 

@@ -36,7 +36,9 @@ def chosen(put: Put, name: str, kind: str) -> Tensor:
     per_frame = PER_FRAME if kind == "video" else None
     count = sum(PER_FRAME) if grid.frames > 1 else grid.tokens // 3
     strategy = VISUAL.create(name)
-    kept = strategy.select(features, grid, count, Context(5, tower_attention=scores, scores=scores), per_frame)
+    text = put(torch.randn(4, 200, generator=source))
+    context = Context(5, tower_attention=scores, scores=scores, sensitivity=scores, text=text)
+    kept = strategy.select(features, grid, count, context, per_frame)
     return on_host(kept)
 
 

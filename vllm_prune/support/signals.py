@@ -42,10 +42,15 @@ def takes_no_cut(vllm_config: Any) -> bool:
     return "FLASHINFER" in str(vllm_config.model_config.multimodal_config.mm_encoder_attn_backend)
 
 
-def _tower_attention(vllm_config: Any) -> Finding | None:
-    for obstacle in obstacles(vllm_config):
-        return _hidden(f"it reads the tower's attention, which {obstacle} hides; name another one")
-    return None
+def _inside(what: str) -> Unavailable:
+    """For what is seen while the tower runs."""
+
+    def unavailable(vllm_config: Any) -> Finding | None:
+        for obstacle in obstacles(vllm_config):
+            return _hidden(f"it {what}, which {obstacle} hides; name another one")
+        return None
+
+    return unavailable
 
 
 def _scorer(vllm_config: Any) -> Finding | None:
@@ -116,10 +121,12 @@ def _of_adapter(signal: VisualSignal, unavailable: Unavailable) -> Unavailable:
 
 
 VISUAL: dict[VisualSignal, Unavailable] = {
-    "tower_attention": _of_adapter("tower_attention", _tower_attention),
+    "tower_attention": _of_adapter("tower_attention", _inside("reads the tower's attention")),
     "pixels": _of_adapter("pixels", _always),
     "scorer": _of_adapter("scorer", _scorer),
     "selector": _of_adapter("selector", _selector),
+    "projector": _of_adapter("projector", _inside("runs the tower's projector again")),
+    "text": _of_adapter("text", _always),
     "any_size": _of_adapter("any_size", _always),
 }
 KV: dict[KvSignal, Unavailable] = {

@@ -28,12 +28,15 @@ class Row(NamedTuple):
 ROWS = (
     Row("aot", "image video"),
     Row("aot", "image video", {"clip": 2, "fresh": 1}),
+    Row("cdpruner", "image video"),
     Row("centerclip", "image video"),
     Row("divprune", "image video"),
     Row("elastic_pool", "image video"),
     Row("evs", "video"),
     Row("fastvid", "video"),
     Row("fastvid", "video", {"scenes": 2, "alike": -1, "density": 1, "every": 1, "least": 0}),
+    Row("flashvlm", "image video"),
+    Row("flashvlm", "image video", {"balance": 1}),
     Row("gui_dedup", "image video"),
     Row("gui_dedup", "image video", {"across": False, "flat": 0.5}),
     Row("holitom", "video"),
@@ -60,6 +63,7 @@ ROWS = (
     Row("vidcom2", "image video"),
     Row("vision_selector", "image video"),
     Row("vqtoken_kmeans", "image video"),
+    Row("zoo", "image video"),
 )
 PRUNING = [row for row in ROWS if row.name not in ("none", "resize")]
 """Those that choose from an item's visual tokens."""
@@ -91,7 +95,8 @@ def items(draw: st.DrawFn, modalities: str = "image video") -> Item:
     tokens = content(torch.randn(grid.tokens, width, generator=generator), kind, grid).to(draw(st.sampled_from(DTYPES)))
     pixels = content(torch.rand(grid.tokens, 24, generator=generator), kind, grid)
     attention = torch.rand(grid.tokens, generator=generator)
-    return Item(grid, tokens, pixels, Context(draw(st.integers(0, 2**63 - 1)), attention, attention))
+    text = content(torch.randn(draw(st.integers(1, 9)), width, generator=generator), kind, Grid(1, 1, 1))
+    return Item(grid, tokens, pixels, Context(draw(st.integers(0, 2**63 - 1)), attention, attention, attention, text))
 
 
 def content(rows: Tensor, kind: str, grid: Grid) -> Tensor:
@@ -149,6 +154,7 @@ def test_unknown_option_is_refused(name: str):
         ("vcast", {"temperature": 0}),
         ("slowfast", {"slow": 0}),
         ("aot", {"fresh": 1.1}),
+        ("flashvlm", {"balance": -0.1}),
         ("fastvid", {"scenes": 0}),
         ("holitom", {"alike": 2}),
         ("trajectory", {"radius": 4}),
@@ -240,12 +246,17 @@ def test_neither_global_state_nor_memory_layout_matters(row: Row):
     generator = torch.Generator().manual_seed(3)
     wide = torch.randn(grid.tokens, 192, generator=generator).bfloat16()
     pixels, attention = torch.rand(grid.tokens, 24, generator=generator), torch.rand(grid.tokens, generator=generator)
-    item = Item(grid, wide[:, :160].clone(), pixels, Context(7, attention, attention))
+    context = Context(7, attention, attention, attention, wide[:5, :160].float())
+    item = Item(grid, wide[:, :160].clone(), pixels, context)
     state, before = torch.get_rng_state(), item.tokens.clone()
     kept = item.choose(row, 40)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(item.tokens, before)
     assert torch.equal(item._replace(tokens=wide[:, :160]).choose(row, 40), kept)
+
+
+def one_context() -> Context:
+    return Context(1, torch.rand(24), torch.rand(24), torch.rand(24), torch.rand(3, 8))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
@@ -254,7 +265,12 @@ def test_neither_global_state_nor_memory_layout_matters(row: Row):
     [(0, None), (25, None), (4, [4, 0, 0]), (4, [2, 1]), (6, [7, -1]), (13, [13, 0])],
 )
 def test_impossible_counts_are_refused(row: Row, count: int, per_frame: list[int] | None):
-    item = Item(Grid(2, 3, 4), torch.rand(24, 8), torch.rand(24, 24), Context(1, torch.rand(24), torch.rand(24)))
+    item = Item(
+        Grid(2, 3, 4),
+        torch.rand(24, 8),
+        torch.rand(24, 24),
+        Context(1, torch.rand(24), torch.rand(24), torch.rand(24), torch.rand(3, 8)),
+    )
     with pytest.raises(ValueError):
         item.choose(row, count, per_frame)
 

@@ -22,12 +22,14 @@ class Grant:
         base: the item's hash without a budget.
         earlier: base hashes of the items before it, for strategies that compare items.
         patches_of: gives the processor output of an earlier item that was served from a cache.
+        text: token ids of the request's text, for strategies that read it.
     """
 
     budget: ItemBudget | None
     base: str
     earlier: tuple[str, ...] = ()
     patches_of: Callable[[int], Any] | None = field(default=None, compare=False, repr=False)
+    text: tuple[int, ...] | None = None
 
     @property
     def resizes(self) -> bool:
@@ -47,7 +49,8 @@ class Grant:
         """Cache key of the item under this grant; the parent's own where nothing is pruned."""
         if self.budget is None:
             return self.base
-        text = "|".join([self.budget.key(), *self.earlier])
+        question = () if self.text is None else (f"text:{','.join(map(str, self.text))}",)
+        text = "|".join([self.budget.key(), *self.earlier, *question])
         return f"{self.base}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}"
 
     @property

@@ -26,11 +26,13 @@ from ...grid import MODALITIES, Grid, Modality, bitmap
 from ...signals import VisualSignal
 from ..item_plan import ItemPlan, decode, field_name, unpruned, with_cut
 from ..scorers.tower_shape import tower_shape
-from ..strategies.base import Cells, PixelStrategy
+from ..strategies.base import PixelStrategy
 from .granted_item import Grant, Grants
 from .item_cache import ItemCache
 from .media_uuids import MissingMediaError
+from .pixel_choice import PixelProcessor, without_budget
 from .resizing import ResizingProcessor
+from .user_text import Turns
 
 REPORT = "vllm_prune_report"
 """Key under which `apply` leaves one report per item; the wrappers in `vllm_compat` take it off again."""
@@ -39,7 +41,7 @@ MAX_OUTPUT = "vllm_prune_max_output"
 """Key under which `apply` leaves the most output tokens that the model still has positions for."""
 
 
-class PrunedProcessor(ResizingProcessor):
+class PrunedProcessor(ResizingProcessor, PixelProcessor):
     """Mixin placed before a vLLM multimodal processor of the Qwen-VL kind."""
 
     vllm_prune_adapter: ClassVar[bool] = True
@@ -51,13 +53,14 @@ class PrunedProcessor(ResizingProcessor):
         tower = tower_shape(self.info.get_hf_config())  # type: ignore[attr-defined]
         self._depth = None if tower is None else tower.depth
         self._spread = self.pixel_spread()
+        self._turns: Turns | None = None
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: Any) -> Any:
         """Process a prompt with its media; see the parent."""
         wire = inputs.hf_processor_mm_kwargs.get(KEY)
         grants: Grants = {}
         if wire is not None:
-            inputs = replace(inputs, hf_processor_mm_kwargs=_without(inputs.hf_processor_mm_kwargs))
+            inputs = replace(inputs, hf_processor_mm_kwargs=without_budget(inputs.hf_processor_mm_kwargs))
             grants = self._grants(inputs, with_cut(VisualSpec.from_wire(wire), self._depth))
             inputs = replace(inputs, hf_processor_mm_kwargs={**inputs.hf_processor_mm_kwargs, KEY: grants})
         result = super().apply(inputs, timing_ctx)  # type: ignore[misc]
@@ -99,13 +102,26 @@ class PrunedProcessor(ResizingProcessor):
         for modality, budgets in allocate(spec, sizes).items():
             bases = hashes[modality]
             source = partial(self._process_alone, inputs, modality)
+            text = self._text(inputs) if any(budget and "text" in _wanted(budget) for budget in budgets) else None
             grants[modality] = [
-                Grant(budget, base, tuple(bases[:i]) if budget and _compares(budget) else (), source)
+                Grant(budget, base, tuple(bases[:i]) if budget and _compares(budget) else (), source, text)
                 for i, (budget, base) in enumerate(zip(budgets, bases, strict=True))
             ]
             kwargs = inputs.hf_processor_mm_kwargs
             self.check_resizable(inputs.mm_data_items[modality], modality, grants[modality], kwargs)
         return grants
+
+    def _text(self, inputs: ProcessorInputs) -> tuple[int, ...]:
+        """Token ids of the last user message's text. Raises `BudgetError` where it has none."""
+        if self._turns is None:
+            info: Any = self.info  # type: ignore[attr-defined]
+            config = info.get_hf_config()
+            self._turns = Turns.of(info.get_tokenizer(), {config.image_token_id, config.video_token_id})
+        if text := self._turns.last_user_text(inputs.prompt):
+            return text
+        raise BudgetError(
+            "the strategy reads the last user message, which has no text; name another one", "pruning.visual.strategy"
+        )
 
     def _sizes(self, inputs: ProcessorInputs, modality: Modality, bases: Sequence[str], spec: VisualSpec) -> list[int]:
         """Tokens of each item before pruning; only looked up where items share a number of tokens."""
@@ -128,7 +144,7 @@ class PrunedProcessor(ResizingProcessor):
 
     def _get_cache_missing_processor_kwargs(self, inputs: ProcessorInputs, mm_is_cached: Any) -> Mapping[str, object]:
         grants = inputs.hf_processor_mm_kwargs.get(KEY)
-        bare = replace(inputs, hf_processor_mm_kwargs=_without(inputs.hf_processor_mm_kwargs))
+        bare = replace(inputs, hf_processor_mm_kwargs=without_budget(inputs.hf_processor_mm_kwargs))
         kwargs = super()._get_cache_missing_processor_kwargs(bare, mm_is_cached)  # type: ignore[misc]
         if not grants:
             return kwargs
@@ -151,9 +167,9 @@ class PrunedProcessor(ResizingProcessor):
 
     def _apply_hf_processor_main(self, mm_items: Any, hf_kwargs: Mapping[str, object]) -> Any:
         grants: Any = hf_kwargs.get(KEY) or {}
-        data = self.processed(mm_items, _without(hf_kwargs), grants)
+        data = self.processed(mm_items, without_budget(hf_kwargs), grants)
         if grants:
-            self.add_segments(mm_items, _without(hf_kwargs), data)
+            self.add_segments(mm_items, without_budget(hf_kwargs), data)
         for modality in MODALITIES:
             grids = self.grids_of(modality, data)
             if not grids:
@@ -167,19 +183,6 @@ class PrunedProcessor(ResizingProcessor):
             ]
         return data
 
-    def _process_alone(self, inputs: ProcessorInputs, modality: Modality, index: int) -> Any:
-        """Processor output of one item of the request, for an item that the cache answered."""
-        info: Any = self.info  # type: ignore[attr-defined]
-        item = inputs.mm_data_items[modality][index]
-        if item is None:
-            raise MissingMediaError(modality, index, "its pixels are needed to compare another item with them")
-        alone = info.parse_mm_data({modality: [item]}, validate=False)
-        data = super()._apply_hf_processor_main(mm_items=alone, hf_kwargs=_without(inputs.hf_processor_mm_kwargs))  # type: ignore[misc]
-        return self.patches_of(modality, data, 0)
-
-    def _keep_cells(self, base: str, patches: Any) -> Cells:
-        return self._item_cache.keep_cells(base, patches, self._merge**2, self._spread)
-
     def _plan_field(self, modality: Modality, data: Any, index: int, grid: Grid, grant: Grant | None) -> Any:
         if grant is None or self.smaller(grant) is not None:
             return unpruned()
@@ -190,7 +193,7 @@ class PrunedProcessor(ResizingProcessor):
         if count == grid.tokens:
             return unpruned()
         patches = self.patches_of(modality, data, index)
-        if patches is None and _wanted(budget) & {"scorer", "tower_attention"}:
+        if patches is None and _wanted(budget) & {"projector", "scorer", "tower_attention"}:
             raise ValueError(f"strategy {budget.strategy!r} looks into the tower, but this item came as embeddings")
         segments = self.segments_of(modality, data, index)
         split = VISUAL.strategy_class(budget.strategy).frame_split
@@ -202,33 +205,10 @@ class PrunedProcessor(ResizingProcessor):
             budget.strategy, budget.options, count, grant.seed, per_frame, indices, grant.kept_key, segments
         )
         shape = None if segments is None else (grid.frames, grid.rows, grid.cols)
-        return replace(plan_of_item, grid=shape).encode()
-
-    def _from_pixels(
-        self,
-        budget: ItemBudget,
-        grant: Grant,
-        grid: Grid,
-        count: int,
-        patches: Any,
-        per_frame: Sequence[int] | None,
-    ) -> tuple[int, ...] | None:
-        strategy = VISUAL.create(budget.strategy, ItemPlan(budget.strategy, budget.options, count, 0).option_values)
-        if not isinstance(strategy, PixelStrategy):
-            return None
-        if patches is None:
-            raise ValueError(f"strategy {budget.strategy!r} looks at pixels, but this item came as embeddings")
-        cells = self._keep_cells(grant.base, patches)
-        earlier = [self._earlier_cells(grant, i) for i in range(len(grant.earlier))]
-        return tuple(strategy.select_cells(cells, grid, count, earlier, per_frame).tolist())
-
-    def _earlier_cells(self, grant: Grant, index: int) -> Cells:
-        assert grant.patches_of is not None
-        base = grant.earlier[index]
-        return self._item_cache.cells(base) or self._keep_cells(base, grant.patches_of(index))
+        return replace(plan_of_item, grid=shape, text=grant.text).encode()
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
-        parent = super()._get_mm_fields_config(hf_inputs, _without(hf_processor_mm_kwargs))  # type: ignore[misc]
+        parent = super()._get_mm_fields_config(hf_inputs, without_budget(hf_processor_mm_kwargs))  # type: ignore[misc]
         plans = {field_name(m): MultiModalFieldConfig.batched(m, keep_on_cpu=True) for m in MODALITIES}
         return {**parent, **plans}
 
@@ -236,7 +216,7 @@ class PrunedProcessor(ResizingProcessor):
         self, mm_items: Any, hf_processor_mm_kwargs: Mapping[str, Any], out_mm_kwargs: Any
     ) -> Sequence[Any]:
         updates = super()._get_prompt_updates(  # type: ignore[misc]
-            mm_items, _without(hf_processor_mm_kwargs), out_mm_kwargs
+            mm_items, without_budget(hf_processor_mm_kwargs), out_mm_kwargs
         )
         fields = ["insertion" if isinstance(update, PromptInsertion) else "replacement" for update in updates]
         return [
@@ -283,11 +263,9 @@ class PrunedProcessor(ResizingProcessor):
         return report
 
     def _input_tokens(self, inputs: ProcessorInputs, modality: Modality, index: int) -> int:
-        return self.size_of(inputs.mm_data_items[modality], modality, index, _without(inputs.hf_processor_mm_kwargs))
-
-
-def _without(kwargs: Mapping[str, object]) -> dict[str, object]:
-    return {key: value for key, value in kwargs.items() if key != KEY}
+        return self.size_of(
+            inputs.mm_data_items[modality], modality, index, without_budget(inputs.hf_processor_mm_kwargs)
+        )
 
 
 def _wanted(budget: ItemBudget) -> frozenset[VisualSignal]:

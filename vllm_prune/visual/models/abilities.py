@@ -18,6 +18,8 @@ WORDS: dict[VisualSignal, str] = {
     "scorer": "a cut inside the vision tower",
     "pixels": "the pixels of each visual token",
     "selector": "the tower's outputs",
+    "projector": "the model's projector",
+    "text": "the text of the last user message",
     "any_size": "a processor that takes pictures of any size",
 }
 """What each signal is, for people."""

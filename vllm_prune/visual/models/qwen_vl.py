@@ -22,6 +22,7 @@ from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
 from ..tower.cut import TowerCut
 from ..tower.key_bias import biased_attention
+from ..tower.projector import ProjectorSensitivity
 from ..tower.received_attention import Listener, TowerAttention
 from ..tower.scored_cut import TowerScorer
 from ..tower.select import PrunePoint, build_cut, kept_rows, prune_point
@@ -76,7 +77,10 @@ class PrunedModel(PlacedModel, TowerCut):
 
     def listeners(self, needs: frozenset[VisualSignal]) -> dict[VisualSignal, Listener]:
         """What captures signals while the tower runs; a listener that is not needed is idle."""
-        return {"tower_attention": TowerAttention(self, enabled="tower_attention" in needs)}
+        return {
+            "tower_attention": TowerAttention(self, enabled="tower_attention" in needs),
+            "projector": ProjectorSensitivity(self, enabled="projector" in needs),
+        }
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Encoder outputs, one per item; pruned items come as [K, output_width + 6]."""
@@ -138,8 +142,15 @@ class PrunedModel(PlacedModel, TowerCut):
         self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, captured: Any
     ) -> Tensor:
         grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
-        source = ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts)
+        text = None if plan.text is None else self._embedded(plan.text, embedding.device)
+        source = ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts, text)
         return self._place(*kept_rows(plan, source, embedding), grid, kwargs, modality, index)
+
+    def _embedded(self, text: Sequence[int], device: torch.device) -> Tensor:
+        """Embeddings of token ids by the language model's own table, [L, D]."""
+        ids = async_tensor_h2d(list(text), device=device, dtype=torch.int64)
+        rows: Tensor = self.get_language_model().embed_input_ids(ids)  # type: ignore[attr-defined]
+        return rows
 
     def _grid(self, thw: Any) -> Grid:
         # A tensor from the runner, a list from vLLM's encoder-graph manager; on the CPU either way.

@@ -26,8 +26,9 @@ Extent = Literal["item", "frame"]
 
 TOWER: frozenset[VisualSignal] = frozenset({"tower_attention", "pixels", "scorer", "selector"})
 """Signals of an adapter that knows the vision tower."""
-QWEN: frozenset[VisualSignal] = TOWER | {"any_size"}
-"""The same where the processor makes as many visual tokens as a picture's size says."""
+QWEN: frozenset[VisualSignal] = TOWER | {"any_size", "projector", "text"}
+"""The same where the processor makes as many visual tokens as a picture's size says, the projector can be run again and
+prompts are in ChatML."""
 PATCHES: frozenset[VisualSignal] = frozenset({"pixels", "selector"})
 """Signals of a generic adapter where the processor gives the patches of each visual token."""
 OUTPUTS: frozenset[VisualSignal] = frozenset({"selector"})

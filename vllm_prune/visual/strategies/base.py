@@ -49,11 +49,15 @@ class Context:
         tower_attention: [M] float32, attention received by each cell in a late tower layer; only
             given to strategies whose `needs` name it.
         scores: [M] float32, what a trained scorer of the model gives each cell; likewise.
+        sensitivity: [M] float32, how much the model's projector reacts to each cell; likewise.
+        text: [L, D], the language model's embeddings of the last user message's text, L >= 1; likewise.
     """
 
     seed: int = 0
     tower_attention: Tensor | None = None
     scores: Tensor | None = None
+    sensitivity: Tensor | None = None
+    text: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -222,13 +226,9 @@ class PixelStrategy(Strategy):
 def frame_context(context: Context, frame: int, grid: Grid) -> Context:
     """What a strategy may look at in one frame."""
     inside = slice(frame * grid.per_frame, (frame + 1) * grid.per_frame)
-    attention, scores = context.tower_attention, context.scores
-    return replace(
-        context,
-        seed=context.seed + frame,
-        tower_attention=None if attention is None else attention[inside],
-        scores=None if scores is None else scores[inside],
-    )
+    of_cells = {name: getattr(context, name) for name in ("tower_attention", "scores", "sensitivity")}
+    of_frame = {name: values[inside] for name, values in of_cells.items() if values is not None}
+    return replace(context, seed=context.seed + frame, **of_frame)
 
 
 def check_counts(rows: int, grid: Grid, count: int, per_frame: Sequence[int] | None) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...grid import Grid
 from .base import Context, Strategy, TowerOptions, best, best_per_frame
-from .maths import diverse_order, farthest_points, highest, sketch
+from .maths import banded, diverse_order, farthest_points, highest, sketch
 
 # One CPU thread compares 2,048 cells in segments of this size in the time of their projection.
 _SEGMENT = 256
@@ -75,13 +75,6 @@ def _steps(count: int, segments: int) -> int:
 
 def _gains(tokens: Tensor, grid: Grid, bands: int, steps: int) -> Tensor:
     """Distance at which each cell was picked, float32 [M], -inf where it was not."""
-    width = -(-grid.per_frame // bands)
-    padding = bands * width - grid.per_frame
-    cells = sketch(tokens).view(grid.frames, grid.per_frame, -1)
-    valid = None
-    if padding:
-        cells = torch.nn.functional.pad(cells, (0, 0, 0, padding))
-        valid = torch.arange(bands * width, device=tokens.device) < grid.per_frame
-        valid = valid.view(bands, width).repeat(grid.frames, 1)
-    gains = farthest_points(cells.reshape(grid.frames * bands, width, -1), min(steps, width), valid)
+    segments, valid = banded(sketch(tokens), grid, bands)
+    gains = farthest_points(segments, min(steps, segments.shape[1]), valid)
     return gains.view(grid.frames, -1)[:, : grid.per_frame].flatten()

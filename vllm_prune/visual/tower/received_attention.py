@@ -6,6 +6,7 @@ and only for items whose strategy needs them. Cost is 64 queries per frame, neve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
@@ -68,12 +69,16 @@ class TowerAttention(Listener):
             return [None] * len(grid_thw)
         unit = self._model._merge**2
         cells = torch.cat(self._received).view(-1, unit).mean(1)
-        order = getattr(self._model.visual, "get_window_index_thw", None)
-        sizes = (grid_thw.prod(-1) // unit).tolist()
-        if order is not None:
-            # The tower works in window order; undo it for the whole batch.
-            cells = cells[_raster_order(self._model.visual, grid_thw).to(cells.device)]
-        return list(cells.split(sizes))
+        return list(in_raster_order(self._model, cells, grid_thw))
+
+
+def in_raster_order(model: Any, cells: Tensor, grid_thw: Tensor) -> Sequence[Tensor]:
+    """Values of a batch's cells, [sum of M] in the tower's order, as [M] in raster order for each item."""
+    sizes = (grid_thw.prod(-1) // model._merge**2).tolist()
+    if getattr(model.visual, "get_window_index_thw", None) is not None:
+        # The tower works in window order; undo it for the whole batch.
+        cells = cells[_raster_order(model.visual, grid_thw).to(cells.device)]
+    return cells.split(sizes)
 
 
 def received_attention(module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, cu_seqlens: Tensor) -> Tensor:

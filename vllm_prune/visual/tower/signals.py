@@ -32,12 +32,14 @@ class ItemSource:
         features: [M, *], what its strategy looks at, one row per cell.
         captured: float32 [M] each, what was computed while the tower ran; None where it was not.
         facts: what this worker knows of the configuration.
+        text: [L, D], embeddings of the request's text, where the plan has any.
     """
 
     grid: Grid
     features: Tensor
     captured: Mapping[VisualSignal, Tensor | None] = field(default_factory=dict)
     facts: WorkerFacts = field(default_factory=WorkerFacts)
+    text: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,10 @@ class Provider:
 
     Attributes:
         field: the field of `Context` that holds it; None for a signal that the front end has used already.
-        provide: computes it for one item, float32 [M].
+        provide: computes it for one item, as the field has it.
     """
 
-    field: Literal["tower_attention", "scores"] | None
+    field: Literal["tower_attention", "scores", "sensitivity", "text"] | None
     provide: Callable[[ItemSource], Tensor | None]
 
 
@@ -63,6 +65,8 @@ PROVIDERS: dict[VisualSignal, Provider] = {
     "pixels": Provider(None, lambda source: None),
     "scorer": Provider("scores", lambda source: source.captured.get("scorer")),
     "selector": Provider("scores", _selector_scores),
+    "projector": Provider("sensitivity", lambda source: source.captured.get("projector")),
+    "text": Provider("text", lambda source: source.text),
     "any_size": Provider(None, lambda source: None),
 }
 """The visual signals."""

@@ -4,16 +4,18 @@ Everything accumulates in float32 whatever the input dtype, and touches no globa
 """
 
 from .clusters import absorb, cluster, density_peaks, mean_by, nearest, sum_by
+from .determinantal import volume_gains
 from .diversity import diverse_order, farthest_points, max_sum_order
 from .motion import match
 from .pixels import cells_of, first_of_equals
-from .segments import neighbour_similarity, scenes
+from .segments import banded, neighbour_similarity, scenes
 from .transport import sinkhorn
 from .vectors import SKETCH, cosine, evenly_spaced, highest, quantise, sketch, spread_to_one, unit_rows
 
 __all__ = [
     "SKETCH",
     "absorb",
+    "banded",
     "cells_of",
     "cluster",
     "cosine",
@@ -35,4 +37,5 @@ __all__ = [
     "spread_to_one",
     "sum_by",
     "unit_rows",
+    "volume_gains",
 ]

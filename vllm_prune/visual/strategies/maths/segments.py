@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from ....grid import Grid
@@ -34,3 +35,25 @@ def scenes(similarity: Sequence[float], fewest: int, threshold: float) -> list[r
     cuts = set(by_likeness[: fewest - 1]) | {i for i, value in enumerate(similarity) if value < threshold}
     edges = [0, *(i + 1 for i in sorted(cuts)), len(similarity) + 1]
     return [range(start, end) for start, end in pairwise(edges)]
+
+
+def banded(rows: Tensor, grid: Grid, bands: int) -> tuple[Tensor, Tensor | None]:
+    """The cells of an item as segments of equal length: each frame in as many bands of neighbouring cells.
+
+    Args:
+        rows: [M, E].
+        grid: of the item.
+        bands: at most the cells of a frame.
+
+    Returns:
+        [T * bands, width, E], the last band of a frame with rows of zeros where cells are missing; and which are cells,
+        bool [T * bands, width], None where all are.
+    """
+    width = -(-grid.per_frame // bands)
+    padding = bands * width - grid.per_frame
+    cells = rows.view(grid.frames, grid.per_frame, -1)
+    if not padding:
+        return cells.reshape(grid.frames * bands, width, -1), None
+    cells = torch.nn.functional.pad(cells, (0, 0, 0, padding))
+    valid = torch.arange(bands * width, device=rows.device) < grid.per_frame
+    return cells.reshape(grid.frames * bands, width, -1), valid.view(bands, width).repeat(grid.frames, 1)
