@@ -27,14 +27,15 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def budgets(results: Path) -> str:
-    """Right answers per ratio: the default strategy of each part beside random."""
+    """Right answers per ratio: the default strategy of each part beside random, and beside resizing where measured."""
     result = read(results / "quality.json")
     if result is None:
         return NOT_MEASURED
     rows = [row for row in result["rows"] if row["n"] and row["group"] == "all"]
     by_arm = {(row["part"], row["strategy"], row["keep"]): f"{row['accuracy']:.0%}" for row in rows}
     keeps = sorted({row["keep"] for row in rows if row["strategy"] != "unpruned"}, reverse=True)
-    arms = [(part, name) for part in TITLES for name in (DEFAULTS[part], "random")]
+    compared = [(part, name) for part in TITLES for name in (DEFAULTS[part], "random", "resize")]
+    arms = [(part, name) for part, name in compared if any((part, name, keep) in by_arm for keep in keeps)]
     head = ["kept", *(f"{TITLES[part]}, `{name}`" for part, name in arms)]
     whole = {part: accuracy(results, "none" if part == "visual" else part, "unpruned", None) for part in TITLES}
     lines = [["all", *(percent(whole[part], 0) for part, _ in arms)]]

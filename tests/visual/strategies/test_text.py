@@ -45,6 +45,14 @@ def test_picks_are_those_of_the_determinant(seed: int) -> None:
     assert in_order(gains) == greedy_volume(rows, weights, 9)
 
 
+def test_long_segments_are_compared_pick_by_pick() -> None:
+    rows, weights = random(600, 20, seed=12), random(600, seed=13).sigmoid()
+    gains = volume_gains(unit_rows(rows)[None], weights[None], 8)[0]
+    assert in_order(gains) == greedy_volume(rows, weights, 8)
+    halves = volume_gains(unit_rows(rows).view(2, 300, 20), weights.view(2, 300), 8)
+    assert in_order(halves[0]) == greedy_volume(rows[:300], weights[:300], 8)
+
+
 def test_segments_do_not_notice_each_other() -> None:
     rows, weights = random(3, 10, 16, seed=1), random(3, 10, seed=2).sigmoid()
     valid = torch.ones(3, 10, dtype=torch.bool)
