@@ -81,7 +81,8 @@ def test_vllms_own_check_lets_only_these_wait(name: str, monkeypatch: pytest.Mon
     monkeypatch.setattr("vllm_prune.visual.tower.select.gpu_sync_allowed", record)
     grid = GRIDS[kinds_of(name)[-1]]
     scores = torch.rand(grid.tokens)
-    monkeypatch.setattr("vllm_prune.visual.tower.select.context_of", lambda *_: Context(5, scores, scores))
+    context = Context(5, scores, scores, scores, torch.randn(4, 200))
+    monkeypatch.setattr("vllm_prune.visual.tower.select.context_of", lambda *_: context)
     source = ItemSource(grid, torch.randn(grid.tokens, 200))
     assert len(choose_cells(ItemPlan(name, "{}", 9, 1), source)) == 9
     assert allowed == [name] * (name in BY_NATURE)
