@@ -67,7 +67,7 @@ def test_a_budget_that_reads_nothing_ignores_the_question(family: str, engines: 
     for strategy in ("divprune", "cdpruner"):
         for question in ("what is it?", "where is it?"):
             request = media.ask(picture, visual={"strategy": strategy, "keep": 0.4}, question=question).for_vllm()
-            prompt = llm.llm_engine.renderer.render_cmpl([request])[0]
+            prompt = llm._preprocess_cmpl([request])[0]
             keys.append(prompt["mm_hashes"]["image"][0])
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
