@@ -10,10 +10,12 @@ from typing import Any
 from .budget.canonical import Part, VisualSpec, canonical, canonical_kv
 from .budget.errors import BudgetError
 from .budget.fields import (
+    AUTO,
     KvField,
     OnLimit,
     PruningField,
     VisualField,
+    is_auto,
     parse_pruning,
 )
 from .budget.kv import KvSpec
@@ -140,6 +142,11 @@ def _limit_part(part: Part | None, limits: Limits, modality: Modality, clamped: 
         )
     if part.keep is None:
         return part
+    if is_auto(part.keep):
+        if limits.max_keep is None or limits.max_keep == 1:
+            return part
+        most = _change(limits, clamped, "pruning.visual.keep", AUTO, limits.max_keep, "max_keep")
+        return replace(part, keep=repr(most))
     keep = float(part.keep)
     if limits.min_keep is not None and keep < limits.min_keep:
         keep = _change(limits, clamped, "pruning.visual.keep", keep, limits.min_keep, "min_keep")

@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 
+from vllm_prune.budget.fields import AUTO, is_auto
 from vllm_prune.config.load import configuration
 from vllm_prune.policy import Decision
 from vllm_prune.request import RequestContext
@@ -51,8 +52,10 @@ def budget(decision: Decision) -> dict[str, Any] | None:
         for modality in ("image", "video"):
             if (part := spec.part(modality)) is not None:
                 shown[modality] = {"strategy": part.strategy}
-                size = {"keep": float(part.keep)} if part.keep is not None else {"max_tokens": part.max_tokens}
-                shown[modality] |= {key: value for key, value in size.items() if value is not None}
+                if part.keep is not None:
+                    shown[modality]["keep"] = AUTO if is_auto(part.keep) else float(part.keep)
+                elif part.max_tokens is not None:
+                    shown[modality]["max_tokens"] = part.max_tokens
         if spec.max_tokens is not None:
             shown["max_tokens"] = spec.max_tokens
         if spec.limit is not None:

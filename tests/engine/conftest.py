@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Read by vLLM when it is imported, so they are set before anything here can import it.
 os.environ.update(
@@ -18,6 +19,7 @@ os.environ.update(
 import pytest
 import torch
 
+from . import media
 from .checkpoints import FAMILIES, build
 from .engines import EnginePool
 from .families import rows
@@ -84,3 +86,32 @@ def engines(checkpoints: dict[str, Path]) -> Iterator[EnginePool]:
     pool = EnginePool(checkpoints)
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def reported(checkpoints: dict[str, Path]) -> Callable[..., list[dict[str, Any]]]:
+    """The front end's reports on a request from its processor alone, by family, media and budget."""
+    from vllm.config import ModelConfig
+    from vllm.multimodal import MULTIMODAL_REGISTRY
+    from vllm.multimodal.processing import TimingContext
+    from vllm.multimodal.processing.inputs import ProcessorInputs
+
+    import vllm_prune
+    from vllm_prune.visual.frontend.processor import REPORT
+
+    vllm_prune.register()
+
+    def report(family: str, shown: tuple[Any, ...], visual: media.Visual) -> list[dict[str, Any]]:
+        config = ModelConfig(str(checkpoints[family]), dtype="float32", max_model_len=2048)
+        processor = MULTIMODAL_REGISTRY.create_processor(config)
+        request = media.ask(*shown, visual=visual)
+        data = request.for_vllm()
+        inputs = ProcessorInputs(
+            processor.info.get_tokenizer().encode(request.prompt),
+            processor.info.parse_mm_data(data["multi_modal_data"]),
+            hf_processor_mm_kwargs=data["mm_processor_kwargs"],
+        )
+        found: list[dict[str, Any]] = processor.apply(inputs, TimingContext(enabled=False))[REPORT]
+        return found
+
+    return report

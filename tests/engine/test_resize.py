@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from torchvision.transforms.v2 import functional
 
 from vllm_prune.budget.errors import BudgetError
 from vllm_prune.grid import Grid
-from vllm_prune.visual.frontend.processor import REPORT
 
 from . import media
 from .checkpoints import CELL
@@ -99,34 +97,6 @@ def test_budgets_and_pictures_are_told_apart(family: str, engines: EnginePool, s
             lengths.append((len(output.prompt_token_ids), sum(patches[before:])))
     text = lengths[1][0] - 54
     assert [(length - text, count) for length, count in lengths] == [(24, 96), (54, 216), (20, 80), (27, 216), (24, 0)]
-
-
-@pytest.fixture
-def reported(checkpoints: dict[str, Path]) -> Callable[..., list[dict[str, Any]]]:
-    """The front end's reports on a request, from its processor alone."""
-    from vllm.config import ModelConfig
-    from vllm.multimodal import MULTIMODAL_REGISTRY
-    from vllm.multimodal.processing import TimingContext
-    from vllm.multimodal.processing.inputs import ProcessorInputs
-
-    import vllm_prune
-
-    vllm_prune.register()
-
-    def report(family: str, shown: tuple[Any, ...], visual: Visual) -> list[dict[str, Any]]:
-        config = ModelConfig(str(checkpoints[family]), dtype="float32", max_model_len=2048)
-        processor = MULTIMODAL_REGISTRY.create_processor(config)
-        request = media.ask(*shown, visual=visual)
-        data = request.for_vllm()
-        inputs = ProcessorInputs(
-            processor.info.get_tokenizer().encode(request.prompt),
-            processor.info.parse_mm_data(data["multi_modal_data"]),
-            hf_processor_mm_kwargs=data["mm_processor_kwargs"],
-        )
-        found: list[dict[str, Any]] = processor.apply(inputs, TimingContext(enabled=False))[REPORT]
-        return found
-
-    return report
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen2_vl"])

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from ..catalogue import KV, VISUAL
 from ..grid import MODALITIES, Modality
 from .errors import BudgetError
-from .fields import DEFAULT_KV_STRATEGY, DEFAULT_STRATEGY, KvField, VisualField, VisualPart, parse_visual
+from .fields import AUTO, DEFAULT_KV_STRATEGY, DEFAULT_STRATEGY, KvField, VisualField, VisualPart, is_auto, parse_visual
 from .kv import KvSpec
 
 KEY = "vllm_prune"
@@ -35,8 +35,10 @@ class Part:
     max_tokens: int | None = None
 
     def ratio_count(self, tokens: int) -> int:
-        """K = max(1, floor(M * keep)), computed in decimals so that 0.29 of 100 is 29."""
+        """K = max(1, floor(M * keep)), in decimals: 0.29 of 100 is 29. Where the strategy counts it is M, the most."""
         assert self.keep is not None
+        if is_auto(self.keep):
+            return tokens
         return max(1, int(Decimal(self.keep) * tokens))
 
 
@@ -133,6 +135,11 @@ def _part(field: VisualField, override: VisualPart | None, modality: Modality, d
         if only_other:
             return None
         raise BudgetError("give one of keep and max_tokens", f"{param}.keep")
+    if is_auto(budget.keep) and not VISUAL.strategy_class(name).automatic:
+        raise BudgetError(
+            f"strategy {name!r} has no count of its own; give keep as a number, or name another strategy",
+            f"{param}.keep",
+        )
     options = source.options if source.options is not None or override is None else field.options
     text = options_of(name, options or {}, param)
     if budget.keep is not None:
@@ -175,6 +182,8 @@ def canonical_kv(field: KvField, default: str = DEFAULT_KV_STRATEGY) -> KvSpec |
 
 
 def _decimal(ratio: float) -> str:
+    if is_auto(ratio):
+        return AUTO
     return format(Decimal(repr(float(ratio))).normalize(), "f")
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from ..grid import Modality
 from .errors import BudgetError
@@ -20,7 +30,28 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+AUTO = "auto"
+"""In the place of a ratio: as many visual tokens as a strategy finds that it needs, all of them at most."""
+
+
+def is_auto(keep: object) -> bool:
+    """Whether a budget leaves the count to its strategy."""
+    return isinstance(keep, str) and keep == AUTO
+
+
+def _ratio_or_auto(value: Any, ratio: ValidatorFunctionWrapHandler) -> Any:
+    return value if is_auto(value) else ratio(value)
+
+
 Keep = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+KEEP_SCHEMA = {"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"const": AUTO}, {"type": "null"}]}
+VisualKeep = Annotated[
+    # A union would put the names of its members into the paths of errors.
+    Keep | None,
+    WrapValidator(_ratio_or_auto),
+    PlainSerializer(lambda keep: keep),
+    WithJsonSchema(KEEP_SCHEMA),
+]
 MAX_TOKENS = 1 << 24
 MAX_WINDOW = 1024
 MAX_BUFFER = 1 << 20
@@ -30,10 +61,13 @@ Buffer = Annotated[int, Field(strict=True, ge=1, le=MAX_BUFFER)]
 
 
 class VisualPart(_Strict):
-    """Budget of one modality: `keep` (ratio of the item's tokens) or `max_tokens` (shared over its items)."""
+    """Budget of one modality: `keep` (ratio of the item's tokens) or `max_tokens` (shared over its items).
+
+    `keep` may be `AUTO` for strategies that have a count of their own.
+    """
 
     strategy: str | None = None
-    keep: Keep | None = None
+    keep: VisualKeep = None
     max_tokens: MaxTokens | None = None
     options: dict[str, Any] | None = None
 

@@ -283,6 +283,18 @@ def test_gui_dedup_drops_what_an_earlier_frame_showed():
     assert kept.tolist() == [0, 3, 8, 12, 34]
 
 
+def test_pixel_exact_counts_contents():
+    strategy = VISUAL.create("pixel_exact")
+    assert isinstance(strategy, PixelStrategy)
+    assert strategy.needed_cells(cells_of(screen(), 4, 3), Grid(1, 4, 6)).tolist() == [0, 3, 8, 12]
+    # A frame that repeats another keeps its first cell, one with a new icon that alone.
+    frames = torch.cat([screen(), screen(), screen(icon_at=10)])
+    kept = strategy.needed_cells(cells_of(frames, 4, 3), Grid(3, 4, 6))
+    assert kept.tolist() == [0, 3, 8, 12, 24, 58]
+    # As many as that given as a number are the same, but for frames that would have none.
+    assert strategy.select_cells(cells_of(screen(), 4, 3), Grid(1, 4, 6), 4, []).tolist() == [0, 3, 8, 12]
+
+
 def test_recv_attn_keeps_what_is_looked_at():
     attention = torch.tensor([0.1, 0.5, 0.2, 0.9, 0.0, 0.3])
     strategy, grid, tokens = VISUAL.create("recv_attn"), Grid(1, 2, 3), noise(6, 4)

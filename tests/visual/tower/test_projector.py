@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
 from vllm_prune.visual.strategies.base import Context
 from vllm_prune.visual.strategies.maths import spread_to_one, unit_rows
-from vllm_prune.visual.tower.projector import DIRECTIONS, _directions, sensitivity
+from vllm_prune.visual.tower.projector import DIRECTIONS, ProjectorSensitivity, _directions, sensitivity
 
 
 def patches(cells: int, seed: int = 0) -> Tensor:
@@ -53,6 +55,33 @@ def test_no_cell_depends_on_its_batch() -> None:
     assert torch.allclose(together[:5], sensitivity(project, one, 4), rtol=1e-4)
     assert torch.allclose(together[5:], sensitivity(project, other, 4), rtol=1e-4)
     assert sensitivity(project, torch.zeros(4, 1, 6), 4).isfinite().all()
+
+
+def test_a_listener_leaves_the_projector_as_it_was() -> None:
+    class Merger(nn.Module):
+        """Called as vLLM's are, which go past hooks."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(-1, 24)[:, :5] * 2
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return self.forward(x)
+
+    merger = Merger()
+    model = SimpleNamespace(visual=SimpleNamespace(merger=merger), _merge=2)
+    first, second = patches(6, seed=6), patches(2, seed=7)
+    grids = torch.tensor([[1, 4, 2], [1, 4, 6]])
+    with ProjectorSensitivity(model, enabled=True) as listener:
+        assert torch.equal(merger(torch.cat([second, first])), merger.forward(torch.cat([second, first])))
+        listener._received = listener._received[:1]
+        found = listener.per_item(grids)
+    assert "forward" not in vars(merger)
+    for got, cells in zip(found, (second, first), strict=True):
+        assert got is not None
+        assert torch.allclose(got, sensitivity(merger.forward, cells, 4), rtol=1e-4)
+    with ProjectorSensitivity(model, enabled=False) as idle:
+        merger(first)
+        assert idle.per_item(grids) == [None, None]
 
 
 def test_directions_are_unit_and_always_the_same() -> None:

@@ -39,6 +39,19 @@ class PixelProcessor(GridItems):
     def _keep_cells(self, base: str, patches: Any) -> Cells:
         return self._item_cache.keep_cells(base, patches, self._merge**2, self._spread)
 
+    def needed_cells(self, modality: Modality, data: Any, index: int, grid: Grid, grant: Grant) -> tuple[int, ...]:
+        """Cells that a strategy keeps of an item in a processor's output when the count is left to it.
+
+        Raises:
+            ValueError: the item came as embeddings.
+        """
+        assert grant.budget is not None
+        strategy, patches = VISUAL.create(grant.budget.strategy), self.patches_of(modality, data, index)
+        assert isinstance(strategy, PixelStrategy)
+        if patches is None:
+            raise ValueError(f"strategy {strategy.name!r} looks at pixels, but this item came as embeddings")
+        return tuple(strategy.needed_cells(self._keep_cells(grant.base, patches), grid).tolist())
+
     def _from_pixels(
         self,
         budget: ItemBudget,

@@ -21,6 +21,7 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 from ...budget.allocate import ItemBudget, allocate, plan
 from ...budget.canonical import KEY, VisualSpec
 from ...budget.errors import BudgetError
+from ...budget.fields import is_auto
 from ...catalogue import VISUAL
 from ...grid import MODALITIES, Grid, Modality, bitmap
 from ...signals import VisualSignal
@@ -189,7 +190,9 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
         self._item_cache.keep_grid(grant.base, grid)
         if grant.budget is None:
             return unpruned()
-        budget, count = grant.budget, plan(grid, grant.budget)
+        budget = grant.budget
+        needed = self.needed_cells(modality, data, index, grid, grant) if is_auto(budget.keep) else None
+        count = plan(grid, budget) if needed is None else len(needed)
         if count == grid.tokens:
             return unpruned()
         patches = self.patches_of(modality, data, index)
@@ -198,7 +201,9 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
         segments = self.segments_of(modality, data, index)
         split = VISUAL.strategy_class(budget.strategy).frame_split
         per_frame = self.counts_of(modality, count, grid, segments, patches, split)
-        indices = self._from_pixels(budget, grant, grid, count, patches, per_frame)
+        if needed is not None and per_frame is not None:
+            per_frame = tuple(sum(cell // grid.per_frame == t for cell in needed) for t in range(grid.frames))
+        indices = needed or self._from_pixels(budget, grant, grid, count, patches, per_frame)
         if indices is not None:
             self._item_cache.keep_kept(grant.key, bitmap(indices, grid.tokens))
         plan_of_item = ItemPlan(

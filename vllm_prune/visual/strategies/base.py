@@ -93,6 +93,7 @@ class Strategy(ABC):
         needs: signals that are captured only for strategies that declare them; see `wanted`.
         frame_split: how K is split over frames where the split has to be known before the tower runs.
         floor: whether every frame keeps at least one token when the count allows it.
+        automatic: whether it can say by itself how many tokens to keep; then it has `PixelStrategy.needed_cells`.
         Options: pydantic model of the strategy's options.
     """
 
@@ -103,6 +104,7 @@ class Strategy(ABC):
     needs: ClassVar[frozenset[VisualSignal]] = frozenset()
     frame_split: ClassVar[Literal["even", "energy"]] = "even"
     floor: ClassVar[bool] = True
+    automatic: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = NoOptions
 
     def __init__(self, options: BaseModel | None = None) -> None:
@@ -208,6 +210,10 @@ class PixelStrategy(Strategy):
 
     def score_cells(self, cells: Cells, grid: Grid, earlier: Sequence[Cells]) -> Tensor:
         """Importance of each cell, float32 [M]; `earlier` are the items before this one in the request."""
+        raise NotImplementedError
+
+    def needed_cells(self, cells: Cells, grid: Grid) -> Tensor:
+        """Cells that are kept where the count is left to the strategy; int64, ascending and unique, at least one."""
         raise NotImplementedError
 
     def select_cells(

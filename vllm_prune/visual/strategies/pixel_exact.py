@@ -16,13 +16,21 @@ class PixelExact(PixelStrategy):
     """One of all cells with equal pixels, after PixelPrune (arXiv 2604.00886) at threshold 0.
 
     The first of equal cells in raster order is kept, later ones go. Where K is less than the different contents, evenly
-    spaced ones of them are kept; where it is more, evenly spaced ones of the repeats as well.
+    spaced ones of them are kept; where it is more, evenly spaced ones of the repeats as well. With `keep: "auto"` K is
+    the number of different contents, and one more for each frame without a new one: no content is lost.
     """
 
     name = "pixel_exact"
     paper = "after PixelPrune, arXiv 2604.00886, at threshold 0"
     summary = "one visual token of all with equal pixels; repeats only where K has room for them"
+    automatic = True
     Options = TowerOptions
+
+    def needed_cells(self, cells: Cells, grid: Grid) -> Tensor:
+        """The first of all equal cells, and one cell of a frame that has none of these."""
+        first = first_of_equals(cells.digest).view(grid.frames, -1)
+        first[:, 0] |= ~first.any(1)
+        return first.flatten().nonzero().squeeze(1)
 
     def score_cells(self, cells: Cells, grid: Grid, earlier: Sequence[Cells]) -> Tensor:
         """2 for the first of equal cells, 0 for repeats, and below 1 more for those first in an even spread."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,9 +27,24 @@ class ProjectorSensitivity(Listener):
         super().__init__(model.visual.merger if enabled else None)
         self._model = model
 
-    def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        patches = args[0] if args else kwargs["x"]
-        self._received.append(sensitivity(module.forward, patches, self._model._merge**2))
+    def __enter__(self) -> Self:
+        # vLLM decorates mergers with `support_torch_compile`, whose call goes past hooks, straight to this attribute.
+        if self._module is not None:
+            project = self._module.forward
+
+            def forward(x: Tensor) -> Tensor:
+                self._received.append(sensitivity(project, x, self._model._merge**2))
+                projected: Tensor = project(x)
+                return projected
+
+            self._module.forward = forward
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._module is not None:
+            del self._module.forward
 
     def per_item(self, grid_thw: Tensor) -> list[Tensor | None]:
         """Sensitivity of each item's cells, float32 [M] in raster order, or None where it was not measured."""
@@ -36,7 +53,7 @@ class ProjectorSensitivity(Listener):
         return list(in_raster_order(self._model, torch.cat(self._received), grid_thw))
 
 
-def sensitivity(project: Any, patches: Tensor, unit: int) -> Tensor:
+def sensitivity(project: Callable[[Tensor], Tensor], patches: Tensor, unit: int) -> Tensor:
     """Mean length of the projector's directional derivatives at each cell (ZOO-Prune, arXiv 2509.24837, section 3).
 
     Directions are the same for all cells of all items, unit vectors over the patches of a cell; a step along one is a
