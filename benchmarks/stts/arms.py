@@ -112,8 +112,10 @@ def raster_order(visual: Any, thw: Tensor) -> Tensor:
 
 
 def untrained() -> Iterator[str]:
-    """Every strategy of the catalogue that needs no training and chooses from the tower's outputs or from pixels."""
-    yield from (name for name in VISUAL.names() if name not in ("none", "resize", *TRAINED))
+    """Every strategy of the catalogue that needs no training and none of the signals that are not taken here."""
+    elsewhere = {"any_size", "projector", "text"}
+    pruning = (name for name in VISUAL.names() if name not in ("none", *TRAINED))
+    yield from (name for name in pruning if not VISUAL.create(name).wanted() & elsewhere)
 
 
 def load_model(checkpoint: Path) -> tuple[Any, Any]:
