@@ -20,7 +20,7 @@ from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
 from vllm_prune.visual.strategies.base import Context
 
-from .media_files import image_part, mp4, png, user, video_part
+from .media_files import image_part, mp4, pixels, png, user, video_part
 
 PARTS = [image_part(png(140, 196, 3)), video_part(mp4(6, 84, 112, 4)), image_part(png(112, 84, 5))]
 GRIDS = [Grid(1, 5, 7), Grid(2, 3, 4), Grid(1, 4, 3)]
@@ -99,6 +99,19 @@ def test_a_resized_item_keeps_all_of_a_smaller_grid(server: Any) -> None:
         assert (item["strategy"], item["input_tokens"]) == ("resize", grid.tokens)
         assert cells({**item, "input_tokens": item["kept_tokens"]}) == list(range(int(np.prod(item["grid"]))))
     assert seen["visual"]["kept_tokens"] == 14
+
+
+def test_contents_are_counted_where_the_count_is_left_open(server: Any) -> None:
+    shown = pixels(140, 196, 3)
+    contents = [
+        shown[28 * row : 28 * row + 28, 28 * col : 28 * col + 28].tobytes() for row in range(5) for col in range(7)
+    ]
+    first = [place for place, content in enumerate(contents) if content not in contents[:place]]
+    visual = {"strategy": "pixel_exact", "keep": "auto", "return_kept": True}
+    for _ in range(2):
+        (item,) = chat(server, PARTS[:1], visual)["pruning"]["visual"]["items"]
+        assert 1 < item["kept_tokens"] == len(first) < 35
+        assert cells(item) == first
 
 
 def test_frames_are_not_dropped_by_resizing(server: Any) -> None:
