@@ -28,6 +28,7 @@ from .engines import EnginePool, answer_of, generate, model_of, runner_of
 from .eviction import EVICTING, Evictor, evict, journal
 from .families import float32_delta_nets
 from .families.oracle import FamilyOracle
+from .families.vllm_prompt import VllmPromptOracle
 from .families.rows import BUDGETS, ROWS, STEPS, ask, cases, for_engine, requests
 from .media import Request
 from .oracle import TOLERANCE, Answer, Expected, Mismatch, compare
@@ -63,8 +64,11 @@ def family(request: pytest.FixtureRequest) -> str:
 
 def oracle_of(name: str, checkpoint: Path, compact: bool = False) -> Any:
     """The oracle of a row, or one with positions that are wrong for it."""
-    if ROWS[name].kin is None:
-        return FamilyOracle(checkpoint, ROWS[name], compact)
+    row = ROWS[name]
+    if row.embed is not None:
+        return VllmPromptOracle(checkpoint, row, checkpoint.with_name(for_engine(name)), compact)
+    if row.kin is None:
+        return FamilyOracle(checkpoint, row, compact)
     return Compact(checkpoint) if compact else qwen.Oracle(checkpoint)
 
 
@@ -73,7 +77,7 @@ def start(name: str, engines: EnginePool, checkpoint: str) -> Any:
     row = ROWS[name]
     if row.float32_delta_nets:
         float32_delta_nets.install()
-    return engines.get(checkpoint, max_num_batched_tokens=row.chunk, limit_mm_per_prompt=row.limits)
+    return engines.get(checkpoint, max_num_batched_tokens=row.chunk, limit_mm_per_prompt=row.limits, **row.options)
 
 
 @pytest.fixture(scope="module")

@@ -53,13 +53,14 @@ class FamilyOracle:
     """
 
     def __init__(self, path: Path, row: Row, compact: bool = False) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
         self.hf: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(path)
         self.row, self.compact = row, compact
-        self.language: Any = getattr(self.hf.model, "language_model", None) or self.hf.model.text_model
-        self.pads = self.processor.tokenizer.convert_tokens_to_ids(list(row.pads))
+        self.processor: Any = AutoProcessor.from_pretrained(path) if row.embed is None else None
+        decoder: Any = self.hf.get_decoder()
+        self.language: Any = getattr(decoder, "model", decoder)
+        self.pads = AutoTokenizer.from_pretrained(path).convert_tokens_to_ids(list(row.pads))
 
     @torch.no_grad()
     def answer(self, request: Request, steps: int, evict: Evict | None = None) -> Expected:
@@ -92,7 +93,12 @@ class FamilyOracle:
             if self.row.video_metadata:
                 about = [{k: v for k, v in m.items() if k != "do_sample_frames"} for _, m in videos]
                 data |= {"video_metadata": [VideoMetadata(**m) for m in about], "do_sample_frames": False}
-        return self.processor(text=[text], return_tensors="pt", **data)
+        inputs = self.processor(text=[text], return_tensors="pt", **data)
+        # One of the processors gives bfloat16.
+        for name, values in inputs.items():
+            if isinstance(values, Tensor) and values.is_floating_point():
+                inputs[name] = values.float()
+        return inputs
 
     def laid_out(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """Embeddings [N, width] and positions [1 or 3, N] that transformers hands its language model."""
@@ -106,7 +112,7 @@ class FamilyOracle:
         language.forward = stop
         try:
             with self.told_apart(inputs):
-                self.hf.model(**inputs)
+                self.hf(**inputs)
         except _Stop:
             pass
         finally:
@@ -189,7 +195,7 @@ class FamilyOracle:
             if evict is not None and i:
                 evict(cache.layers, len(embeddings) + i - 1)
             hidden = model(past_key_values=cache, **step).last_hidden_state
-            scores = self.hf.lm_head(hidden[0, -1]).log_softmax(-1)
+            scores = self.hf.get_output_embeddings()(hidden[0, -1]).log_softmax(-1)
             tokens.append(int(scores.argmax()))
             logprobs.append(float(scores.max()))
             embedded = self.hf.get_input_embeddings()(torch.tensor([tokens[-1:]]))

@@ -394,3 +394,95 @@ def pixtral(tokenizer: Any, folder: Path) -> Any:
         tie_word_embeddings=False,
     )
     return LlavaForConditionalGeneration(config)
+
+
+def smolvlm(tokenizer: Any, folder: Path) -> Any:
+    """SmolVLM: as Idefics 3."""
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor, SmolVLMProcessor
+    from transformers.models.smolvlm import processing_smolvlm
+    from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
+
+    # Its processor writes the number of a video's frames in words, with a package that images do not need.
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str
+    edge = {"longest_edge": 112}
+    SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(size={"longest_edge": 224}, max_image_size=edge, **_HALF),
+        tokenizer=tokenizer,
+        video_processor=SmolVLMVideoProcessor(),
+        image_seq_len=16,
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    tower = {key: SIGLIP[key] for key in SIGLIP if key != "model_type"}
+    config = SmolVLMConfig(
+        vision_config={**tower, "patch_size": 14},
+        text_config={"model_type": "llama", **_plain_text(tokenizer), "pad_token_id": 0},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return SmolVLMForConditionalGeneration(config)
+
+
+def exaone4_5(tokenizer: Any, folder: Path) -> Any:
+    """EXAONE 4.5: Qwen2.5-VL's processors and windows before a language model with one position per token."""
+    from transformers import (
+        Exaone4_5_Config,
+        Exaone4_5_ForConditionalGeneration,
+        Exaone4_5_Processor,
+        Qwen2VLImageProcessor,
+    )
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    images = Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024}, **_HALF)
+    videos = Qwen2VLVideoProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 768}, **_HALF)
+    Exaone4_5_Processor(
+        image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=_TEMPLATE
+    ).save_pretrained(folder)
+    tower = {"depth": 3, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1], "num_key_value_heads": 2}
+    layers = {"sliding_window": None, "layer_types": ["full_attention"] * 3, "head_dim": 64}
+    ids = _special_ids(tokenizer)
+    config = Exaone4_5_Config(
+        text_config={"model_type": "exaone4", **_plain_text(tokenizer, **layers)},
+        vision_config={**_VISION, **tower},
+        image_token_id=ids["image_token_id"],
+        video_token_id=ids["video_token_id"],
+        tie_word_embeddings=False,
+    )
+    return Exaone4_5_ForConditionalGeneration(config)
+
+
+LLAMA4_TOKENS = (
+    "<|image|>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|patch|>",
+    "<|tile_x_separator|>",
+    "<|tile_y_separator|>",
+)
+
+
+def llama4(tokenizer: Any, folder: Path) -> Any:
+    """Llama 4: one expert of four per token and a shared one; the last layer attends without positions."""
+    from transformers import Llama4Config, Llama4ForConditionalGeneration, Llama4ImageProcessor, Llama4Processor
+
+    size = {"height": 112, "width": 112}
+    Llama4Processor(
+        image_processor=Llama4ImageProcessor(size=size, max_patches=4),
+        tokenizer=tokenizer,
+        patch_size=14,
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    ids = tokenizer.convert_tokens_to_ids
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 512, "head_dim": 64}
+    tower = {key: SIGLIP[key] for key in SIGLIP if key != "model_type"}
+    tower |= {"projector_input_dim": 128, "projector_output_dim": 128, "vision_output_dim": 128}
+    config = Llama4Config(
+        text_config=_plain_text(tokenizer, **experts, no_rope_layers=[1, 1, 0], pad_token_id=0),
+        vision_config={**tower, "intermediate_size": 512},
+        boi_token_index=ids("<|image_start|>"),
+        eoi_token_index=ids("<|image_end|>"),
+        image_token_index=ids("<|patch|>"),
+        tie_word_embeddings=False,
+    )
+    return Llama4ForConditionalGeneration(config)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .. import matrix, media
 from ..media import Request, Visual
-from . import recipes
+from . import recipes, recipes_of_vllm, towers
 from .recipes import Change, Recipe
 
 STEPS = 8
@@ -42,6 +46,10 @@ class Row:
         video_metadata: whether transformers' processor takes the metadata of videos.
         one_pad_for_all: whether images and videos have the same pad in transformers.
         videos: how many of them vLLM takes in a prompt.
+        rewrite: makes the copy of the checkpoint that the engine loads, where its format is one of vLLM's own.
+        embed: features of one item from transformers' tower, see `towers`; where it is there, prompt and pixels come from
+            vLLM's stock processor.
+        options: of vLLM, which transformers' answers need.
         slow: whether it only runs with `FAMILIES=full`: another row runs nearly the same code, or it has not passed.
     """
 
@@ -57,7 +65,15 @@ class Row:
     video_metadata: bool = True
     one_pad_for_all: bool = False
     videos: int = 2
+    rewrite: Callable[[Path], None] | None = None
+    embed: Callable[[Any, str, dict[str, Any]], Tensor] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     slow: bool = False
+
+    @property
+    def copied(self) -> bool:
+        """Whether the engine loads a checkpoint of its own."""
+        return self.change is not None or self.rewrite is not None
 
     @property
     def limits(self) -> dict[str, int]:
@@ -65,6 +81,8 @@ class Row:
         return {"image": 4, **({"video": self.videos} if self.video else {})}
 
 
+NORMALISED = {"mm_device_do_normalize": False}
+"""vLLM leaves the normalising of pixels to the tower for all that derives from Qwen2.5-VL, and these towers do not do it."""
 GLM_MARKS = tuple(f"<|{word}_of_{modality}|>" for modality in ("image", "video") for word in ("begin", "end"))
 GLM4V = Row(
     recipes.glm4v, None, ("<|image|>", "<|video|>", *GLM_MARKS),
@@ -101,6 +119,20 @@ ROWS = {
         recipes.idefics3, None, ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
         "<image>", None, ("<image>",), slow=True,
     ),
+    "smolvlm": Row(
+        recipes.smolvlm, None, ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"),
+        "<image>", None, ("<image>",), slow=True,
+    ),
+    "internvl_chat": Row(
+        recipes_of_vllm.internvl_twin, None, ("<image>", "<video>", "<img>", "</img>", "<IMG_CONTEXT>"),
+        "<image>", "<video>", ("<IMG_CONTEXT>", "<|video_pad|>"),
+        rewrite=recipes_of_vllm.internvl_chat, embed=towers.internvl, slow=True,
+    ),
+    "exaone4_5": Row(
+        recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"),
+        options=NORMALISED, slow=True,
+    ),
+    "llama4": Row(recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), slow=True),
 }  # fmt: skip
 
 
@@ -128,14 +160,18 @@ def build(name: str, folder: Path) -> Path:
     """Write the checkpoint of a row into a new folder, and where vLLM wants one of its own, its copy beside it."""
     row = ROWS[name]
     recipes.build(row.recipe, row.special, folder)
+    copy = folder.with_name(for_engine(name))
     if row.change is not None:
-        recipes.convert(folder, row.change, folder.with_name(for_engine(name)))
+        recipes.convert(folder, row.change, copy)
+    if row.rewrite is not None:
+        shutil.copytree(folder, copy)
+        row.rewrite(copy)
     return folder
 
 
 def for_engine(name: str) -> str:
     """The name of the checkpoint that the engine loads."""
-    return name if ROWS[name].change is None else f"{name}_vllm"
+    return f"{name}_vllm" if ROWS[name].copied else name
 
 
 def cases(row: Row) -> dict[str, tuple[Any, ...]]:

@@ -97,7 +97,6 @@ def _generic(name: str, parent: str, **more: Any) -> Family:
 
 
 _DELTA_NETS = "CPU, tiny model with float32 delta nets"
-_PROMPTS = "prompt ids only: CPU, tiny model"
 _BY_INHERITANCE = "not run: inherits from a family that was"
 _UNTRIED = "untried"
 _HYBRID = "refused: hybrid layers"
@@ -144,13 +143,13 @@ FAMILIES: dict[str, Family] = {
     ),
     "Glm4vMoeForConditionalGeneration": _generic(
         "GLM-4.5V", "glm4_1v:Glm4vMoeForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
-        extent="frame", tested=_PROMPTS,
+        extent="frame",
     ),
     "Idefics3ForConditionalGeneration": _generic(
         "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",)
     ),
     "SmolVLMForConditionalGeneration": _generic(
-        "SmolVLM", "smolvlm:SmolVLMForConditionalGeneration", modalities=("image",), tested=_BY_INHERITANCE
+        "SmolVLM", "smolvlm:SmolVLMForConditionalGeneration", modalities=("image",)
     ),
     "LlavaForConditionalGeneration": _generic(
         "LLaVA 1.5, Pixtral (HF)", "llava:LlavaForConditionalGeneration", modalities=("image",), image_rows=True
@@ -165,11 +164,18 @@ FAMILIES: dict[str, Family] = {
         "Intern-S1", "interns1:InternS1ForConditionalGeneration", per_frame=True, tested=_BY_INHERITANCE
     ),
     "LlavaOnevisionForConditionalGeneration": _generic(
-        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration", tested=_PROMPTS
+        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration"
     ),
     "Mistral3ForConditionalGeneration": _generic(
         "Mistral 3", "mistral3:Mistral3ForConditionalGeneration", modalities=("image",),
         image_rows=True,
+    ),
+    "InternVLChatModel": _generic("InternVL Chat", "internvl:InternVLChatModel", per_frame=True),
+    "Exaone4_5_ForConditionalGeneration": _generic(
+        "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES
+    ),
+    "Llama4ForConditionalGeneration": _generic(
+        "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",)
     ),
 }  # fmt: skip
 """The families by vLLM's architecture name."""

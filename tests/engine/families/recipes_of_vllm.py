@@ -1,0 +1,102 @@
+"""Checkpoints in formats that vLLM reads and transformers does not: of transformers' twin, and a copy for the engine.
+
+A recipe gives transformers' model as in `recipes`. A rewrite changes the copy beside it into what vLLM loads; where vLLM
+expects a configuration class from the checkpoint's own code, it registers one of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .recipes import SIGLIP, _plain_text
+
+
+def rewrite(folder: Path, weights: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    """Replace the tensors and the configuration of a checkpoint."""
+    save_file({name: each.contiguous() for name, each in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(settings))
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and configuration of a checkpoint."""
+    return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+
+
+def renamed(weights: dict[str, Tensor], rules: dict[str, str]) -> dict[str, Tensor]:
+    """Tensors under other names: every rule, a pattern and what replaces it, is applied in turn."""
+    out = {}
+    for name, tensor in weights.items():
+        for pattern, new in rules.items():
+            name = re.sub(pattern, new, name)
+        out[name] = tensor
+    return out
+
+
+def internvl_twin(tokenizer: Any, folder: Path) -> Any:
+    """transformers' InternVL, whose tower and projector are those of InternVL Chat under other names."""
+    from transformers import InternVLConfig, InternVLForConditionalGeneration
+
+    tower = {key: SIGLIP[key] for key in SIGLIP if key not in ("model_type", "image_size", "patch_size")}
+    config = InternVLConfig(
+        vision_config={
+            **tower, "image_size": [112, 112], "patch_size": [14, 14], "use_mean_pooling": True, "attention_bias": True,
+        },
+        text_config={"model_type": "qwen2", **_plain_text(tokenizer)},
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=16,
+        downsample_ratio=0.5,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    return InternVLForConditionalGeneration(config)
+
+
+INTERNVL_CHAT_NAMES = {
+    r"^multi_modal_projector\.layer_norm": "mlp1.0",
+    r"^multi_modal_projector\.linear_1": "mlp1.1",
+    r"^multi_modal_projector\.linear_2": "mlp1.3",
+    r"^vision_tower\.": "vision_model.",
+    r"embeddings\.cls_token": "embeddings.class_embedding",
+    r"embeddings\.position_embeddings": "embeddings.position_embedding",
+    r"embeddings\.patch_embeddings\.projection": "embeddings.patch_embedding",
+    r"encoder\.layer\.": "encoder.layers.",
+    r"attention\.projection_layer": "attn.proj",
+    r"layernorm_before": "norm1",
+    r"layernorm_after": "norm2",
+    r"lambda_([12])": r"ls\1",
+}
+
+
+def internvl_chat(folder: Path) -> None:
+    """InternVL Chat: images in tiles of 16 visual tokens, a frame of a video is one such tile after its number."""
+    from transformers import AutoConfig, PreTrainedConfig, Qwen2Config
+
+    class InternVLChatConfig(PreTrainedConfig):
+        model_type = "internvl_chat"
+        sub_configs = {"text_config": Qwen2Config}
+
+        def __init__(self, vision_config: Any = None, llm_config: Any = None, **more: Any) -> None:
+            self.vision_config = PreTrainedConfig(**(vision_config or {}))
+            self.text_config = Qwen2Config(**(llm_config or {}))
+            super().__init__(**more)
+
+    AutoConfig.register("internvl_chat", InternVLChatConfig, exist_ok=True)
+    weights, settings = read(folder)
+    for i in range(SIGLIP["num_hidden_layers"]):
+        at = f"vision_tower.encoder.layer.{i}.attention"
+        for kind in ("weight", "bias"):
+            parts = [weights.pop(f"{at}.{part}_proj.{kind}") for part in "qkv"]
+            weights[f"vision_model.encoder.layers.{i}.attn.qkv.{kind}"] = torch.cat(parts)
+    tower = {**settings["vision_config"], "image_size": 112, "patch_size": 14, "qkv_bias": True, "qk_normalization": False}
+    text = {**settings["text_config"], "architectures": ["Qwen2ForCausalLM"]}
+    rewrite(folder, renamed(weights, INTERNVL_CHAT_NAMES), {
+        "architectures": ["InternVLChatModel"], "model_type": "internvl_chat", "vision_config": tower, "llm_config": text,
+        "downsample_ratio": 0.5, "force_image_size": 112, "select_layer": -1, "ps_version": "v2", "use_thumbnail": True,
+        "dynamic_image_size": True, "min_dynamic_patch": 1, "max_dynamic_patch": 6, "tie_word_embeddings": False,
+    })  # fmt: skip
