@@ -23,7 +23,7 @@ from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
 from vllm_prune.visual.strategies.base import Context
 
-from ..counts import budgets
+from ..counts import budgets, spread
 from ..media import Request
 from ..oracle import Answer, Evict, Expected
 from .rows import Row
@@ -175,11 +175,23 @@ class FamilyOracle:
         strategy, runs = VISUAL.create(name, None), len(item.runs)
         if runs == 1:
             return strategy.select(features, item.grid or Grid(1, 1, count_of(item)), count, Context())
-        assert len(set(item.runs)) == 1
+        if len(set(item.runs)) > 1:
+            return self.run_by_run(item.runs, strategy, count, features)
         grid = item.grid if item.grid is not None and item.grid.frames == runs else Grid(runs, 1, item.runs[0])
         # As even as whole numbers allow, the first ones more; the runs of these items are equally long.
         per_run = [count // runs + (i < count % runs) for i in range(runs)]
         return strategy.select(features, grid, count, Context(), per_run)
+
+    def run_by_run(self, runs: Sequence[int], strategy: Any, count: int, features: Tensor) -> Tensor:
+        """Kept tokens where the runs of an item have several lengths: each run is chosen from alone."""
+        kept, first = [], 0
+        for size, share, rows in zip(runs, spread(count, runs), features.split(list(runs)), strict=True):
+            if share:
+                all_of_them = torch.arange(size)
+                chosen = all_of_them if share == size else strategy.select(rows, Grid(1, 1, size), share, Context())
+                kept.append(first + chosen)
+            first += size
+        return torch.cat(kept)
 
     def decode(
         self, embeddings: Tensor, positions: Tensor, following: int, steps: int, evict: Evict | None = None

@@ -89,6 +89,16 @@ def qwen3_5(tokenizer: Any, folder: Path) -> Any:
     return Qwen3_5ForConditionalGeneration(Qwen3_5Config(**_qwen3_5_parts(tokenizer)))
 
 
+def qwen3_5_full(tokenizer: Any, folder: Path) -> Any:
+    """Full attention in all layers, as vLLM's CPU kernel of delta nets takes no speculation in float32."""
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    _qwen3_processors(tokenizer, folder)
+    parts = _qwen3_5_parts(tokenizer)
+    parts["text_config"] |= {"layer_types": ["full_attention"] * 3, "mtp_num_hidden_layers": 1}
+    return Qwen3_5ForConditionalGeneration(Qwen3_5Config(**parts))
+
+
 def qwen3_5_moe(tokenizer: Any, folder: Path) -> Any:
     """The same with four experts, two of them per token, and a shared one."""
     from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
@@ -486,3 +496,134 @@ def llama4(tokenizer: Any, folder: Path) -> Any:
         tie_word_embeddings=False,
     )
     return Llama4ForConditionalGeneration(config)
+
+
+GEMMA_TOKENS = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+NEWLINES = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
+"""Tokens of their own in Gemma's vocabulary, which its processor in vLLM looks up."""
+
+
+def _named_tokens(folder: Path, tokens: dict[str, str]) -> Any:
+    """Give a tokenizer's special tokens names that a processor asks for; writes them anew, as saving drops them."""
+    from transformers import AutoTokenizer
+
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **tokens, "extra_special_tokens": tokens}))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _gemma_text(tokenizer: Any, **more: Any) -> dict[str, Any]:
+    """A window of 64 cached tokens in all layers but one."""
+    text = _plain_text(tokenizer, head_dim=64, sliding_window=64, pad_token_id=0, **more)
+    del text["rope_parameters"]
+    return {**text, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+
+
+def gemma3(tokenizer: Any, folder: Path) -> Any:
+    """Gemma 3: every picture is 64 visual tokens."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessor, Gemma3Processor
+
+    size = {"height": 224, "width": 224}
+    Gemma3Processor(
+        image_processor=Gemma3ImageProcessor(size=size, **_HALF),
+        tokenizer=_named_tokens(folder, GEMMA_TOKENS),
+        image_seq_length=64,
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    _named_tokens(folder, GEMMA_TOKENS)
+    config = Gemma3Config(
+        text_config=_gemma_text(tokenizer, query_pre_attn_scalar=64),
+        vision_config={**SIGLIP, "image_size": 224, "vision_use_head": False},
+        mm_tokens_per_image=64,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
+        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+        tie_word_embeddings=False,
+    )
+    return Gemma3ForConditionalGeneration(config)
+
+
+GEMMA4_TOKENS = {
+    **{"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
+    **{"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"},
+}
+
+
+def gemma4(tokenizer: Any, folder: Path) -> Any:
+    """Gemma 4: as many visual tokens as a picture's shape gives below 70, and a time before each frame of a video."""
+    from transformers import (
+        Gemma4AudioFeatureExtractor,
+        Gemma4Config,
+        Gemma4ForConditionalGeneration,
+        Gemma4ImageProcessor,
+        Gemma4Processor,
+        Gemma4VideoProcessor,
+    )
+
+    Gemma4Processor(
+        feature_extractor=Gemma4AudioFeatureExtractor(),
+        image_processor=Gemma4ImageProcessor(max_soft_tokens=70),
+        tokenizer=_named_tokens(folder, GEMMA4_TOKENS),
+        video_processor=Gemma4VideoProcessor(max_soft_tokens=70),
+        image_seq_length=70,
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    _named_tokens(folder, GEMMA4_TOKENS)
+    ids = tokenizer.convert_tokens_to_ids
+    text = _gemma_text(tokenizer, global_head_dim=64, hidden_size_per_layer_input=0, num_kv_shared_layers=0)
+    tower = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32}
+    config = Gemma4Config(
+        text_config=text,
+        vision_config={**tower, "num_key_value_heads": 4, "patch_size": 16, "default_output_length": 70},
+        audio_config=None,
+        boi_token_id=ids("<|image>"),
+        eoi_token_id=ids("<image|>"),
+        image_token_id=ids("<|image|>"),
+        video_token_id=ids("<|video|>"),
+        tie_word_embeddings=False,
+    )
+    return Gemma4ForConditionalGeneration(config)
+
+
+MINICPM_TOKENS = {
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "image_start_token": "<image>",
+    "image_end_token": "</image>",
+    "slice_start_token": "<slice>",
+    "slice_end_token": "</slice>",
+    "image_id_start_token": "<image_id>",
+    "image_id_end_token": "</image_id>",
+}
+
+
+def minicpmv4_6(tokenizer: Any, folder: Path) -> Any:
+    """MiniCPM-V 4.6: a picture and then its slices, which have other sizes than it, before Qwen3.5."""
+    from transformers import (
+        MiniCPMV4_6Config,
+        MiniCPMV4_6ForConditionalGeneration,
+        MiniCPMV4_6ImageProcessor,
+        MiniCPMV4_6Processor,
+        MiniCPMV4_6VideoProcessor,
+    )
+
+    size = {"scale_resolution": 168, "patch_size": 14, "max_slice_nums": 4, **_HALF}
+    MiniCPMV4_6Processor(
+        image_processor=MiniCPMV4_6ImageProcessor(**size),
+        video_processor=MiniCPMV4_6VideoProcessor(**size),
+        tokenizer=_named_tokens(folder, MINICPM_TOKENS),
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    _named_tokens(folder, MINICPM_TOKENS)
+    ids = _special_ids(tokenizer)
+    text = _qwen3_5_parts(tokenizer)["text_config"]
+    config = MiniCPMV4_6Config(
+        text_config={"model_type": "qwen3_5_text", **text},
+        vision_config={**{key: SIGLIP[key] for key in SIGLIP if key != "model_type"}, "image_size": 224},
+        insert_layer_id=0,
+        image_size=168,
+        image_token_id=ids["image_token_id"],
+        video_token_id=ids["video_token_id"],
+        tie_word_embeddings=False,
+    )
+    return MiniCPMV4_6ForConditionalGeneration(config)

@@ -94,9 +94,26 @@ def internvl_chat(folder: Path) -> None:
             parts = [weights.pop(f"{at}.{part}_proj.{kind}") for part in "qkv"]
             weights[f"vision_model.encoder.layers.{i}.attn.qkv.{kind}"] = torch.cat(parts)
     tower = {**settings["vision_config"], "image_size": 112, "patch_size": 14, "qkv_bias": True, "qk_normalization": False}
+    tower["initializer_factor"] = 1.0
     text = {**settings["text_config"], "architectures": ["Qwen2ForCausalLM"]}
     rewrite(folder, renamed(weights, INTERNVL_CHAT_NAMES), {
         "architectures": ["InternVLChatModel"], "model_type": "internvl_chat", "vision_config": tower, "llm_config": text,
         "downsample_ratio": 0.5, "force_image_size": 112, "select_layer": -1, "ps_version": "v2", "use_thumbnail": True,
         "dynamic_image_size": True, "min_dynamic_patch": 1, "max_dynamic_patch": 6, "tie_word_embeddings": False,
     })  # fmt: skip
+
+
+def qwen3_5_with_head(folder: Path) -> None:
+    """Qwen3.5 with a head that predicts one token more (MTP): a copy of its last layer, which sees media and positions.
+
+    It adds the embedding of the next token to the hidden state of the one before.
+    """
+    weights, settings = read(folder)
+    last = "model.language_model.layers.2."
+    drafter = {f"mtp.layers.0.{name.removeprefix(last)}": each for name, each in weights.items() if name.startswith(last)}
+    width = settings["text_config"]["hidden_size"]
+    norm = weights["model.language_model.norm.weight"]
+    drafter |= {f"mtp.{name}.weight": norm.clone() for name in ("norm", "pre_fc_norm_hidden", "pre_fc_norm_embedding")}
+    drafter["mtp.fc.weight"] = torch.cat([torch.eye(width), torch.eye(width)], 1)
+    copies = {name: each.clone() for name, each in drafter.items()}
+    rewrite(folder, {**weights, **copies}, settings)

@@ -83,6 +83,8 @@ class Row:
 
 NORMALISED = {"mm_device_do_normalize": False}
 """vLLM leaves the normalising of pixels to the tower for all that derives from Qwen2.5-VL, and these towers do not do it."""
+CAUSAL = {"hf_overrides": {"is_mm_prefix_lm": False}}
+"""vLLM's CPU backend has no attention in both directions, so the language model is asked for its causal one."""
 GLM_MARKS = tuple(f"<|{word}_of_{modality}|>" for modality in ("image", "video") for word in ("begin", "end"))
 GLM4V = Row(
     recipes.glm4v, None, ("<|image|>", "<|video|>", *GLM_MARKS),
@@ -93,6 +95,9 @@ ROWS = {
     "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", change=recipes.transposed_experts),
     "qwen3_5": Row(recipes.qwen3_5, "qwen3_vl", chunk=192, float32_delta_nets=True),
     "qwen3_5_moe": Row(recipes.qwen3_5_moe, "qwen3_vl", chunk=192, float32_delta_nets=True, slow=True),
+    "qwen3_5_mtp": Row(
+        recipes.qwen3_5_full, "qwen3_vl", chunk=192, rewrite=recipes_of_vllm.qwen3_5_with_head, slow=True
+    ),
     "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl"),
     "internvl": Row(
         recipes.internvl, None, tuple(recipes.INTERNVL_TOKENS.values()), "<IMG_CONTEXT>", "<video>",
@@ -131,6 +136,18 @@ ROWS = {
     "exaone4_5": Row(
         recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"),
         options=NORMALISED, slow=True,
+    ),
+    "gemma3": Row(
+        recipes.gemma3, None, (*recipes.GEMMA_TOKENS.values(), *recipes.NEWLINES), "<start_of_image>", None,
+        ("<image_soft_token>",), options=CAUSAL, slow=True,
+    ),
+    "gemma4": Row(
+        recipes.gemma4, None, (*recipes.GEMMA4_TOKENS.values(), "<|video|>"), "<|image|>", "<|video|>",
+        ("<|image|>", "<|video|>"), embed=towers.gemma4, slow=True,
+    ),
+    "minicpmv4_6": Row(
+        recipes.minicpmv4_6, None, tuple(recipes.MINICPM_TOKENS.values())[2:], "<|image_pad|>", "<|video_pad|>",
+        ("<|image_pad|>", "<|video_pad|>"), chunk=192, float32_delta_nets=True, embed=towers.minicpmv4_6, slow=True,
     ),
     "llama4": Row(recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), slow=True),
 }  # fmt: skip

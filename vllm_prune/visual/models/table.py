@@ -51,6 +51,8 @@ class Family:
         extent: see `Extent`; only read where positions are those of a grid.
         image_rows: whether text stands after each row of an image.
         tested: on what the adapter has been compared with transformers, for people.
+        two_way: whether visual tokens attend to each other in both directions (prefix attention), in all models of the
+            family or in some; vLLM's CPU build has no such attention, so these families are experimental.
         kv: "yes", "untried", or that they are refused and why: what becomes of KV budgets, for people.
     """
 
@@ -65,6 +67,7 @@ class Family:
     image_rows: bool = False
     tested: str = "CPU, tiny model"
     kv: str = "yes"
+    two_way: bool = False
 
     @property
     def one_row(self) -> bool:
@@ -100,6 +103,8 @@ _DELTA_NETS = "CPU, tiny model with float32 delta nets"
 _BY_INHERITANCE = "not run: inherits from a family that was"
 _UNTRIED = "untried"
 _HYBRID = "refused: hybrid layers"
+_CAUSAL = "CPU, tiny model with a causal mask"
+_PREFIX = "refused: prefix attention"
 
 FAMILIES: dict[str, Family] = {
     "Qwen2_5_VLForConditionalGeneration": Family(
@@ -110,7 +115,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Molmo2ForConditionalGeneration": Family(
         "Molmo2, experimental", "molmo2:PruneMolmo2", None, "compact", ("video",), TOWER, True,
-        tested="CPU, tiny model with a causal mask", kv="refused: prefix attention",
+        tested=_CAUSAL, kv=_PREFIX, two_way=True,
     ),
     "Qwen3VLMoeForConditionalGeneration": _qwen3(
         "Qwen3-VL, MoE", "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration", kv=_UNTRIED
@@ -173,6 +178,17 @@ FAMILIES: dict[str, Family] = {
     "InternVLChatModel": _generic("InternVL Chat", "internvl:InternVLChatModel", per_frame=True),
     "Exaone4_5_ForConditionalGeneration": _generic(
         "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES
+    ),
+    "Gemma3ForConditionalGeneration": _generic(
+        "Gemma 3, experimental", "gemma3_mm:Gemma3ForConditionalGeneration", modalities=("image",), tested=_CAUSAL,
+        kv=_PREFIX, two_way=True,
+    ),
+    "Gemma4ForConditionalGeneration": _generic(
+        "Gemma 4, experimental", "gemma4_mm:Gemma4ForConditionalGeneration", per_frame=True, tested=_CAUSAL, kv=_HYBRID,
+        two_way=True,
+    ),
+    "MiniCPMV4_6ForConditionalGeneration": _generic(
+        "MiniCPM-V 4.6", "minicpmv4_6:MiniCPMV4_6ForConditionalGeneration", per_frame=True, tested=_DELTA_NETS, kv=_HYBRID
     ),
     "Llama4ForConditionalGeneration": _generic(
         "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",)
