@@ -117,3 +117,59 @@ def qwen3_5_with_head(folder: Path) -> None:
     drafter["mtp.fc.weight"] = torch.cat([torch.eye(width), torch.eye(width)], 1)
     copies = {name: each.clone() for name, each in drafter.items()}
     rewrite(folder, {**weights, **copies}, settings)
+
+
+STEP_TOKENS = ("<im_patch>", "<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>")
+STEP_LAYERS = ["full_attention", "sliding_attention", "full_attention"]
+
+
+def step3p7_twin(tokenizer: Any, folder: Path) -> Any:
+    """Step 3.7: pictures of 169 visual tokens, with windows of 81 before them; the last layer has four experts."""
+    from transformers import Step3p7Config, Step3p7ForConditionalGeneration
+
+    text = _plain_text(tokenizer, head_dim=64, layer_types=STEP_LAYERS, sliding_window=64, pad_token_id=0)
+    del text["rope_parameters"]
+    text |= {"mlp_layer_types": ["dense", "dense", "sparse"], "n_routed_experts": 4, "num_experts_per_tok": 2}
+    config = Step3p7Config(
+        text_config={**text, "moe_intermediate_size": 64, "share_expert_dim": 64, "rms_norm_eps": 1e-6},
+        vision_config={"width": 64, "layers": 2, "heads": 2, "mlp_ratio": 2.0},
+        image_token_id=tokenizer.convert_tokens_to_ids("<im_patch>"),
+        tie_word_embeddings=False,
+    )
+    return Step3p7ForConditionalGeneration(config)
+
+
+def step3p7(folder: Path) -> None:
+    """The configuration as the hub has it; the tensors are saved under the hub's names."""
+    from transformers import AutoConfig, PreTrainedConfig
+    from vllm.transformers_utils.configs.step3p5 import Step3p5Config
+
+    class StepConfig(PreTrainedConfig):
+        model_type = "step3p7_of_the_hub"
+        sub_configs = {"text_config": Step3p5Config}
+
+        def __init__(self, vision_config: Any = None, text_config: Any = None, **more: Any) -> None:
+            self.vision_config = PreTrainedConfig(**(vision_config or {}))
+            self.text_config = Step3p5Config(**(text_config or {}))
+            super().__init__(**more)
+
+    AutoConfig.register(StepConfig.model_type, StepConfig, exist_ok=True)
+    weights, settings = read(folder)
+    twin = settings["text_config"]
+    same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "head_dim")
+    same += ("rms_norm_eps", "moe_intermediate_size", "share_expert_dim", "layer_types", "sliding_window")
+    same += ("max_position_embeddings",)
+    sliding = {"attention_type": "sliding_attention", "num_attention_heads": 4, "num_attention_groups": 2, "head_dim": 64}
+    text = {key: twin[key] for key in same} | {
+        "model_type": "step3p5", "architectures": ["Step3p5ForCausalLM"], "num_attention_groups": 2, "moe_num_experts": 4,
+        "moe_top_k": 2, "moe_layers_enum": "2", "rope_theta": 10000.0, "moe_router_activation": "sigmoid",
+        "use_head_wise_attn_gate": True, "attention_other_setting": sliding, "tie_word_embeddings": False,
+    }  # fmt: skip
+    tower = {"width": 64, "layers": 2, "heads": 2, "mlp_ratio": 2.0, "image_size": 728, "patch_size": 14}
+    tower |= {"hidden_act": "quick_gelu", "ls_init_value": 0.1, "output_dim": None, "use_abs_posemb": True}
+    tower |= {"use_ln_pre": True, "use_ln_post": False, "use_cls_token": False, "use_rope2d": True}
+    rewrite(folder, weights, {
+        "architectures": ["Step3p7ForConditionalGeneration"], "model_type": StepConfig.model_type, "text_config": text,
+        "vision_config": tower, "hidden_size": twin["hidden_size"], "projector_bias": False,
+        "image_token_id": settings["image_token_id"], "tie_word_embeddings": False,
+    })  # fmt: skip

@@ -139,11 +139,15 @@ ROWS = {
     ),
     "gemma3": Row(
         recipes.gemma3, None, (*recipes.GEMMA_TOKENS.values(), *recipes.NEWLINES), "<start_of_image>", None,
-        ("<image_soft_token>",), options=CAUSAL, slow=True,
+        ("<image_soft_token>",), change=recipes.nested_tower, options=CAUSAL, slow=True,
     ),
     "gemma4": Row(
         recipes.gemma4, None, (*recipes.GEMMA4_TOKENS.values(), "<|video|>"), "<|image|>", "<|video|>",
         ("<|image|>", "<|video|>"), embed=towers.gemma4, slow=True,
+    ),
+    "step3p7": Row(
+        recipes_of_vllm.step3p7_twin, None, recipes_of_vllm.STEP_TOKENS, "<im_patch>", None, ("<im_patch>",), chunk=512,
+        rewrite=recipes_of_vllm.step3p7, embed=towers.step3p7, slow=True,
     ),
     "minicpmv4_6": Row(
         recipes.minicpmv4_6, None, tuple(recipes.MINICPM_TOKENS.values())[2:], "<|image_pad|>", "<|video_pad|>",

@@ -34,3 +34,12 @@ def gemma4(hf: Any, modality: str, fields: dict[str, Any]) -> Tensor:
     else:
         pixels, places = fields["pixel_values_videos"], fields["pixel_position_ids_videos"]
     return torch.cat(list(hf.model.get_image_features(pixels, places).pooler_output))
+
+
+def step3p7(hf: Any, modality: str, fields: dict[str, Any]) -> Tensor:
+    """The windows of a picture and then the whole of it."""
+    windows, count = fields["patch_pixel_values"], int(fields["num_patches"])
+    rows: Tensor = hf.model.get_image_features(
+        fields["pixel_values"][None], windows if count else None, [count]
+    ).pooler_output[0]
+    return rows

@@ -190,6 +190,9 @@ FAMILIES: dict[str, Family] = {
     "MiniCPMV4_6ForConditionalGeneration": _generic(
         "MiniCPM-V 4.6", "minicpmv4_6:MiniCPMV4_6ForConditionalGeneration", per_frame=True, tested=_DELTA_NETS, kv=_HYBRID
     ),
+    "Step3p7ForConditionalGeneration": _generic(
+        "Step 3.7", "step3p7:Step3p7ForConditionalGeneration", modalities=("image",)
+    ),
     "Llama4ForConditionalGeneration": _generic(
         "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",)
     ),
