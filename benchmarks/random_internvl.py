@@ -19,8 +19,8 @@ TILE, SIDE = 448, 14
 """Pixels of a tile and of a patch; 256 visual tokens per tile."""
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{m['role']}}\n{% if m['content'] is string %}{{m['content']}}{% else %}"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{c['text']}}{% endif %}{% endfor %}"
-    "{% endif %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<IMG_CONTEXT>{% else %}{{c['text']}}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
 
 
@@ -49,7 +49,9 @@ def _processors(folder: Path) -> int:
     named = {**json.loads(settings.read_text()), **TOKENS, "extra_special_tokens": TOKENS}
     settings.write_text(json.dumps(named | {"processor_class": "InternVLProcessor"}))
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(TOKENS.values())}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(TOKENS.values())}, replace_extra_special_tokens=False
+    )
     size = {"height": TILE, "width": TILE}
     InternVLProcessor(
         image_processor=GotOcr2ImageProcessor(size=size, crop_to_patches=True, min_patches=1, max_patches=6),

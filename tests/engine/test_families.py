@@ -28,8 +28,8 @@ from .engines import EnginePool, answer_of, generate, model_of, runner_of
 from .eviction import EVICTING, Evictor, evict, journal
 from .families import float32_delta_nets
 from .families.oracle import FamilyOracle
-from .families.vllm_prompt import VllmPromptOracle
 from .families.rows import BUDGETS, ROWS, STEPS, ask, cases, for_engine, requests
+from .families.vllm_prompt import VllmPromptOracle
 from .media import Request
 from .oracle import TOLERANCE, Answer, Expected, Mismatch, compare
 

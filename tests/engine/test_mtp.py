@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 from torch import Tensor
-from vllm import ModelRegistry
-from vllm.multimodal.utils import copy_mm_embedding_modality
 
 from vllm_prune.visual.models import derived, drafter
-from vllm_prune.visual.models.table import ADAPTERS, DRAFTERS
 
 from . import oracle as qwen
-from .engines import EnginePool, answer_of, generate, reset, runner_of
+from .engines import EnginePool, answer_of, generate, runner_of
 from .families.rows import ROWS, for_engine, requests
 from .oracle import compare
 

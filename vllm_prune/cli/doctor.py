@@ -138,9 +138,9 @@ def _two_way() -> Check:
 
     names = ", ".join(name.partition("For")[0] for name, family in FAMILIES.items() if family.two_way)
     detail = (
-        f"{names}: experimental until run on a GPU. Tested with a tiny random model and a causal mask in place of prefix "
-        "attention only. Molmo2: budgets for videos, with positions of the shortened prompt; image budgets are refused "
-        "with 400"
+        f"{names}: experimental until run on a GPU. Tested with a tiny random model and a causal mask in place of "
+        "prefix attention only. Molmo2: budgets for videos, with positions of the shortened prompt; image budgets are "
+        "refused with 400"
     )
     if current_platform.is_cpu():
         detail = (

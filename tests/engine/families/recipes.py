@@ -571,7 +571,13 @@ def gemma4(tokenizer: Any, folder: Path) -> Any:
     _named_tokens(folder, GEMMA4_TOKENS)
     ids = tokenizer.convert_tokens_to_ids
     text = _gemma_text(tokenizer, global_head_dim=64, hidden_size_per_layer_input=0, num_kv_shared_layers=0)
-    tower = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 32}
+    tower = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 32,
+    }
     config = Gemma4Config(
         text_config=text,
         vision_config={**tower, "num_key_value_heads": 4, "patch_size": 16, "default_output_length": 70},

@@ -1,7 +1,7 @@
 """Checkpoints in formats that vLLM reads and transformers does not: of transformers' twin, and a copy for the engine.
 
-A recipe gives transformers' model as in `recipes`. A rewrite changes the copy beside it into what vLLM loads; where vLLM
-expects a configuration class from the checkpoint's own code, it registers one of ours.
+A recipe gives transformers' model as in `recipes`. A rewrite changes the copy beside it into what vLLM loads; where
+vLLM expects a configuration class from the checkpoint's own code, it registers one of ours.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,9 @@ from .recipes import SIGLIP, _plain_text
 
 def rewrite(folder: Path, weights: dict[str, Tensor], settings: dict[str, Any]) -> None:
     """Replace the tensors and the configuration of a checkpoint."""
-    save_file({name: each.contiguous() for name, each in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: each.contiguous() for name, each in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
     (folder / "config.json").write_text(json.dumps(settings))
 
 
@@ -79,7 +81,7 @@ def internvl_chat(folder: Path) -> None:
 
     class InternVLChatConfig(PreTrainedConfig):
         model_type = "internvl_chat"
-        sub_configs = {"text_config": Qwen2Config}
+        sub_configs: ClassVar = {"text_config": Qwen2Config}
 
         def __init__(self, vision_config: Any = None, llm_config: Any = None, **more: Any) -> None:
             self.vision_config = PreTrainedConfig(**(vision_config or {}))
@@ -93,12 +95,19 @@ def internvl_chat(folder: Path) -> None:
         for kind in ("weight", "bias"):
             parts = [weights.pop(f"{at}.{part}_proj.{kind}") for part in "qkv"]
             weights[f"vision_model.encoder.layers.{i}.attn.qkv.{kind}"] = torch.cat(parts)
-    tower = {**settings["vision_config"], "image_size": 112, "patch_size": 14, "qkv_bias": True, "qk_normalization": False}
-    tower["initializer_factor"] = 1.0
+    tower = {
+        **settings["vision_config"],
+        "image_size": 112,
+        "patch_size": 14,
+        "qkv_bias": True,
+        "qk_normalization": False,
+        "initializer_factor": 1.0,
+    }
     text = {**settings["text_config"], "architectures": ["Qwen2ForCausalLM"]}
     rewrite(folder, renamed(weights, INTERNVL_CHAT_NAMES), {
-        "architectures": ["InternVLChatModel"], "model_type": "internvl_chat", "vision_config": tower, "llm_config": text,
-        "downsample_ratio": 0.5, "force_image_size": 112, "select_layer": -1, "ps_version": "v2", "use_thumbnail": True,
+        "architectures": ["InternVLChatModel"], "model_type": "internvl_chat", "vision_config": tower,
+        "llm_config": text, "downsample_ratio": 0.5, "force_image_size": 112, "select_layer": -1, "ps_version": "v2",
+        "use_thumbnail": True,
         "dynamic_image_size": True, "min_dynamic_patch": 1, "max_dynamic_patch": 6, "tie_word_embeddings": False,
     })  # fmt: skip
 
@@ -110,7 +119,9 @@ def qwen3_5_with_head(folder: Path) -> None:
     """
     weights, settings = read(folder)
     last = "model.language_model.layers.2."
-    drafter = {f"mtp.layers.0.{name.removeprefix(last)}": each for name, each in weights.items() if name.startswith(last)}
+    drafter = {
+        f"mtp.layers.0.{name.removeprefix(last)}": each for name, each in weights.items() if name.startswith(last)
+    }
     width = settings["text_config"]["hidden_size"]
     norm = weights["model.language_model.norm.weight"]
     drafter |= {f"mtp.{name}.weight": norm.clone() for name in ("norm", "pre_fc_norm_hidden", "pre_fc_norm_embedding")}
@@ -146,7 +157,7 @@ def step3p7(folder: Path) -> None:
 
     class StepConfig(PreTrainedConfig):
         model_type = "step3p7_of_the_hub"
-        sub_configs = {"text_config": Step3p5Config}
+        sub_configs: ClassVar = {"text_config": Step3p5Config}
 
         def __init__(self, vision_config: Any = None, text_config: Any = None, **more: Any) -> None:
             self.vision_config = PreTrainedConfig(**(vision_config or {}))
@@ -159,10 +170,16 @@ def step3p7(folder: Path) -> None:
     same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "head_dim")
     same += ("rms_norm_eps", "moe_intermediate_size", "share_expert_dim", "layer_types", "sliding_window")
     same += ("max_position_embeddings",)
-    sliding = {"attention_type": "sliding_attention", "num_attention_heads": 4, "num_attention_groups": 2, "head_dim": 64}
+    sliding = {
+        "attention_type": "sliding_attention",
+        "num_attention_heads": 4,
+        "num_attention_groups": 2,
+        "head_dim": 64,
+    }
     text = {key: twin[key] for key in same} | {
-        "model_type": "step3p5", "architectures": ["Step3p5ForCausalLM"], "num_attention_groups": 2, "moe_num_experts": 4,
-        "moe_top_k": 2, "moe_layers_enum": "2", "rope_theta": 10000.0, "moe_router_activation": "sigmoid",
+        "model_type": "step3p5", "architectures": ["Step3p5ForCausalLM"], "num_attention_groups": 2,
+        "moe_num_experts": 4, "moe_top_k": 2, "moe_layers_enum": "2", "rope_theta": 10000.0,
+        "moe_router_activation": "sigmoid",
         "use_head_wise_attn_gate": True, "attention_other_setting": sliding, "tie_word_embeddings": False,
     }  # fmt: skip
     tower = {"width": 64, "layers": 2, "heads": 2, "mlp_ratio": 2.0, "image_size": 728, "patch_size": 14}

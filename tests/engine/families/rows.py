@@ -47,8 +47,8 @@ class Row:
         one_pad_for_all: whether images and videos have the same pad in transformers.
         videos: how many of them vLLM takes in a prompt.
         rewrite: makes the copy of the checkpoint that the engine loads, where its format is one of vLLM's own.
-        embed: features of one item from transformers' tower, see `towers`; where it is there, prompt and pixels come from
-            vLLM's stock processor.
+        embed: features of one item from transformers' tower, see `towers`; where it is there, prompt and pixels come
+            from vLLM's stock processor.
         options: of vLLM, which transformers' answers need.
         slow: whether it only runs with `FAMILIES=full`: another row runs nearly the same code, or it has not passed.
     """
@@ -82,7 +82,7 @@ class Row:
 
 
 NORMALISED = {"mm_device_do_normalize": False}
-"""vLLM leaves the normalising of pixels to the tower for all that derives from Qwen2.5-VL, and these towers do not do it."""
+"""vLLM 0.32 leaves the normalising of pixels to the tower of all that derives from Qwen2.5-VL; EXAONE's does not."""
 CAUSAL = {"hf_overrides": {"is_mm_prefix_lm": False}}
 """vLLM's CPU backend has no attention in both directions, so the language model is asked for its causal one."""
 GLM_MARKS = tuple(f"<|{word}_of_{modality}|>" for modality in ("image", "video") for word in ("begin", "end"))
@@ -125,7 +125,8 @@ ROWS = {
         "<image>", None, ("<image>",), slow=True,
     ),
     "smolvlm": Row(
-        recipes.smolvlm, None, ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"),
+        recipes.smolvlm, None,
+        ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"),
         "<image>", None, ("<image>",), slow=True,
     ),
     "internvl_chat": Row(

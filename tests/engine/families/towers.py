@@ -18,7 +18,7 @@ def internvl(hf: Any, modality: str, fields: dict[str, Any]) -> Tensor:
 
 
 def minicpmv4_6(hf: Any, modality: str, fields: dict[str, Any]) -> Tensor:
-    """The picture and its slices, or the frames of a video; vLLM pads them to one length, transformers has them in a row."""
+    """The picture and its slices, or the frames of a video; padded to one length by vLLM, in a row in transformers."""
     prefix = "" if modality == "image" else "video_"
     sizes = fields[f"{prefix}tgt_sizes"]
     side = hf.config.vision_config.patch_size

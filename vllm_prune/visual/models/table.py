@@ -188,7 +188,8 @@ FAMILIES: dict[str, Family] = {
         two_way=True,
     ),
     "MiniCPMV4_6ForConditionalGeneration": _generic(
-        "MiniCPM-V 4.6", "minicpmv4_6:MiniCPMV4_6ForConditionalGeneration", per_frame=True, tested=_DELTA_NETS, kv=_HYBRID
+        "MiniCPM-V 4.6", "minicpmv4_6:MiniCPMV4_6ForConditionalGeneration", per_frame=True, tested=_DELTA_NETS,
+        kv=_HYBRID,
     ),
     "Step3p7ForConditionalGeneration": _generic(
         "Step 3.7", "step3p7:Step3p7ForConditionalGeneration", modalities=("image",)
