@@ -32,7 +32,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "evaluation": lambda: quality.evaluation(EVALUATION),
     "speed": lambda: engine_results.speed(RESULTS),
     "off_cost": lambda: engine_results.off_cost(RESULTS),
-    "off_cost_one_row": lambda: engine_results.off_cost(RESULTS, "off_cost_one_row.json"),
     "kv_speed": lambda: engine_results.kv_speed(RESULTS),
     "soak": lambda: engine_results.soak(RESULTS),
     "stts_accuracy": lambda: stts.accuracy(RESULTS),

@@ -31,9 +31,9 @@ def _speed_row(row: dict[str, Any]) -> list[str]:
     return [f"vllm-prune, {row['arm']}", f"{row['prompt_tokens']}", *(f"{ratio:.2f}x" for ratio in ratios)]
 
 
-def off_cost(results: Path, file: str = "off_cost.json") -> str:
-    """One paragraph of `off_cost.json`, or of the same for a family with one position per token."""
-    result = read(results / file)
+def off_cost(results: Path) -> str:
+    """One paragraph of `off_cost.json`."""
+    result = read(results / "off_cost.json")
     if result is None:
         return NOT_MEASURED
     latency, cpu = result["stock_over_off"]["latency"], result["stock_over_off"]["cpu"]

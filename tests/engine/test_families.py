@@ -190,19 +190,24 @@ def test_compact_positions_are_those_of_the_shortened_prompt(
             compare(oracle.in_our_pads(answer_of(output)), oracle.answer(request, STEPS))
 
 
-def test_kv_budgets_go_with_three_equal_rows(engines: EnginePool, checkpoints: dict[str, Path]) -> None:
-    name, steps = "internvl", 40
-    row, oracle = ROWS[name], FamilyOracle(checkpoints[name], ROWS[name])
+@pytest.mark.parametrize("name", [name for name in ROWS if name == "internvl" or (EVERYTHING and ROWS[name].kv)])
+def test_kv_budgets_beside_visual_ones(name: str, engines: EnginePool, checkpoints: dict[str, Path]) -> None:
+    steps = 40
+    row, oracle = ROWS[name], oracle_of(name, checkpoints[name])
+    in_our_pads = getattr(oracle, "in_our_pads", lambda answer: answer)
     shown, spec = cases(row), KvSpec("random", keep="0.5", buffer=16)
-    asked = [ask(row, shown[case], BUDGETS[budget]) for case in ("i", "iv") for budget in ("none", "half")]
-    llm = engines.get(name, max_num_batched_tokens=96, limit_mm_per_prompt=row.limits, **EVICTING)
+    chosen = [case for case in ("i", "iv") if case in shown]
+    asked = [ask(row, shown[case], BUDGETS[budget]) for case in chosen for budget in ("none", "half")]
+    chunk = max(96, row.chunk)
+    options = {**row.options, **EVICTING}
+    llm = engines.get(for_engine(name), max_num_batched_tokens=chunk, limit_mm_per_prompt=row.limits, **options)
     with journal() as kept_rows:
         outputs = evict(llm, asked, [spec] * len(asked), steps)
     for request, output in zip(asked, outputs, strict=True):
         prompt, kept = len(output.prompt_token_ids), kept_rows.of(int(output.request_id))
         assert len(kept) > 1
         evictor = Evictor(prompt, spec.count(prompt), spec.buffer, kept)
-        compare(oracle.in_our_pads(answer_of(output)), oracle.answer(request, steps, evictor))
+        compare(in_our_pads(answer_of(output)), oracle.answer(request, steps, evictor))
         assert evictor.done == len(kept)
 
 

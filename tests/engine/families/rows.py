@@ -50,6 +50,7 @@ class Row:
         embed: features of one item from transformers' tower, see `towers`; where it is there, prompt and pixels come
             from vLLM's stock processor.
         options: of vLLM, which transformers' answers need.
+        kv: whether KV budgets are compared, too.
         slow: whether it only runs with `FAMILIES=full`: another row runs nearly the same code, or it has not passed.
     """
 
@@ -68,6 +69,7 @@ class Row:
     rewrite: Callable[[Path], None] | None = None
     embed: Callable[[Any, str, dict[str, Any]], Tensor] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    kv: bool = False
     slow: bool = False
 
     @property
@@ -89,54 +91,54 @@ GLM_MARKS = tuple(f"<|{word}_of_{modality}|>" for modality in ("image", "video")
 GLM4V = Row(
     recipes.glm4v, None, ("<|image|>", "<|video|>", *GLM_MARKS),
     "<|begin_of_image|><|image|><|end_of_image|>", "<|begin_of_video|><|video|><|end_of_video|>",
-    ("<|image|>", "<|video|>"), one_pad_for_all=True, videos=1,
+    ("<|image|>", "<|video|>"), one_pad_for_all=True, videos=1, kv=True,
 )  # fmt: skip
 ROWS = {
-    "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", change=recipes.transposed_experts),
+    "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", change=recipes.transposed_experts, kv=True),
     "qwen3_5": Row(recipes.qwen3_5, "qwen3_vl", chunk=192, float32_delta_nets=True),
     "qwen3_5_moe": Row(recipes.qwen3_5_moe, "qwen3_vl", chunk=192, float32_delta_nets=True, slow=True),
     "qwen3_5_mtp": Row(
         recipes.qwen3_5_full, "qwen3_vl", chunk=192, rewrite=recipes_of_vllm.qwen3_5_with_head, slow=True
     ),
-    "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl"),
+    "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl", kv=True),
     "internvl": Row(
         recipes.internvl, None, tuple(recipes.INTERNVL_TOKENS.values()), "<IMG_CONTEXT>", "<video>",
-        ("<IMG_CONTEXT>", "<video>"),
+        ("<IMG_CONTEXT>", "<video>"), kv=True,
     ),
     "llava_onevision": Row(
         recipes.llava_onevision, None, ("<image>", "<video>"), "<image>", "<video>", ("<image>", "<video>"),
         # vLLM takes no item that is larger than a step.
-        chunk=384, change=recipes.nested_tower, video_metadata=False, slow=True,
+        chunk=384, change=recipes.nested_tower, video_metadata=False, kv=True, slow=True,
     ),
     "mistral3": Row(
-        recipes.mistral3, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",)
+        recipes.mistral3, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",), kv=True
     ),
     "pixtral": Row(
-        recipes.pixtral, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",), slow=True
+        recipes.pixtral, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",), kv=True, slow=True
     ),
     "llava_next": Row(
         recipes.llava_next, None, ("<image>",), "<image>", None, ("<image>",),
-        change=recipes.nested_tower, slow=True,
+        change=recipes.nested_tower, kv=True, slow=True,
     ),
     "glm4v": GLM4V,
     "glm4v_moe": replace(GLM4V, recipe=recipes.glm4v_moe, slow=True),
     "idefics3": Row(
         recipes.idefics3, None, ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
-        "<image>", None, ("<image>",), slow=True,
+        "<image>", None, ("<image>",), kv=True, slow=True,
     ),
     "smolvlm": Row(
         recipes.smolvlm, None,
         ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"),
-        "<image>", None, ("<image>",), slow=True,
+        "<image>", None, ("<image>",), kv=True, slow=True,
     ),
     "internvl_chat": Row(
         recipes_of_vllm.internvl_twin, None, ("<image>", "<video>", "<img>", "</img>", "<IMG_CONTEXT>"),
         "<image>", "<video>", ("<IMG_CONTEXT>", "<|video_pad|>"),
-        rewrite=recipes_of_vllm.internvl_chat, embed=towers.internvl, slow=True,
+        rewrite=recipes_of_vllm.internvl_chat, embed=towers.internvl, kv=True, slow=True,
     ),
     "exaone4_5": Row(
         recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"),
-        options=NORMALISED, slow=True,
+        options=NORMALISED, kv=True, slow=True,
     ),
     "gemma3": Row(
         recipes.gemma3, None, (*recipes.GEMMA_TOKENS.values(), *recipes.NEWLINES), "<start_of_image>", None,
@@ -154,7 +156,7 @@ ROWS = {
         recipes.minicpmv4_6, None, tuple(recipes.MINICPM_TOKENS.values())[2:], "<|image_pad|>", "<|video_pad|>",
         ("<|image_pad|>", "<|video_pad|>"), chunk=192, float32_delta_nets=True, embed=towers.minicpmv4_6, slow=True,
     ),
-    "llama4": Row(recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), slow=True),
+    "llama4": Row(recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), kv=True, slow=True),
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from vllm.config import ModelConfig
 from vllm.multimodal.processing import InputProcessingContext
 from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
+from vllm.plugins import load_general_plugins
 from vllm.tokenizers import cached_tokenizer_from_config
 
 from vllm_prune.visual.models.derived import vllm_class
@@ -59,6 +60,8 @@ class VllmPromptOracle(FamilyOracle):
 
     def __init__(self, path: Path, row: Row, engine_path: Path, compact: bool = False) -> None:
         super().__init__(path, row, compact)
+        # vLLM remembers the class of a checkpoint, so ours are to be known by now.
+        load_general_plugins()
         architecture = json.loads((engine_path / "config.json").read_text())["architectures"][0]
         config = ModelConfig(
             str(engine_path), dtype="float32", limit_mm_per_prompt=row.limits, skip_mm_profiling=True, **row.options
