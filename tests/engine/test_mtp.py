@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +11,24 @@ from torch import Tensor
 
 from vllm_prune.visual.models import derived, drafter
 
-from . import oracle as qwen
 from .engines import EnginePool, answer_of, generate, runner_of
 from .families.rows import ROWS, for_engine, requests
 from .oracle import compare
+from .test_families import oracle_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-NAME, STEPS = "qwen3_5_mtp", 12
-CASES = ("i", "iv")
+NAMES = ("qwen3_5_mtp", *(("exaone4_5_mtp",) if os.environ.get("FAMILIES") == "full" else ()))
+STEPS, CASES = 12, ("i", "iv")
 SPECULATION = {"method": "mtp", "num_speculative_tokens": 2}
 
 
-@pytest.fixture(scope="module")
-def llm(engines: EnginePool) -> Any:
-    row = ROWS[NAME]
-    return engines.get(
-        for_engine(NAME),
-        max_num_batched_tokens=row.chunk,
-        limit_mm_per_prompt=row.limits,
-        speculative_config=SPECULATION,
-    )
-
-
-def test_drafts_on_pruned_media(llm: Any, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cold and with warm caches; some drafts are taken, and the drafter is given rows with position columns."""
-    widths: set[int] = set()
+@pytest.mark.parametrize("name", NAMES)
+def test_drafts_on_pruned_media(
+    name: str, engines: EnginePool, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cold and with warm caches; the drafter is given rows with position columns, and some of its drafts are taken."""
+    row, widths, taken = ROWS[name], set(), []
     embed = drafter.PrunedDrafter.embed_input_ids
 
     def watch(self: Any, input_ids: Tensor, multimodal_embeddings: Any = None, **more: Any) -> Tensor:
@@ -43,12 +36,34 @@ def test_drafts_on_pruned_media(llm: Any, checkpoints: dict[str, Path], monkeypa
         return embed(self, input_ids, multimodal_embeddings, **more)
 
     monkeypatch.setattr(drafter.PrunedDrafter, "embed_input_ids", watch)
+    asked = {key: one for key, one in requests(name).items() if key.split(",")[0] in CASES}
+    oracle = oracle_of(name, checkpoints[name])
+    in_our_pads = getattr(oracle, "in_our_pads", lambda answer: answer)
+    expected = {key: oracle.answer(one, STEPS) for key, one in asked.items()}
+    llm = engines.get(
+        for_engine(name),
+        max_num_batched_tokens=row.chunk,
+        limit_mm_per_prompt=row.limits,
+        speculative_config=SPECULATION,
+        **row.options,
+    )
     assert type(runner_of(llm).drafter.model).__module__ == derived.__name__
-    asked = {key: one for key, one in requests(NAME).items() if key.split(",")[0] in CASES}
-    answers = qwen.Oracle(checkpoints[NAME])
-    expected = {key: answers.answer(one, STEPS) for key, one in asked.items()}
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    count = scheduler.make_spec_decoding_stats
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        taken.append(kwargs["num_accepted_tokens"])
+        return count(*args, **kwargs)
+
+    monkeypatch.setattr(scheduler, "make_spec_decoding_stats", counted)
     for _ in range(2):
         for key, output in zip(asked, generate(llm, list(asked.values()), STEPS), strict=True):
-            compare(answer_of(output), expected[key])
-    width = runner_of(llm).drafter.model.config.hidden_size
+            compare(in_our_pads(answer_of(output)), expected[key])
+    width = derived_width(llm)
     assert widths == {width, width + 6}
+    assert sum(taken) > 0
+
+
+def derived_width(llm: Any) -> int:
+    """Columns of the language model's embeddings."""
+    return int(llm.llm_engine.vllm_config.model_config.get_inputs_embeds_size())

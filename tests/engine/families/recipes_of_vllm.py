@@ -112,22 +112,22 @@ def internvl_chat(folder: Path) -> None:
     })  # fmt: skip
 
 
-def qwen3_5_with_head(folder: Path) -> None:
-    """Qwen3.5 with a head that predicts one token more (MTP): a copy of its last layer, which sees media and positions.
+def with_head(folder: Path) -> None:
+    """A head that predicts one token more (MTP): a copy of the last layer, which sees media and positions.
 
     It adds the embedding of the next token to the hidden state of the one before.
     """
     weights, settings = read(folder)
     last = "model.language_model.layers.2."
-    drafter = {
-        f"mtp.layers.0.{name.removeprefix(last)}": each for name, each in weights.items() if name.startswith(last)
-    }
-    width = settings["text_config"]["hidden_size"]
+    layer = {name.removeprefix(last): each for name, each in weights.items() if name.startswith(last)}
+    head = {f"layers.0.{name}": each for name, each in layer.items()}
     norm = weights["model.language_model.norm.weight"]
-    drafter |= {f"mtp.{name}.weight": norm.clone() for name in ("norm", "pre_fc_norm_hidden", "pre_fc_norm_embedding")}
-    drafter["mtp.fc.weight"] = torch.cat([torch.eye(width), torch.eye(width)], 1)
-    copies = {name: each.clone() for name, each in drafter.items()}
-    rewrite(folder, {**weights, **copies}, settings)
+    head |= dict.fromkeys(("norm.weight", "pre_fc_norm_hidden.weight", "pre_fc_norm_embedding.weight"), norm)
+    text = settings["text_config"]
+    head["fc.weight"] = torch.eye(text["hidden_size"]).repeat(1, 2)
+    # Where EXAONE 4.5's head looks for them.
+    more = {"num_nextn_predict_layers": 1, "vocab_size": text["vocab_size"]}
+    rewrite(folder, {**weights, **{f"mtp.{name}": each.clone() for name, each in head.items()}}, settings | more)
 
 
 STEP_TOKENS = ("<im_patch>", "<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>")

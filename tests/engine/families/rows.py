@@ -98,7 +98,7 @@ ROWS = {
     "qwen3_5": Row(recipes.qwen3_5, "qwen3_vl", chunk=192, float32_delta_nets=True),
     "qwen3_5_moe": Row(recipes.qwen3_5_moe, "qwen3_vl", chunk=192, float32_delta_nets=True, slow=True),
     "qwen3_5_mtp": Row(
-        recipes.qwen3_5_full, "qwen3_vl", chunk=192, rewrite=recipes_of_vllm.qwen3_5_with_head, slow=True
+        recipes.qwen3_5_full, "qwen3_vl", chunk=192, rewrite=recipes_of_vllm.with_head, slow=True
     ),
     "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl", kv=True),
     "internvl": Row(
@@ -139,6 +139,10 @@ ROWS = {
     "exaone4_5": Row(
         recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"),
         options=NORMALISED, kv=True, slow=True,
+    ),
+    "exaone4_5_mtp": Row(
+        recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"), options=NORMALISED,
+        rewrite=recipes_of_vllm.with_head, slow=True,
     ),
     "gemma3": Row(
         recipes.gemma3, None, (*recipes.GEMMA_TOKENS.values(), *recipes.NEWLINES), "<start_of_image>", None,

@@ -204,6 +204,7 @@ DRAFTERS: dict[str, str] = {
     "Qwen3_5MTP": "qwen3_5_mtp:Qwen3_5MTP",
     "Qwen3_5MoeMTP": "qwen3_5_mtp:Qwen3_5MoeMTP",
     "InternS2MobiusMTP": "interns2_mobius:InternS2MobiusMTP",
+    "Exaone4_5_MTP": "exaone4_5_mtp:Exaone4_5_MTP",
 }
 """Draft models that read the target's embeddings of media, with vLLM's class; ours take off the position columns."""
 
