@@ -26,7 +26,7 @@ from vllm_prune.visual.models.table import ADAPTERS, FAMILIES, Family
 from . import oracle as qwen
 from .engines import EnginePool, answer_of, generate, model_of, runner_of
 from .eviction import EVICTING, Evictor, evict, journal
-from .families import float32_delta_nets
+from .families import contiguous_products, float32_delta_nets
 from .families.oracle import FamilyOracle
 from .families.rows import BUDGETS, ROWS, STEPS, ask, cases, for_engine, requests
 from .families.vllm_prompt import VllmPromptOracle
@@ -77,6 +77,8 @@ def start(name: str, engines: EnginePool, checkpoint: str) -> Any:
     row = ROWS[name]
     if row.float32_delta_nets:
         float32_delta_nets.install()
+    if row.transposed_input:
+        contiguous_products.install()
     return engines.get(checkpoint, max_num_batched_tokens=row.chunk, limit_mm_per_prompt=row.limits, **row.options)
 
 

@@ -43,6 +43,7 @@ class Row:
         chunk: prompt tokens of a step, as few as the family takes.
         change: what vLLM's loader wants changed in the tensors of the checkpoint.
         float32_delta_nets: whether the CPU needs a stand-in for vLLM's kernel.
+        transposed_input: whether the tower hands vLLM's matrix product for CPUs an input that it does not take.
         video_metadata: whether transformers' processor takes the metadata of videos.
         one_pad_for_all: whether images and videos have the same pad in transformers.
         videos: how many of them vLLM takes in a prompt.
@@ -63,6 +64,7 @@ class Row:
     chunk: int = 48
     change: Change | None = None
     float32_delta_nets: bool = False
+    transposed_input: bool = False
     video_metadata: bool = True
     one_pad_for_all: bool = False
     videos: int = 2
@@ -154,7 +156,7 @@ ROWS = {
     ),
     "step3p7": Row(
         recipes_of_vllm.step3p7_twin, None, recipes_of_vllm.STEP_TOKENS, "<im_patch>", None, ("<im_patch>",), chunk=512,
-        rewrite=recipes_of_vllm.step3p7, embed=towers.step3p7, slow=True,
+        rewrite=recipes_of_vllm.step3p7, embed=towers.step3p7, transposed_input=True, slow=True,
     ),
     "minicpmv4_6": Row(
         recipes.minicpmv4_6, None, tuple(recipes.MINICPM_TOKENS.values())[2:], "<|image_pad|>", "<|video_pad|>",
