@@ -118,7 +118,7 @@ FAMILIES: dict[str, Family] = {
         tested=_CAUSAL, kv=_PREFIX, two_way=True,
     ),
     "Qwen3VLMoeForConditionalGeneration": _qwen3(
-        "Qwen3-VL, MoE", "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration", kv=_UNTRIED
+        "Qwen3-VL, MoE", "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration"
     ),
     "Qwen3_5ForConditionalGeneration": _qwen3(
         "Qwen3.5, dense", "qwen3_5:Qwen3_5ForConditionalGeneration",
@@ -140,7 +140,7 @@ FAMILIES: dict[str, Family] = {
         "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _HYBRID
     ),
     "Qwen2VLForConditionalGeneration": _generic(
-        "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES
+        "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES, kv="yes"
     ),
     "Glm4vForConditionalGeneration": _generic(
         "GLM-4.1V", "glm4_1v:Glm4vForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
@@ -151,16 +151,17 @@ FAMILIES: dict[str, Family] = {
         extent="frame",
     ),
     "Idefics3ForConditionalGeneration": _generic(
-        "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",)
+        "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",), kv="yes"
     ),
     "SmolVLMForConditionalGeneration": _generic(
-        "SmolVLM", "smolvlm:SmolVLMForConditionalGeneration", modalities=("image",)
+        "SmolVLM", "smolvlm:SmolVLMForConditionalGeneration", modalities=("image",), kv="yes"
     ),
     "LlavaForConditionalGeneration": _generic(
-        "LLaVA 1.5, Pixtral (HF)", "llava:LlavaForConditionalGeneration", modalities=("image",), image_rows=True
+        "LLaVA 1.5, Pixtral (HF)", "llava:LlavaForConditionalGeneration", modalities=("image",), image_rows=True,
+        kv="yes",
     ),
     "LlavaNextForConditionalGeneration": _generic(
-        "LLaVA-NeXT", "llava_next:LlavaNextForConditionalGeneration", modalities=("image",)
+        "LLaVA-NeXT", "llava_next:LlavaNextForConditionalGeneration", modalities=("image",), kv="yes"
     ),
     "InternVLForConditionalGeneration": _generic(
         "InternVL (HF)", "interns1:InternS1ForConditionalGeneration", per_frame=True, kv="yes"
@@ -169,13 +170,13 @@ FAMILIES: dict[str, Family] = {
         "Intern-S1", "interns1:InternS1ForConditionalGeneration", per_frame=True, tested=_BY_INHERITANCE
     ),
     "LlavaOnevisionForConditionalGeneration": _generic(
-        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration"
+        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration", kv="yes"
     ),
     "Mistral3ForConditionalGeneration": _generic(
         "Mistral 3", "mistral3:Mistral3ForConditionalGeneration", modalities=("image",),
-        image_rows=True,
+        image_rows=True, kv="yes",
     ),
-    "InternVLChatModel": _generic("InternVL Chat", "internvl:InternVLChatModel", per_frame=True),
+    "InternVLChatModel": _generic("InternVL Chat", "internvl:InternVLChatModel", per_frame=True, kv="yes"),
     "Exaone4_5_ForConditionalGeneration": _generic(
         "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES
     ),
