@@ -56,7 +56,9 @@ class Rounds:
     model: str
 
 
-@pytest.fixture(scope="module", params=[name for name, row in ROWS.items() if EVERYTHING or not row.slow])
+@pytest.fixture(
+    scope="module", params=[name for name, row in ROWS.items() if not row.drafter and (EVERYTHING or not row.slow)]
+)
 def family(request: pytest.FixtureRequest) -> str:
     """Name of the row; module-wide, so that each engine starts once."""
     return request.param

@@ -52,6 +52,7 @@ class Row:
             from vLLM's stock processor.
         options: of vLLM, which transformers' answers need.
         kv: whether KV budgets are compared, too.
+        drafter: whether the checkpoint has a head that drafts; these rows are for `test_mtp` alone.
         slow: whether it only runs with `FAMILIES=full`: another row runs nearly the same code, or it has not passed.
     """
 
@@ -72,6 +73,7 @@ class Row:
     embed: Callable[[Any, str, dict[str, Any]], Tensor] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     kv: bool = False
+    drafter: bool = False
     slow: bool = False
 
     @property
@@ -100,7 +102,9 @@ ROWS = {
     "qwen3_5": Row(recipes.qwen3_5, "qwen3_vl", chunk=192, float32_delta_nets=True),
     "qwen3_5_moe": Row(recipes.qwen3_5_moe, "qwen3_vl", chunk=192, float32_delta_nets=True, slow=True),
     "qwen3_5_mtp": Row(
-        recipes.qwen3_5_full, "qwen3_vl", chunk=192, rewrite=recipes_of_vllm.with_head, slow=True
+        recipes.qwen3_5_full, "qwen3_vl", chunk=192, rewrite=recipes_of_vllm.with_head, drafter=True,
+        # vLLM looks for states of delta nets to cache.
+        options={"enable_prefix_caching": False},
     ),
     "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl", kv=True),
     "internvl": Row(
@@ -144,7 +148,7 @@ ROWS = {
     ),
     "exaone4_5_mtp": Row(
         recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"), options=NORMALISED,
-        rewrite=recipes_of_vllm.with_head, slow=True,
+        rewrite=recipes_of_vllm.with_head, drafter=True, slow=True,
     ),
     "gemma3": Row(
         recipes.gemma3, None, (*recipes.GEMMA_TOKENS.values(), *recipes.NEWLINES), "<start_of_image>", None,
