@@ -135,12 +135,15 @@ STEP_LAYERS = ["full_attention", "sliding_attention", "full_attention"]
 
 
 def step3p7_twin(tokenizer: Any, folder: Path) -> Any:
-    """Step 3.7: pictures of 169 visual tokens, with windows of 81 before them; the last layer has four experts."""
+    """Step 3.7: pictures of 169 visual tokens, with windows of 81 before them.
+
+    All layers are dense: vLLM's router for CPUs does not know the scores of its experts.
+    """
     from transformers import Step3p7Config, Step3p7ForConditionalGeneration
 
     text = _plain_text(tokenizer, head_dim=64, layer_types=STEP_LAYERS, sliding_window=64, pad_token_id=0)
     del text["rope_parameters"]
-    text |= {"mlp_layer_types": ["dense", "dense", "sparse"], "n_routed_experts": 4, "num_experts_per_tok": 2}
+    text |= {"mlp_layer_types": ["dense"] * 3, "n_routed_experts": 4, "num_experts_per_tok": 2}
     config = Step3p7Config(
         text_config={**text, "moe_intermediate_size": 64, "share_expert_dim": 64, "rms_norm_eps": 1e-6},
         vision_config={"width": 64, "layers": 2, "heads": 2, "mlp_ratio": 2.0},
@@ -178,7 +181,7 @@ def step3p7(folder: Path) -> None:
     }
     text = {key: twin[key] for key in same} | {
         "model_type": "step3p5", "architectures": ["Step3p5ForCausalLM"], "num_attention_groups": 2,
-        "moe_num_experts": 4, "moe_top_k": 2, "moe_layers_enum": "2", "rope_theta": 10000.0,
+        "moe_num_experts": 4, "moe_top_k": 2, "moe_layers_enum": "99", "rope_theta": 10000.0,
         "moe_router_activation": "sigmoid",
         "use_head_wise_attn_gate": True, "attention_other_setting": sliding, "tie_word_embeddings": False,
     }  # fmt: skip

@@ -193,7 +193,8 @@ FAMILIES: dict[str, Family] = {
         kv=_HYBRID,
     ),
     "Step3p7ForConditionalGeneration": _generic(
-        "Step 3.7", "step3p7:Step3p7ForConditionalGeneration", modalities=("image",)
+        "Step 3.7", "step3p7:Step3p7ForConditionalGeneration", modalities=("image",),
+        tested="CPU, tiny model of dense layers",
     ),
     "Llama4ForConditionalGeneration": _generic(
         "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",)
