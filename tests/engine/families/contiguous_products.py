@@ -1,4 +1,4 @@
-"""vLLM's matrix product for CPUs takes no transposed input, which one tower hands its projector; a copy of it does."""
+"""vLLM's matrix product for CPUs takes no transposed input, which some towers give it; of a copy it does."""
 
 from __future__ import annotations
 

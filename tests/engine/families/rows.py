@@ -166,7 +166,10 @@ ROWS = {
         recipes.minicpmv4_6, None, tuple(recipes.MINICPM_TOKENS.values())[2:], "<|image_pad|>", "<|video_pad|>",
         ("<|image_pad|>", "<|video_pad|>"), chunk=192, float32_delta_nets=True, embed=towers.minicpmv4_6, slow=True,
     ),
-    "llama4": Row(recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), kv=True, slow=True),
+    "llama4": Row(
+        recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), transposed_input=True, kv=True,
+        slow=True,
+    ),
 }  # fmt: skip
 
 
