@@ -28,7 +28,7 @@ from .engines import EnginePool, answer_of, generate, model_of, runner_of
 from .eviction import EVICTING, Evictor, evict, journal
 from .families import contiguous_products, float32_delta_nets
 from .families.oracle import FamilyOracle
-from .families.rows import BUDGETS, ROWS, STEPS, ask, cases, for_engine, requests
+from .families.rows import BUDGETS, ROWS, STEPS, Row, ask, cases, for_engine, requests
 from .families.vllm_prompt import VllmPromptOracle
 from .media import Request
 from .oracle import TOLERANCE, Answer, Expected, Mismatch, compare
@@ -77,11 +77,16 @@ def oracle_of(name: str, checkpoint: Path, compact: bool = False) -> Any:
 def start(name: str, engines: EnginePool, checkpoint: str) -> Any:
     """The engine of a row on one of its checkpoints."""
     row = ROWS[name]
+    stand_in(row)
+    return engines.get(checkpoint, max_num_batched_tokens=row.chunk, limit_mm_per_prompt=row.limits, **row.options)
+
+
+def stand_in(row: Row) -> None:
+    """Replace what vLLM's CPU build cannot do for a row; before its first engine."""
     if row.float32_delta_nets:
         float32_delta_nets.install()
     if row.transposed_input:
         contiguous_products.install()
-    return engines.get(checkpoint, max_num_batched_tokens=row.chunk, limit_mm_per_prompt=row.limits, **row.options)
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +208,7 @@ def test_kv_budgets_beside_visual_ones(name: str, engines: EnginePool, checkpoin
     chosen = [case for case in ("i", "iv") if case in shown]
     asked = [ask(row, shown[case], BUDGETS[budget]) for case in chosen for budget in ("none", "half")]
     chunk = max(96, row.chunk)
+    stand_in(row)
     # As a launched server does, the engine starts where it cannot run each of the strategies.
     options = {**row.options, **EVICTING, "additional_config": {"vllm_prune": {"launched": True}}}
     llm = engines.get(for_engine(name), max_num_batched_tokens=chunk, limit_mm_per_prompt=row.limits, **options)
