@@ -194,7 +194,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "Step3p7ForConditionalGeneration": _generic(
         "Step 3.7", "step3p7:Step3p7ForConditionalGeneration", modalities=("image",),
-        tested="CPU, tiny model of dense layers",
+        tested="CPU, tiny model of dense layers", kv="refused: sliding windows",
     ),
     "Llama4ForConditionalGeneration": _generic(
         "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",)
