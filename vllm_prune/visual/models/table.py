@@ -185,8 +185,8 @@ FAMILIES: dict[str, Family] = {
         kv=_PREFIX, two_way=True,
     ),
     "Gemma4ForConditionalGeneration": _generic(
-        "Gemma 4, experimental", "gemma4_mm:Gemma4ForConditionalGeneration", per_frame=True, tested=_CAUSAL, kv="refused: hybrid layers",
-        two_way=True,
+        "Gemma 4, experimental", "gemma4_mm:Gemma4ForConditionalGeneration", per_frame=True, tested=_CAUSAL,
+        kv="refused: hybrid layers", two_way=True,
     ),
     "MiniCPMV4_6ForConditionalGeneration": _generic(
         "MiniCPM-V 4.6", "minicpmv4_6:MiniCPMV4_6ForConditionalGeneration", per_frame=True, tested=_DELTA_NETS,
