@@ -113,18 +113,20 @@ def internvl_chat(folder: Path) -> None:
 
 
 def with_head(folder: Path) -> None:
-    """A head that predicts one token more (MTP): a copy of the last layer, which sees media and positions.
+    """A head that predicts one token more (MTP): the hidden state once more, and a little of a copy of the last layer.
 
-    It adds the embedding of the next token to the hidden state of the one before.
+    So it guesses that a token comes twice, which random models do often enough for some of the guesses to be taken.
     """
     weights, settings = read(folder)
     last = "model.language_model.layers.2."
     layer = {name.removeprefix(last): each for name, each in weights.items() if name.startswith(last)}
-    head = {f"layers.0.{name}": each for name, each in layer.items()}
+    quiet = ("o_proj.weight", "down_proj.weight")
+    head = {f"layers.0.{name}": each * (0.05 if name.endswith(quiet) else 1) for name, each in layer.items()}
     norm = weights["model.language_model.norm.weight"]
     head |= dict.fromkeys(("norm.weight", "pre_fc_norm_hidden.weight", "pre_fc_norm_embedding.weight"), norm)
     text = settings["text_config"]
-    head["fc.weight"] = torch.eye(text["hidden_size"]).repeat(1, 2)
+    same = torch.eye(text["hidden_size"])
+    head["fc.weight"] = torch.cat([torch.zeros_like(same), same], 1)
     # Where EXAONE 4.5's head looks for them.
     more = {"num_nextn_predict_layers": 1, "vocab_size": text["vocab_size"]}
     rewrite(folder, {**weights, **{f"mtp.{name}": each.clone() for name, each in head.items()}}, settings | more)
@@ -137,13 +139,14 @@ STEP_LAYERS = ["full_attention", "sliding_attention", "full_attention"]
 def step3p7_twin(tokenizer: Any, folder: Path) -> Any:
     """Step 3.7: pictures of 169 visual tokens, with windows of 81 before them.
 
-    All layers are dense: vLLM's router for CPUs does not know the scores of its experts.
+    The last layer has one expert only, beside the shared one: vLLM's router for CPUs does not know how several are
+    weighed.
     """
     from transformers import Step3p7Config, Step3p7ForConditionalGeneration
 
     text = _plain_text(tokenizer, head_dim=64, layer_types=STEP_LAYERS, sliding_window=64, pad_token_id=0)
     del text["rope_parameters"]
-    text |= {"mlp_layer_types": ["dense"] * 3, "n_routed_experts": 4, "num_experts_per_tok": 2}
+    text |= {"mlp_layer_types": ["dense", "dense", "sparse"], "n_routed_experts": 1, "num_experts_per_tok": 1}
     config = Step3p7Config(
         text_config={**text, "moe_intermediate_size": 64, "share_expert_dim": 64, "rms_norm_eps": 1e-6},
         vision_config={"width": 64, "layers": 2, "heads": 2, "mlp_ratio": 2.0},
@@ -181,8 +184,8 @@ def step3p7(folder: Path) -> None:
     }
     text = {key: twin[key] for key in same} | {
         "model_type": "step3p5", "architectures": ["Step3p5ForCausalLM"], "num_attention_groups": 2,
-        "moe_num_experts": 4, "moe_top_k": 2, "moe_layers_enum": "99", "rope_theta": 10000.0,
-        "moe_router_activation": "sigmoid",
+        "moe_num_experts": 1, "moe_top_k": 1, "moe_layers_enum": "2", "rope_theta": 10000.0,
+        "moe_router_activation": "softmax",
         "use_head_wise_attn_gate": True, "attention_other_setting": sliding, "tie_word_embeddings": False,
     }  # fmt: skip
     tower = {"width": 64, "layers": 2, "heads": 2, "mlp_ratio": 2.0, "image_size": 728, "patch_size": 14}

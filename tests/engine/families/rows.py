@@ -167,7 +167,7 @@ ROWS = {
         ("<|image_pad|>", "<|video_pad|>"), chunk=192, float32_delta_nets=True, embed=towers.minicpmv4_6, slow=True,
     ),
     "llama4": Row(
-        recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), transposed_input=True, kv=True,
+        recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), transposed_input=True,
         slow=True,
     ),
 }  # fmt: skip

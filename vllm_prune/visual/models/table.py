@@ -144,11 +144,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "Glm4vForConditionalGeneration": _generic(
         "GLM-4.1V", "glm4_1v:Glm4vForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
-        extent="frame",
+        extent="frame", kv="yes",
     ),
     "Glm4vMoeForConditionalGeneration": _generic(
         "GLM-4.5V", "glm4_1v:Glm4vMoeForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
-        extent="frame",
+        extent="frame", kv="yes",
     ),
     "Idefics3ForConditionalGeneration": _generic(
         "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",), kv="yes"
@@ -178,7 +178,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "InternVLChatModel": _generic("InternVL Chat", "internvl:InternVLChatModel", per_frame=True, kv="yes"),
     "Exaone4_5_ForConditionalGeneration": _generic(
-        "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES
+        "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES, kv="yes"
     ),
     "Gemma3ForConditionalGeneration": _generic(
         "Gemma 3, experimental", "gemma3_mm:Gemma3ForConditionalGeneration", modalities=("image",), tested=_CAUSAL,
@@ -194,10 +194,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "Step3p7ForConditionalGeneration": _generic(
         "Step 3.7", "step3p7:Step3p7ForConditionalGeneration", modalities=("image",),
-        tested="CPU, tiny model of dense layers", kv="refused: sliding windows",
+        tested="CPU, tiny model with one expert", kv="refused: sliding windows",
     ),
     "Llama4ForConditionalGeneration": _generic(
-        "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",)
+        "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",), kv="refused: chunks of attention"
     ),
 }  # fmt: skip
 """The families by vLLM's architecture name."""
