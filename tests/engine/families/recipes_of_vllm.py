@@ -191,8 +191,20 @@ def step3p7(folder: Path) -> None:
     tower = {"width": 64, "layers": 2, "heads": 2, "mlp_ratio": 2.0, "image_size": 728, "patch_size": 14}
     tower |= {"hidden_act": "quick_gelu", "ls_init_value": 0.1, "output_dim": None, "use_abs_posemb": True}
     tower |= {"use_ln_pre": True, "use_ln_post": False, "use_cls_token": False, "use_rope2d": True}
-    rewrite(folder, weights, {
+    rewrite(folder, {name: _columns_first(name, each) for name, each in weights.items()}, {
         "architectures": ["Step3p7ForConditionalGeneration"], "model_type": StepConfig.model_type, "text_config": text,
         "vision_config": tower, "hidden_size": twin["hidden_size"], "projector_bias": False,
         "image_token_id": settings["image_token_id"], "tie_word_embeddings": False,
     })  # fmt: skip
+
+
+def _columns_first(name: str, tensor: Tensor) -> Tensor:
+    """Queries and keys of the tower with the halves of each head the other way round.
+
+    Of a patch's row and column, transformers 5.19 rotates the first half of a head by the row, vLLM 0.32 by the column.
+    """
+    if ".attn.in_proj_" not in name:
+        return tensor
+    q, k, v = tensor.chunk(3)
+    q, k = (part.unflatten(0, (2, 2, -1)).flip(1).flatten(0, 2) for part in (q, k))
+    return torch.cat([q, k, v])
