@@ -127,6 +127,11 @@ def lookups(llm: Any) -> Iterator[list[Lookup]]:
         del scheduler._get_local_prefix_cache_hit
 
 
+def zeroes(llm: Any) -> bool:
+    """Whether vLLM zeroes blocks before they are used, as they may have held something else than rows."""
+    return bool(scheduler_of(llm).kv_cache_manager.kv_cache_config.needs_kv_cache_zeroing)
+
+
 def fill_with_nan(runner: Any) -> None:
     """Let every byte of the caches read as NaN, as what another cache group has left in a block may."""
     for layer in runner.compilation_config.static_forward_context.values():

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from vllm_prune.budget.kv import KEY, KvSpec
+from vllm_prune.kv.strategies.base import LayerView, window_attention
+from vllm_prune.kv.strategies.gui_kv import GuiKv
 
 from . import cache_groups
-from .cache_groups import TextOracle, fill_with_nan, lookups, managers
+from .cache_groups import TextOracle, fill_with_nan, lookups, managers, zeroes
 from .engines import EnginePool, answer_of, reset, runner_of
 from .eviction import EVICTING, compare_with_masked, evict, free_blocks, journal, scheduler_of
 from .families import float32_delta_nets
+from .media import Request
 from .oracle import Answer, Mismatch, Oracle, compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -46,10 +51,11 @@ class Model:
             self.oracle = TextOracle(checkpoints[name])
 
     def llm(self, **options: Any) -> Any:
-        """Its engine, with cold caches full of NaN."""
+        """Its engine with cold caches, which are full of NaN where vLLM zeroes a block before it is used."""
         sizes = {"max_num_batched_tokens": self.chunk, **options}
         llm = self.engines.get(self.name, additional_config=LAUNCHED, **sizes, **EVICTING)
-        fill_with_nan(runner_of(llm))
+        if zeroes(llm):
+            fill_with_nan(runner_of(llm))
         return llm
 
 
@@ -92,6 +98,19 @@ def test_logits_are_those_of_the_masked_reference(model: Model) -> None:
         assert not any(manager.req_to_blocks for manager in managers(llm))
 
 
+@pytest.mark.skipif(os.environ.get("FAMILIES") != "full", reason="another engine, for an option that operators choose")
+def test_hits_may_end_inside_a_block(engines: EnginePool, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    """What is shared of a block is copied before it is written to, in the group of full attention, too."""
+    model = Model("qwen3_5", engines, checkpoints, tmp_path)
+    llm = model.llm(prefix_match_unit=32)
+    before = free_blocks(llm)
+    for _ in range(2):
+        with lookups(llm) as seen:
+            compare_with_masked(llm, model.requests, SPECS, STEPS, model.oracle)
+        assert free_blocks(llm) == before
+    assert any(look.hit % managers(llm)[0].block_size for look in seen)
+
+
 def test_other_groups_with_cached_lengths_are_noticed(model: Model) -> None:
     llm = model.llm()
     runner = runner_of(llm)
@@ -107,6 +126,16 @@ def test_other_groups_with_cached_lengths_are_noticed(model: Model) -> None:
     finally:
         for group in others:
             del group.build_metadata, group.build_metadata_for_cudagraph_capture
+
+
+def test_what_other_groups_left_in_a_block_is_noticed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm = model.llm()
+    compactor = runner_of(llm).kv_compactor
+    assert compactor.clears == zeroes(llm) == (model.name == "qwen3_5")
+    monkeypatch.setattr(compactor, "clears", False)
+    if zeroes(llm):
+        with pytest.raises(Mismatch):
+            compare_with_masked(llm, model.requests[:1], SPECS[:1], STEPS, model.oracle)
 
 
 def test_what_follows_a_compaction_is_nobodys_prefix(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +173,46 @@ def test_a_warm_prompt_keeps_what_a_cold_one_keeps(model: Model) -> None:
     assert hits[0].hit == 0 < hits[1].hit <= hits[1].prompt - TIGHT.window
     for before, after in zip(cold[0], warm[0], strict=True):
         assert (before == after).all()
+
+
+def test_views_hold_what_transformers_computes(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    request, seen = model.requests[0], []
+    original = GuiKv.select
+
+    def select(self: Any, view: LayerView, count: int) -> Any:
+        seen.append(view)
+        return original(self, view, count)
+
+    monkeypatch.setattr(GuiKv, "select", select)
+    evict(model.llm(), [request], [KvSpec("gui_kv", keep="0.4", buffer=30)], 3)
+    [view] = seen
+    keys, norms, attention = prefilled(model, request)
+    torch.testing.assert_close(view.keys, keys, rtol=1e-4, atol=1e-4)
+    assert view.saliency is not None
+    assert view.normed_saliency is not None
+    torch.testing.assert_close(torch.stack([view.saliency[0], view.normed_saliency[0]]), norms, rtol=1e-4, atol=1e-4)
+    ours = window_attention(view).flatten(0, 1)
+    torch.testing.assert_close(ours, attention[:, -view.window :], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def prefilled(model: Model, request: Request) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Keys of transformers' layer of full attention, norms before and behind its input norm, and its attention."""
+    text = getattr(model.oracle.hf.model, "language_model", model.oracle.hf.model)
+    layer, found = text.layers[-1], []
+
+    def listen(module: Any, args: Any, output: Any) -> None:
+        before = args[0][0] if args else None
+        found.append((before, output[1] if isinstance(output, tuple) else output[0]))
+
+    hooks = [module.register_forward_hook(listen) for module in (layer.input_layernorm, layer.self_attn)]
+    kind, text.config._attn_implementation = text.config._attn_implementation, "eager"
+    model.oracle.answer(request, 2, lambda layers, computed: found.append(layers[-1].keys[0].clone()))
+    text.config._attn_implementation = kind
+    for hook in hooks:
+        hook.remove()
+    (before, behind), (_, attention), keys = found[:3]
+    return keys, torch.stack([before.norm(dim=-1), behind.norm(dim=-1)]), attention[0]
 
 
 def test_only_the_group_of_full_attention_gives_blocks_back(model: Model) -> None:
@@ -187,7 +256,6 @@ def test_requests_leave_nothing_behind(model: Model) -> None:
         sampling = SamplingParams(
             temperature=1.0,
             max_tokens=rng.randrange(1, 90),
-            seed=i,
             extra_args={KEY: spec.wire()} if spec is not None else None,
         )
         engine.add_request(f"r{i}", {"prompt_token_ids": prompt}, sampling)
@@ -200,6 +268,7 @@ def test_requests_leave_nothing_behind(model: Model) -> None:
     del scheduler._preempt_request
     assert not engine.has_unfinished_requests()
     assert preempted
+    print(f"{len(preempted)} preemptions, {sum(preempted)} of compacted requests")
     assert free_blocks(llm) == before
     assert scheduler.compacting.evicted == {}
     assert not any(manager.req_to_blocks for manager in managers(llm))
