@@ -14,15 +14,18 @@ from vllm_prune.budget.kv import KEY, KvSpec
 from vllm_prune.kv.strategies.base import LayerView, window_attention
 from vllm_prune.kv.strategies.gui_kv import GuiKv
 
+from ..runner_v2 import asynchronous_scheduling
 from . import cache_groups
 from .cache_groups import TextOracle, fill_with_nan, lookups, managers, zeroes
 from .engines import EnginePool, answer_of, reset, runner_of
 from .eviction import EVICTING, compare_with_masked, evict, free_blocks, journal, scheduler_of
 from .families import float32_delta_nets
+from .families.rows import ROWS
 from .media import Request
 from .oracle import Answer, Mismatch, Oracle, compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+EVERYTHING = os.environ.get("FAMILIES") == "full"
 # A strategy whose signal a model does not give is refused by a front end, which is what launched workers count on.
 LAUNCHED = {"vllm_prune": {"launched": True}}
 STEPS = 60
@@ -41,7 +44,7 @@ class Model:
 
     def __init__(self, name: str, engines: EnginePool, checkpoints: dict[str, Path], folder: Path) -> None:
         self.name, self.engines = name, engines
-        if name == "qwen3_5":
+        if name in ROWS:
             float32_delta_nets.install()
             self.chunk, self.requests = 192, cache_groups.media_requests()
             self.oracle: Any = Oracle(checkpoints[name])
@@ -59,7 +62,7 @@ class Model:
         return llm
 
 
-@pytest.fixture(scope="module", params=["qwen3_5", "gemma3_text"])
+@pytest.fixture(scope="module", params=["qwen3_5", "gemma3_text", *(["qwen3_5_moe"] if EVERYTHING else [])])
 def model(
     request: pytest.FixtureRequest,
     engines: EnginePool,
@@ -98,7 +101,7 @@ def test_logits_are_those_of_the_masked_reference(model: Model) -> None:
         assert not any(manager.req_to_blocks for manager in managers(llm))
 
 
-@pytest.mark.skipif(os.environ.get("FAMILIES") != "full", reason="another engine, for an option that operators choose")
+@pytest.mark.skipif(not EVERYTHING, reason="another engine, for an option that operators choose")
 def test_hits_may_end_inside_a_block(engines: EnginePool, checkpoints: dict[str, Path], tmp_path: Path) -> None:
     """What is shared of a block is copied before it is written to, in the group of full attention, too."""
     model = Model("qwen3_5", engines, checkpoints, tmp_path)
@@ -109,6 +112,17 @@ def test_hits_may_end_inside_a_block(engines: EnginePool, checkpoints: dict[str,
             compare_with_masked(llm, model.requests, SPECS, STEPS, model.oracle)
         assert free_blocks(llm) == before
     assert any(look.hit % managers(llm)[0].block_size for look in seen)
+
+
+@pytest.mark.runner("v2", "vLLM's V1 runner for CPUs has no asynchronous output")
+def test_answers_are_the_same_when_steps_are_scheduled_ahead(model: Model) -> None:
+    with asynchronous_scheduling():
+        llm = model.llm(async_scheduling=True)
+    assert llm.llm_engine.engine_core.engine_core.batch_queue is not None
+    before = free_blocks(llm)
+    counts = compare_with_masked(llm, model.requests[:3], SPECS[:3], 40, model.oracle)
+    assert min(counts[:2]) > 1
+    assert free_blocks(llm) == before
 
 
 def test_other_groups_with_cached_lengths_are_noticed(model: Model) -> None:
@@ -131,7 +145,7 @@ def test_other_groups_with_cached_lengths_are_noticed(model: Model) -> None:
 def test_what_other_groups_left_in_a_block_is_noticed(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     llm = model.llm()
     compactor = runner_of(llm).kv_compactor
-    assert compactor.clears == zeroes(llm) == (model.name == "qwen3_5")
+    assert compactor.clears == zeroes(llm) == (model.name in ROWS)
     monkeypatch.setattr(compactor, "clears", False)
     if zeroes(llm):
         with pytest.raises(Mismatch):

@@ -160,11 +160,14 @@ def test_other_groups_are_refused(kinds: tuple[str, ...]) -> None:
 def test_states_after_every_block_are_refused() -> None:
     [finding] = suitability.group_refusals(managers("Mamba", "FullAttention", mamba="all"))
     assert "--mamba-cache-mode align" in finding.text
+    groups = [group("FullAttention", "a"), group("Mamba", "s", mode="all")]
+    assert suitability.grouping_refusals(groups, [layer(layer_name="a")], False) == [finding]
 
 
-def group(kind: str, *names: str) -> Any:
+def group(kind: str, *names: str, mode: str = "align") -> Any:
     """A cache group by the beginning of its specification's name."""
     spec = object.__new__(getattr(importlib.import_module("vllm.v1.kv_cache_interface"), f"{kind}Spec"))
+    object.__setattr__(spec, "mamba_cache_mode", mode)
     return SimpleNamespace(kv_cache_spec=spec, layer_names=list(names))
 
 

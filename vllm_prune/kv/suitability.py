@@ -31,10 +31,15 @@ def group_refusals(managers: Sequence[Any], speculates: bool = False) -> list[Fi
     if len(full) != 1 or any(type(manager) not in (MambaManager, SlidingWindowManager) for manager in others):
         kinds = ", ".join(type(manager).__name__ for manager in managers)
         return [_unknown_groups(kinds, len(managers))]
-    if any(getattr(manager, "mamba_cache_mode", None) == "all" for manager in others):
-        detail = "states of a recurrence after every block have not been proven exact; use --mamba-cache-mode align"
-        return [kv_finding("cache_groups", detail)]
-    return speculation_refusals(len(managers), speculates)
+    return _modes_refused(others) or speculation_refusals(len(managers), speculates)
+
+
+def _modes_refused(holders: Sequence[Any]) -> list[Finding]:
+    """Refusal of states that are kept after every block, for managers and specifications of cache groups alike."""
+    if all(getattr(holder, "mamba_cache_mode", None) != "all" for holder in holders):
+        return []
+    detail = "states of a recurrence after every block have not been proven exact; use --mamba-cache-mode align"
+    return [kv_finding("cache_groups", detail)]
 
 
 def _unknown_groups(kinds: str, count: int) -> Finding:
@@ -97,9 +102,10 @@ def grouping_refusals(groups: Sequence[Any], layers: Sequence[Any], speculates: 
         return [_unknown_groups(kinds, len(groups))]
     strangers = {layer.layer_name for layer in layers} ^ set(groups[index].layer_names)
     if strangers:
-        detail = f"{min(strangers)} does not share the group of the other layers of full attention"
+        detail = f"{min(strangers)} is not both of full attention and in its group"
         return [kv_finding("cache_groups", f"{detail}; do not give --disable-hybrid-kv-cache-manager")]
-    return speculation_refusals(len(groups), speculates)
+    modes = _modes_refused([group.kv_cache_spec for group in groups])
+    return modes or speculation_refusals(len(groups), speculates)
 
 
 def layer_refusals(layers: Sequence[Any]) -> list[Finding]:
