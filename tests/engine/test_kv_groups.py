@@ -266,10 +266,10 @@ def test_requests_leave_nothing_behind(model: Model) -> None:
     shared = tokens(200, 3)
     for i in range(40):
         spec = rng.choice([None, TIGHT, KvSpec("random", max_tokens=50, buffer=7)])
-        prompt = shared[: rng.choice([0, 100, 200])] + tokens(rng.randrange(1, 150), i)
+        prompt = shared[: rng.choice([0, 100, 200])] + tokens(rng.randrange(1, 80), i)
         sampling = SamplingParams(
             temperature=1.0,
-            max_tokens=rng.randrange(1, 90),
+            max_tokens=rng.randrange(1, 200),
             extra_args={KEY: spec.wire()} if spec is not None else None,
         )
         engine.add_request(f"r{i}", {"prompt_token_ids": prompt}, sampling)
