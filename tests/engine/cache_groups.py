@@ -110,19 +110,19 @@ class Lookup:
 @contextmanager
 def lookups(llm: Any) -> Iterator[list[Lookup]]:
     """Record what each waiting request finds in the prefix cache."""
-    scheduler, found = scheduler_of(llm), []
+    scheduler, recorded = scheduler_of(llm), []
     original = scheduler._get_local_prefix_cache_hit
 
     def look_up(request: Any, *args: Any, **kwargs: Any) -> Any:
         coordinator = scheduler.kv_cache_manager.coordinator
         _, each = coordinator.find_longest_cache_hit_per_group(request.block_hashes, request.num_tokens - 1)
         result = original(request, *args, **kwargs)
-        found.append(Lookup(request.num_tokens, each, result[1]))
+        recorded.append(Lookup(request.num_tokens, each, result[1]))
         return result
 
     scheduler._get_local_prefix_cache_hit = look_up
     try:
-        yield found
+        yield recorded
     finally:
         del scheduler._get_local_prefix_cache_hit
 

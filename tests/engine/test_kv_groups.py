@@ -156,7 +156,7 @@ def test_what_follows_a_compaction_is_nobodys_prefix(model: Model, monkeypatch: 
     llm, first, more = model.llm(), tokens(400, 1), tokens(50, 2)
     # By default vLLM keeps what a prompt leaves in those groups; with this, also what decoding leaves.
     monkeypatch.setattr(scheduler_of(llm).kv_cache_manager.coordinator, "retention_interval", None)
-    found = {}
+    prefixes = {}
     for name, spec in (("without", None), ("with", TIGHT)):
         reset(llm)
         answer, _ = generate(llm, first, spec, 220)
@@ -164,13 +164,13 @@ def test_what_follows_a_compaction_is_nobodys_prefix(model: Model, monkeypatch: 
         with lookups(llm) as seen:
             again, _ = generate(llm, following, None, 8)
             _, hit = generate(llm, first + more, None, 1)
-        found[name] = seen[0].per_group, hit
+        prefixes[name] = seen[0].per_group, hit
         reset(llm)
         compare(again, generate(llm, following, None, 8)[0])
-    print(found)
-    assert all(length > len(first) for length in found["without"][0])
-    assert all(0 < length <= len(first) for length in found["with"][0])
-    assert found["with"][1] == found["without"][1] > 0
+    print(prefixes)
+    assert all(length > len(first) for length in prefixes["without"][0])
+    assert all(0 < length <= len(first) for length in prefixes["with"][0])
+    assert prefixes["with"][1] == prefixes["without"][1] > 0
 
 
 def test_a_warm_prompt_keeps_what_a_cold_one_keeps(model: Model) -> None:
@@ -178,9 +178,9 @@ def test_a_warm_prompt_keeps_what_a_cold_one_keeps(model: Model) -> None:
     llm, request = model.llm(), model.requests[0]
     kept, hits = [], []
     for _ in range(2):
-        with journal() as found, lookups(llm) as seen:
+        with journal() as kept_rows, lookups(llm) as seen:
             [output] = evict(llm, [request], [TIGHT], STEPS)
-        kept.append(found.of(int(output.request_id)))
+        kept.append(kept_rows.of(int(output.request_id)))
         hits.append(seen[0])
     cold, warm = kept
     assert len(cold) > 1
@@ -213,19 +213,19 @@ def test_views_hold_what_transformers_computes(model: Model, monkeypatch: pytest
 def prefilled(model: Model, request: Request) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Keys of transformers' layer of full attention, norms before and behind its input norm, and its attention."""
     text = getattr(model.oracle.hf.model, "language_model", model.oracle.hf.model)
-    layer, found = text.layers[-1], []
+    layer, recorded = text.layers[-1], []
 
     def listen(module: Any, args: Any, output: Any) -> None:
         before = args[0][0] if args else None
-        found.append((before, output[1] if isinstance(output, tuple) else output[0]))
+        recorded.append((before, output[1] if isinstance(output, tuple) else output[0]))
 
     hooks = [module.register_forward_hook(listen) for module in (layer.input_layernorm, layer.self_attn)]
     kind, text.config._attn_implementation = text.config._attn_implementation, "eager"
-    model.oracle.answer(request, 2, lambda layers, computed: found.append(layers[-1].keys[0].clone()))
+    model.oracle.answer(request, 2, lambda layers, computed: recorded.append(layers[-1].keys[0].clone()))
     text.config._attn_implementation = kind
     for hook in hooks:
         hook.remove()
-    (before, behind), (_, attention), keys = found[:3]
+    (before, behind), (_, attention), keys = recorded[:3]
     return keys, torch.stack([before.norm(dim=-1), behind.norm(dim=-1)]), attention[0]
 
 
