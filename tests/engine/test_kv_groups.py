@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EVERYTHING = os.environ.get("FAMILIES") == "full"
 # A strategy whose signal a model does not give is refused by a front end, which is what launched workers count on.
 LAUNCHED = {"vllm_prune": {"launched": True}}
-STEPS = 60
+STEPS = 44
 SPECS = [
     KvSpec("random", keep="0.5", buffer=16),
     KvSpec("random", keep="0.1", buffer=16),
@@ -167,7 +167,6 @@ def test_what_follows_a_compaction_is_nobodys_prefix(model: Model, monkeypatch: 
         prefixes[name] = seen[0].per_group, hit
         reset(llm)
         compare(again, generate(llm, following, None, 8)[0])
-    print(prefixes)
     assert all(length > len(first) for length in prefixes["without"][0])
     assert all(0 < length <= len(first) for length in prefixes["with"][0])
     assert prefixes["with"][1] == prefixes["without"][1] > 0
@@ -264,13 +263,13 @@ def test_requests_leave_nothing_behind(model: Model) -> None:
 
     scheduler._preempt_request = preempt
     shared = tokens(200, 3)
-    for i in range(40):
-        spec = rng.choice([None, TIGHT, KvSpec("random", max_tokens=50, buffer=7)])
+    for i in range(24):
+        spec = rng.choice([TIGHT, KvSpec("random", max_tokens=50, buffer=7)])
         prompt = shared[: rng.choice([0, 100, 200])] + tokens(rng.randrange(1, 80), i)
         sampling = SamplingParams(
             temperature=1.0,
             max_tokens=rng.randrange(1, 200),
-            extra_args={KEY: spec.wire()} if spec is not None else None,
+            extra_args={KEY: spec.wire()},
         )
         engine.add_request(f"r{i}", {"prompt_token_ids": prompt}, sampling)
     for step in range(5000):
@@ -281,8 +280,8 @@ def test_requests_leave_nothing_behind(model: Model) -> None:
             engine.abort_request([f"r{step // 25}"])
     del scheduler._preempt_request
     assert not engine.has_unfinished_requests()
-    assert preempted
-    print(f"{len(preempted)} preemptions, {sum(preempted)} of compacted requests")
+    # Those that are compacted come last.
+    assert 0 < sum(preempted) < len(preempted)
     assert free_blocks(llm) == before
     assert scheduler.compacting.evicted == {}
     assert not any(manager.req_to_blocks for manager in managers(llm))
