@@ -229,8 +229,10 @@ def prefilled(model: Model, request: Request) -> tuple[torch.Tensor, torch.Tenso
 
 
 def test_only_the_group_of_full_attention_gives_blocks_back(model: Model) -> None:
+    from vllm.v1.core.single_type_kv_cache_manager import MambaManager
+
     llm = model.llm()
-    scheduler, freed = scheduler_of(llm), []
+    scheduler, freed, held = scheduler_of(llm), [], []
     compact = scheduler.compacting.compact
 
     def count(request_id: str, rows: int, keep: int) -> Any:
@@ -240,6 +242,8 @@ def test_only_the_group_of_full_attention_gives_blocks_back(model: Model) -> Non
         changed = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
         assert changed == [scheduler.compacting.kv_cache_group_id] == [runner_of(llm).kv_group]
         freed.append(result[1])
+        states = [blocks for manager, blocks in zip(managers(llm), after, strict=True) if type(manager) is MambaManager]
+        held.extend(sum(not block.is_null for block in blocks) for blocks in states)
         return result
 
     scheduler.compacting.compact = count
@@ -248,6 +252,9 @@ def test_only_the_group_of_full_attention_gives_blocks_back(model: Model) -> Non
     finally:
         del scheduler.compacting.compact
     assert freed[0] > 1
+    # What the documentation reckons with.
+    assert set(held) <= {1, 2}
+    assert bool(held) == (model.name in ROWS)
 
 
 def test_requests_leave_nothing_behind(model: Model) -> None:
