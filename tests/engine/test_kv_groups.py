@@ -101,17 +101,25 @@ def test_logits_are_those_of_the_masked_reference(model: Model) -> None:
         assert not any(manager.req_to_blocks for manager in managers(llm))
 
 
-@pytest.mark.skipif(not EVERYTHING, reason="another engine, for an option that operators choose")
-def test_hits_may_end_inside_a_block(engines: EnginePool, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.skipif(not EVERYTHING, reason="more engines, for options that operators choose")
+@pytest.mark.parametrize(
+    "options", [{"prefix_match_unit": 32}, {"enable_prefix_caching": False}], ids=["hits inside a block", "no hits"]
+)
+def test_other_prefix_caches(
+    options: dict[str, Any], engines: EnginePool, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     """What is shared of a block is copied before it is written to, in the group of full attention, too."""
     model = Model("qwen3_5", engines, checkpoints, tmp_path)
-    llm = model.llm(prefix_match_unit=32)
-    before = free_blocks(llm)
+    llm = model.llm(**options)
+    before, hits = free_blocks(llm), []
     for _ in range(2):
-        with lookups(llm) as seen:
-            compare_with_masked(llm, model.requests, SPECS, STEPS, model.oracle)
+        outputs = evict(llm, model.requests, SPECS, 1)
+        hits = [output.num_cached_tokens for output in outputs]
+        compare_with_masked(llm, model.requests, SPECS, STEPS, model.oracle)
         assert free_blocks(llm) == before
-    assert any(look.hit % managers(llm)[0].block_size for look in seen)
+    inside = [hit for hit in hits if hit % managers(llm)[-1].block_size]
+    assert bool(inside) == ("prefix_match_unit" in options)
+    assert bool(any(hits)) == ("prefix_match_unit" in options)
 
 
 @pytest.mark.runner("v2", "vLLM's V1 runner for CPUs has no asynchronous output")
