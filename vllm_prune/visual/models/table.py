@@ -120,7 +120,7 @@ FAMILIES: dict[str, Family] = {
         _DELTA_NETS,
     ),
     "Qwen3_5MoeForConditionalGeneration": _qwen3(
-        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _DELTA_NETS, _UNTRIED
+        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _DELTA_NETS
     ),
     "Cosmos3ForConditionalGeneration": _qwen3(
         "Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
