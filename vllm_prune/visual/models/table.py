@@ -102,7 +102,6 @@ def _generic(name: str, parent: str, **more: Any) -> Family:
 _DELTA_NETS = "CPU, tiny model with float32 delta nets"
 _BY_INHERITANCE = "not run: inherits from a family that was"
 _UNTRIED = "untried"
-_HYBRID = "refused: hybrid layers"
 _CAUSAL = "CPU, tiny model with a causal mask"
 _PREFIX = "refused: prefix attention"
 
@@ -122,10 +121,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "Qwen3_5ForConditionalGeneration": _qwen3(
         "Qwen3.5, dense", "qwen3_5:Qwen3_5ForConditionalGeneration",
-        _DELTA_NETS, _HYBRID,
+        _DELTA_NETS,
     ),
     "Qwen3_5MoeForConditionalGeneration": _qwen3(
-        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _DELTA_NETS, _HYBRID
+        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _DELTA_NETS
     ),
     "Cosmos3ForConditionalGeneration": _qwen3(
         "Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
@@ -134,10 +133,10 @@ FAMILIES: dict[str, Family] = {
         "Intern-S1-Pro", "interns1_pro:InternS1ProForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "InternS2PreviewForConditionalGeneration": _qwen3(
-        "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _BY_INHERITANCE, _HYBRID
+        "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "InternS2MobiusForConditionalGeneration": _qwen3(
-        "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _HYBRID
+        "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "Qwen2VLForConditionalGeneration": _generic(
         "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES, kv="yes"
@@ -186,15 +185,14 @@ FAMILIES: dict[str, Family] = {
     ),
     "Gemma4ForConditionalGeneration": _generic(
         "Gemma 4, experimental", "gemma4_mm:Gemma4ForConditionalGeneration", per_frame=True, tested=_CAUSAL,
-        kv="refused: hybrid layers", two_way=True,
+        two_way=True,
     ),
     "MiniCPMV4_6ForConditionalGeneration": _generic(
-        "MiniCPM-V 4.6", "minicpmv4_6:MiniCPMV4_6ForConditionalGeneration", per_frame=True, tested=_DELTA_NETS,
-        kv="refused: hybrid layers",
+        "MiniCPM-V 4.6", "minicpmv4_6:MiniCPMV4_6ForConditionalGeneration", per_frame=True, tested=_DELTA_NETS
     ),
     "Step3p7ForConditionalGeneration": _generic(
         "Step 3.7", "step3p7:Step3p7ForConditionalGeneration", modalities=("image",),
-        tested="CPU, tiny model with one expert", kv="refused: sliding windows",
+        tested="CPU, tiny model with one expert",
     ),
     "Llama4ForConditionalGeneration": _generic(
         "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",), kv="refused: chunks of attention"
