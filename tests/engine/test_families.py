@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -171,7 +171,8 @@ def replaced(
     copy = f"{name}_{'stock' if family is None else family.positions}"
     checkpoints[copy] = source.with_name(copy)
     shutil.copytree(source, checkpoints[copy])
-    with monkeypatch.context() as patch:
+    with ExitStack() as after:
+        patch = after.enter_context(monkeypatch.context())
         if family is None:
             patch.delitem(FAMILIES, architecture)
             parent = FAMILY_PARENTS[architecture]
@@ -179,8 +180,8 @@ def replaced(
         else:
             patch.setitem(FAMILIES, architecture, family)
             ModelRegistry.register_model(architecture, derived.make_adapter(architecture, family))
+        after.callback(ModelRegistry.register_model, architecture, ADAPTERS[architecture])
         yield copy
-    ModelRegistry.register_model(architecture, ADAPTERS[architecture])
 
 
 FAMILY_PARENTS = {architecture: family.parent for architecture, family in FAMILIES.items()}
@@ -194,7 +195,7 @@ def test_compact_positions_are_those_of_the_shortened_prompt(
     asked = {key: request for key, request in requests(name).items() if key.startswith("iv, ")}
     with replaced(name, checkpoints, monkeypatch, row) as checkpoint:
         llm = start(name, engines, checkpoint)
-        assert not runner_of(llm).uses_mrope
+        assert not runner_of(llm).model_config.uses_mrope
         for output, request in zip(generate(llm, list(asked.values()), STEPS), asked.values(), strict=True):
             compare(oracle.in_our_pads(answer_of(output)), oracle.answer(request, STEPS))
 
