@@ -20,9 +20,10 @@ from ...telemetry import engine_spans, metrics
 from ..cache import UnknownLayout, open_rows
 from ..commands import Compaction
 from ..compaction import CachedRequest, Compactor, track, transient_bytes
+from ..lengths import GroupLengths
 from ..query_window import QueryStore, StepPlan
 from ..saliency import SaliencyStore
-from ..suitability import layer_refusals
+from ..suitability import evictable_layers, full_attention_group, grouping_refusals, layer_refusals
 from ..window_slots import WindowLimits
 
 
@@ -33,6 +34,8 @@ class CompactingRunner:
         kv_requests: requests with a KV budget.
         kv_findings: why this worker cannot compact; empty when it can.
         kv_store: the windows' queries, allocated before vLLM sizes the cache.
+        kv_group: index of the cache group that is compacted.
+        kv_group_lengths: its lengths in the step at hand; None where the model has no other cache group.
     """
 
     kv_requests: dict[str, CachedRequest]
@@ -40,31 +43,37 @@ class CompactingRunner:
     kv_compactor: Compactor | None
     kv_saliency: SaliencyStore | None
     kv_store: QueryStore | None
+    kv_group: int
+    kv_group_lengths: GroupLengths | None
     # vLLM's runner.
     vllm_config: Any
     compilation_config: Any
     cache_config: Any
     model: Any
     max_num_tokens: int
+    max_num_reqs: int
+    attn_groups: list[list[Any]]
     device: torch.device
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Hook the input norms before anything is compiled."""
         super().load_model(*args, **kwargs)  # type: ignore[misc]
-        names = [layer.layer_name for layer in self._decoder_layers()]
+        names = [layer.layer_name for layer in self._evictable_layers()]
         store = SaliencyStore(self.model, names, self.device) if names else None
         self.kv_saliency = store if store is not None and store.hooked else None
 
-    def _decoder_layers(self) -> list[Any]:
+    def _evictable_layers(self) -> list[Any]:
         from vllm.model_executor.layers.attention import Attention
         from vllm.v1.attention.backend import AttentionType
 
         layers = self.compilation_config.static_forward_context.values()
-        return [layer for layer in layers if isinstance(layer, Attention) and layer.attn_type == AttentionType.DECODER]
+        return evictable_layers(
+            [layer for layer in layers if isinstance(layer, Attention) and layer.attn_type == AttentionType.DECODER]
+        )
 
     def reserve_windows(self) -> QueryStore | None:
         """Allocate the windows' queries; None where nothing can be compacted anyway."""
-        layers = self._decoder_layers()
+        layers = self._evictable_layers()
         if self.kv_store is None and not layer_refusals(layers):
             slots = WindowLimits.of(self.vllm_config).slots
             self.kv_store = QueryStore(layers, slots, self.max_num_tokens, self.device)
@@ -72,7 +81,7 @@ class CompactingRunner:
 
     def profile_run(self, *args: Any, **kwargs: Any) -> None:
         """Let the peak that vLLM measures include that of a compaction, which never runs beside a forward pass."""
-        layers = self._decoder_layers()
+        layers = self._evictable_layers()
         if not layer_refusals(layers):
             size = transient_bytes(layers[0], self.vllm_config.model_config.max_model_len)
             peak = torch.empty(size, dtype=torch.uint8, device=self.device)
@@ -84,12 +93,8 @@ class CompactingRunner:
         super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)  # type: ignore[misc]
         if is_profiling:
             return
-        layers = self._decoder_layers()
-        self.kv_findings = layer_refusals(layers)
-        if len(kv_cache_config.kv_cache_groups) != 1:
-            self.kv_findings.append(
-                kv_finding("cache_groups", f"{len(kv_cache_config.kv_cache_groups)}; one is supported")
-            )
+        layers = self._evictable_layers()
+        self.kv_findings = self._cache_findings(kv_cache_config.kv_cache_groups, layers)
         if self.kv_findings:
             return
         try:
@@ -99,12 +104,33 @@ class CompactingRunner:
             return
         store = self.reserve_windows()
         assert store is not None
-        size = self.cache_config.block_size
+        group = kv_cache_config.kv_cache_groups[self.kv_group]
+        size = group.kv_cache_spec.block_size
         if self.kv_saliency is not None:
             self.kv_saliency.allocate(kv_cache_config.num_blocks * size)
         self.kv_compactor = Compactor(
-            layers, rows, store, self.kv_saliency, self._rotation(layers[0]), size, _head_offset(layers[0])
+            layers,
+            rows,
+            store,
+            self.kv_saliency,
+            self._rotation(layers[0]),
+            size,
+            _head_offset(layers[0]),
+            kv_cache_config.needs_kv_cache_zeroing,
         )
+        if len(kv_cache_config.kv_cache_groups) > 1:
+            self.kv_group_lengths = GroupLengths(self.attn_groups[self.kv_group], self.max_num_reqs, self.device)
+
+    def _cache_findings(self, groups: Sequence[Any], layers: Sequence[Any]) -> list[Finding]:
+        """Why these layers in these cache groups cannot be compacted; fixes which group is."""
+        findings = [*layer_refusals(layers)]
+        if not findings:
+            findings += grouping_refusals(groups, layers, self.vllm_config.speculative_config is not None)
+        if not findings:
+            self.kv_group = full_attention_group(groups) or 0
+            if any(group.kernel_block_stride for group in self.attn_groups[self.kv_group]):
+                findings.append(kv_finding("layout", "pages of other layers lie between a block's parts"))
+        return findings
 
     def _rotation(self, layer: Any) -> torch.Tensor | None:
         """The rotary table beside an attention layer, where it turns halves of the whole head."""
@@ -154,6 +180,7 @@ class CompactingRunner:
             raise RuntimeError(f"the scheduler ordered a compaction that this worker cannot do: {why}")
         started = time.perf_counter()
         scoring = self.kv_compactor.run(command, request)
+        assert command.group == self.kv_group
         self._replace_blocks(command.request_id, list(command.target))
         if self._is_first_rank():
             seconds = time.perf_counter() - started
@@ -162,7 +189,7 @@ class CompactingRunner:
             engine_spans.compacted(headers, seconds, request.spec.strategy, command.rows, command.keep)
 
     def _replace_blocks(self, request_id: str, blocks: list[int]) -> None:
-        """Let a request's block table hold these blocks only."""
+        """Let a request's block table of the compacted group hold these blocks only; its other tables stay."""
         raise NotImplementedError
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
@@ -174,6 +201,8 @@ class CompactingRunner:
                 self.kv_saliency.armed = True
             if self.kv_store is not None:
                 self.kv_store.disarm()
+            if self.kv_group_lengths is not None:
+                self.kv_group_lengths.end()
 
     def _is_first_rank(self) -> bool:
         return bool(self.vllm_config.parallel_config.rank == 0)
@@ -219,3 +248,5 @@ def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
     runner.kv_compactor = None
     runner.kv_saliency = None
     runner.kv_store = None
+    runner.kv_group = 0
+    runner.kv_group_lengths = None
