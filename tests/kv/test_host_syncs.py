@@ -17,6 +17,7 @@ from vllm_prune.kv import saliency as saliency_module
 from vllm_prune.kv.cache import Blocks, StridedRows
 from vllm_prune.kv.commands import Compaction
 from vllm_prune.kv.compaction import Compactor, track
+from vllm_prune.kv.coordinates import CoordinateStore
 from vllm_prune.kv.lengths import CacheLengths
 from vllm_prune.kv.query_window import QueryStore, StepPlan
 from vllm_prune.kv.saliency import SaliencyStore
@@ -33,6 +34,7 @@ CASES = [
     ("gui_kv", '{"norm_source": "value"}'),
 ]
 CASES += [("gui_kv", '{"selection": "per_layer", "protect": "text"}'), ("snapkv", '{"mode": "max"}')]
+CASES += [(name, '{"probe": "activation"}') for name in KV.names() if "queries" in KV.strategy_class(name).needs]
 BY_NATURE = [("gui_kv", '{"basis": "gram"}')]
 """An eigendecomposition reads on the host whether it has converged; PyTorch has none that does not."""
 
@@ -60,6 +62,7 @@ class Worker:
         rotation = self.put(torch.cat([angles.cos(), angles.sin()], dim=1))
         rows = [StridedRows(layer) for layer in self.layers]
         self.compactor = Compactor(self.layers, rows, self.store, self.saliency, rotation, BLOCK)
+        self.compactor.coordinates = self._coordinates()
 
     def put(self, tensor: Tensor) -> Tensor:
         """A tensor where this worker has its own."""
@@ -77,6 +80,13 @@ class Worker:
         monkeypatch.setattr("vllm.forward_context.is_forward_context_available", lambda: True)
         return store
 
+    def _coordinates(self) -> CoordinateStore:
+        model = nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([nn.Identity()])})})
+        store = CoordinateStore(model, self.saliency.names[0], self.device)
+        assert store.hooked
+        store.places = torch.zeros(3, BLOCKS * BLOCK + 1, dtype=torch.int32, device=self.device)
+        return store
+
     def prefill(self, request: Any, slots: Tensor) -> None:
         """Compute the prompt's last 32 tokens; the last window is observed, padding has slot -1."""
         source = torch.Generator().manual_seed(1)
@@ -87,6 +97,12 @@ class Worker:
         for index in range(LAYERS):
             hidden, normed = self.put(torch.randn(2, 32, 24, generator=source))
             self.saliency.record(hidden, normed, index)
+        # Every image is four visual tokens wide; the last 32 tokens hold the last two.
+        places = torch.arange(32).repeat(3, 1)
+        places[1:] += torch.stack([torch.arange(32) % 12 // 4, torch.arange(32) % 4])
+        store = self.compactor.coordinates
+        assert store is not None
+        store.record(self.put(places))
 
     def observe(self, request: Any, positions: range, first: int, source: torch.Generator) -> None:
         """A step whose tokens from `first` on are at those positions."""

@@ -53,4 +53,4 @@ def test_a_report_is_plain_data() -> None:
     assert report == {"findings": [finding.wire()], "offers": []}
     assert Finding.of(report["findings"][0]) == finding
     everything = worker.inspect(SimpleNamespace(**whole()))
-    assert everything == {"findings": [], "offers": ["queries", "rotation", "saliency", "values"]}
+    assert everything == {"findings": [], "offers": ["coordinates", "queries", "rotation", "saliency", "values"]}

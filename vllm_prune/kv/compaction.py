@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..budget.kv import KvSpec
 from ..catalogue import KV
 from .cache import Blocks, CacheRows
 from .commands import Compaction
+from .coordinates import CoordinateStore
 from .query_window import QueryStore
 from .saliency import SaliencyStore
 from .signals import LayerSource, fields_of
@@ -108,10 +109,15 @@ class Compactor:
         rotation: [P, D] cosines and sines of the rotary embedding, None where it has another form.
         block_size: slots of a block of the scheduler.
         head_offset: number of this rank's first KV head.
+
+    Attributes:
+        coordinates: those of cached tokens, None where the model has one position per token.
+        total: sum of a tensor over all tensor-parallel ranks.
     """
 
     saliency: SaliencyStore | None
     rotation: Tensor | None
+    coordinates: CoordinateStore | None = None
 
     def __init__(
         self,
@@ -126,6 +132,7 @@ class Compactor:
         self.layers, self.rows, self.store, self.saliency = layers, rows, store, saliency
         self.rotation, self.block_size, self.head_offset = rotation, block_size, head_offset
         self.device = layers[0].kv_cache.device
+        self.total: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     @torch.inference_mode()
     def run(self, command: Compaction, request: CachedRequest) -> float:
@@ -180,6 +187,7 @@ class Compactor:
             first=not request.positions,
             head_offset=self.head_offset,
             seed=request.seed,
+            total=self.total,
             **signals,
         )
 

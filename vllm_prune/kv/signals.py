@@ -64,11 +64,20 @@ def _saliency(source: LayerSource) -> dict[str, Any]:
     return {"saliency": hidden.expand(source.heads, -1), "normed_saliency": normed.expand(source.heads, -1)}
 
 
+def _coordinates(source: LayerSource) -> dict[str, Any]:
+    # As above. A model with one position per token has no other coordinate to give.
+    store = source.compactor.coordinates
+    if source.request.positions or store is None:
+        return {}
+    return {"coordinates": store.at(source.slots)}
+
+
 PROVIDERS: dict[KvSignal, Provider] = {
     "queries": Provider(lambda compactor: True, _queries),
     # Part of every view, and converted when a strategy calls it.
     "values": Provider(lambda compactor: True, lambda source: {}),
     "saliency": Provider(lambda compactor: compactor.saliency is not None, _saliency),
+    "coordinates": Provider(lambda compactor: True, _coordinates),
     "rotation": Provider(
         lambda compactor: compactor.rotation is not None, lambda source: {"rotation": source.compactor.rotation}
     ),

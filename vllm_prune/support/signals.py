@@ -126,4 +126,5 @@ KV: dict[KvSignal, Unavailable] = {
     "values": _not_offered("values"),
     "saliency": _not_offered("saliency"),
     "rotation": _not_offered("rotation"),
+    "coordinates": _not_offered("coordinates"),
 }

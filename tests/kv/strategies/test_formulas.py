@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vllm_prune.catalogue import KV
+from vllm_prune.kv.strategies._probe import WindowOptions, probe_weights
 from vllm_prune.kv.strategies.base import TEXT, LayerView
 
 from . import long_form
@@ -188,3 +189,44 @@ def test_random_ranks_a_token_the_same_after_a_compaction() -> None:
     assert not torch.equal(strategy.select(replace(seen, seed=10), 30)[0], kept)
     shares = torch.stack([strategy.select(replace(seen, seed=i), 31)[0].float().mean() for i in range(40)])
     assert abs(float(shares.mean()) - 29.5) < 2
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 8])
+def test_probe_weights(window: int) -> None:
+    for seed in range(3):
+        seen = view(2, 3, 40, 2, window, seed)
+        found = probe_weights(seen, WindowOptions(probe="activation"))
+        assert found is not None
+        wanted = long_form.probe_weights(seen) if window > 1 else np.ones((2, 3, 1))
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4)
+    assert probe_weights(seen, WindowOptions()) is None
+
+
+def test_a_query_unlike_the_others_is_the_probe() -> None:
+    """Equal queries deviate by nothing, so all count; one that differs counts alone."""
+    seen = view(1, 1, 40, 0, 8, 1)
+    assert seen.queries is not None
+    equal = seen.queries[:1].expand(8, -1, -1).contiguous()
+    weights = probe_weights(replace(seen, queries=equal), WindowOptions(probe="activation"))
+    assert weights is not None
+    assert weights.tolist() == [[[1.0] * 8]]
+    unlike = equal.clone()
+    unlike[3] *= -1
+    weights = probe_weights(replace(seen, queries=unlike), WindowOptions(probe="activation"))
+    assert weights is not None
+    assert int(weights.argmax()) == 3
+    assert float(weights[0, 0, 3]) > 6
+
+
+@pytest.mark.parametrize("name", [name for name in KV.names() if "queries" in KV.strategy_class(name).needs])
+def test_every_strategy_with_a_window_takes_a_probe(name: str) -> None:
+    seen = view(2, 1, 60, 3, 7, 4)
+    last, probed = (KV.create(name, {"probe": probe}).score(seen).rows for probe in ("last", "activation"))
+    assert not torch.allclose(last, probed, rtol=1e-3)
+
+
+def test_snapkv_with_a_probe() -> None:
+    seen = view(2, 3, 40, 2, 8, 4)
+    weights = long_form.probe_weights(seen)
+    wanted = (weights[..., None] * long_form.attention(seen)).mean((1, 2))[:, :32]
+    np.testing.assert_allclose(scores("snapkv", seen, probe="activation"), long_form.pooled(wanted, 5), **CLOSE)

@@ -20,6 +20,7 @@ from ...telemetry import engine_spans, metrics
 from ..cache import UnknownLayout, open_rows
 from ..commands import Compaction
 from ..compaction import CachedRequest, Compactor, track, transient_bytes
+from ..coordinates import AXES, CoordinateStore
 from ..query_window import QueryStore, StepPlan
 from ..saliency import SaliencyStore
 from ..suitability import layer_refusals
@@ -39,6 +40,7 @@ class CompactingRunner:
     kv_findings: list[Finding]
     kv_compactor: Compactor | None
     kv_saliency: SaliencyStore | None
+    kv_coordinates: CoordinateStore | None
     kv_store: QueryStore | None
     # vLLM's runner.
     vllm_config: Any
@@ -49,11 +51,15 @@ class CompactingRunner:
     device: torch.device
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Hook the input norms before anything is compiled."""
+        """Hook the input norms and the first layer before anything is compiled."""
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         names = [layer.layer_name for layer in self._decoder_layers()]
         store = SaliencyStore(self.model, names, self.device) if names else None
         self.kv_saliency = store if store is not None and store.hooked else None
+        model = self.vllm_config.model_config
+        if names and model.uses_mrope and model.mrope_num_dims == AXES:
+            coordinates = CoordinateStore(self.model, names[0], self.device)
+            self.kv_coordinates = coordinates if coordinates.hooked else None
 
     def _decoder_layers(self) -> list[Any]:
         from vllm.model_executor.layers.attention import Attention
@@ -102,9 +108,13 @@ class CompactingRunner:
         size = self.cache_config.block_size
         if self.kv_saliency is not None:
             self.kv_saliency.allocate(kv_cache_config.num_blocks * size)
+        if self.kv_coordinates is not None:
+            self.kv_coordinates.allocate(kv_cache_config.num_blocks * size)
         self.kv_compactor = Compactor(
             layers, rows, store, self.kv_saliency, self._rotation(layers[0]), size, _head_offset(layers[0])
         )
+        self.kv_compactor.coordinates = self.kv_coordinates
+        self.kv_compactor.total = _sum_over_ranks
 
     def _rotation(self, layer: Any) -> torch.Tensor | None:
         """The rotary table beside an attention layer, where it turns halves of the whole head."""
@@ -170,10 +180,15 @@ class CompactingRunner:
         try:
             return super().execute_model(*args, **kwargs)  # type: ignore[misc]
         finally:
-            if self.kv_saliency is not None:
-                self.kv_saliency.armed = True
+            self._record_slots(True)
             if self.kv_store is not None:
                 self.kv_store.disarm()
+
+    def _record_slots(self, armed: bool) -> None:
+        """Whether the coming step records what is kept per slot, which is read of prompts only."""
+        for store in (self.kv_saliency, self.kv_coordinates):
+            if store is not None:
+                store.armed = armed
 
     def _is_first_rank(self) -> bool:
         return bool(self.vllm_config.parallel_config.rank == 0)
@@ -210,6 +225,13 @@ def _head_offset(layer: Any) -> int:
     return int(get_tensor_model_parallel_rank() * layer.num_kv_heads)
 
 
+def _sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    from vllm.distributed import tensor_model_parallel_all_reduce
+
+    # It hands back its argument where there is one rank.
+    return tensor_model_parallel_all_reduce(tensor)
+
+
 def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
     """Put a subclass of `CompactingRunner` in front of a runner's class, before the runner has loaded its model."""
     cls = type(runner)
@@ -218,4 +240,5 @@ def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
     runner.kv_findings = [kv_finding("worker", "its cache is not initialised")]
     runner.kv_compactor = None
     runner.kv_saliency = None
+    runner.kv_coordinates = None
     runner.kv_store = None

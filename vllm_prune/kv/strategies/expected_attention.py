@@ -8,10 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from .base import PART, KvStrategy, LayerView, NoKvOptions, Scores
+from ._probe import WindowOptions, probe_weights
+from .base import PART, KvStrategy, LayerView, Scores
 
 
-class ExpectedAttentionOptions(NoKvOptions):
+class ExpectedAttentionOptions(WindowOptions):
     """Options of `expected_attention`.
 
     Attributes:
@@ -60,9 +61,11 @@ class ExpectedAttention(KvStrategy):
         # Rotations compose: turning a query by the steps to the last token puts the whole window at one position.
         steps = torch.arange(window - 1, -1, -1, device=table.device).clamp(max=len(table) - 1)
         placed = _turn(queries, table[steps][:, None]).view(window, heads, -1, dim).permute(1, 2, 0, 3)
-        mean = placed.mean(dim=2)
+        weights = probe_weights(view, self.options)
+        shares = (torch.ones_like(placed[..., 0]) if weights is None else weights) / window
+        mean = (shares[..., None] * placed).sum(dim=2)
         offset = placed - mean[:, :, None]
-        covariance = offset.transpose(-1, -2) @ offset / window
+        covariance = offset.transpose(-1, -2) @ (shares[..., None] * offset)
         ahead = table[1 : min(self.options.horizon, len(table) - 1) + 1].mean(dim=0)
         turn = _turn(torch.eye(dim, device=table.device), ahead).T
         return mean @ turn.T, turn @ covariance @ turn.T
