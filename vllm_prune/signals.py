@@ -9,4 +9,4 @@ from __future__ import annotations
 from typing import Literal
 
 VisualSignal = Literal["tower_attention", "pixels", "scorer", "selector"]
-KvSignal = Literal["queries", "saliency", "values", "rotation", "coordinates"]
+KvSignal = Literal["queries", "saliency", "values", "rotation", "coordinates", "moments"]

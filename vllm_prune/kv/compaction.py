@@ -18,6 +18,7 @@ from ..catalogue import KV
 from .cache import Blocks, CacheRows
 from .commands import Compaction
 from .coordinates import CoordinateStore
+from .prompt_queries import PromptQueries
 from .query_window import QueryStore
 from .saliency import SaliencyStore
 from .signals import LayerSource, fields_of
@@ -37,6 +38,7 @@ class CachedRequest:
         items: per media item int64 [n], its prompt tokens; items without any are left out.
         seed: depends on the prompt only.
         window_slots: slots of the query store, W of them; none where the strategy looks at no queries.
+        sum_slot: slot of the sums over the prompt's queries; None where the strategy takes none.
         evicted: logical length minus cached length.
         positions: per layer int64 [H, C], what the rows kept by the last compaction hold; empty before the first.
         carried: per layer, what the strategy keeps with those rows.
@@ -49,6 +51,7 @@ class CachedRequest:
     items: tuple[Tensor, ...]
     seed: int
     window_slots: list[int]
+    sum_slot: int | None = None
     evicted: int = 0
     positions: list[Tensor] = field(default_factory=list)
     carried: list[dict[str, Tensor]] = field(default_factory=list)
@@ -65,15 +68,26 @@ class CachedRequest:
             return self.prompt - self.window
         return self.evicted + count + self.spec.buffer + 1 - self.window
 
+    def summed(self, start: int, end: int) -> range:
+        """Those of consecutive positions whose queries belong to the sums over the prompt's."""
+        if self.sum_slot is None:
+            return range(0)
+        return range(max(start, self.strategy.first_query), min(end, self.prompt))
+
     def slots_of(self, positions: range) -> list[int]:
         """Slots of the query store for consecutive positions; none where nothing is observed."""
         return [self.window_slots[position % self.window] for position in positions if self.window_slots]
 
 
 def track(
-    spec: KvSpec, prompt: Sequence[int], features: Sequence[Any], store: QueryStore, limits: WindowLimits
+    spec: KvSpec,
+    prompt: Sequence[int],
+    features: Sequence[Any],
+    store: QueryStore,
+    limits: WindowLimits,
+    sums: PromptQueries | None = None,
 ) -> CachedRequest:
-    """State of a request that is about to be prefilled; acquires the slots of its window.
+    """State of a request that is about to be prefilled; acquires the slots of its window and of its sums.
 
     Args:
         spec: its budget.
@@ -81,6 +95,7 @@ def track(
         features: vLLM's multimodal features of the request.
         store: where its queries will be.
         limits: size of the store.
+        sums: where the sums over its prompt's queries will be; needed where its strategy takes them.
     """
     media = torch.full((len(prompt),), TEXT, dtype=torch.int64)
     for index, feature in enumerate(sorted(features, key=lambda one: one.mm_position.offset)):
@@ -90,12 +105,13 @@ def track(
     digest = hashlib.blake2b(torch.tensor(list(prompt)).numpy().tobytes(), digest_size=8).digest()
     strategy = KV.create(spec.strategy, json.loads(spec.options))
     slots = store.acquire(limits.slots_of(spec, len(prompt)))
+    sum_slot = sums.acquire() if sums is not None and "moments" in strategy.wanted() else None
     spec = limits.bounded(spec, len(prompt))
     # Looked up here, as finding them on the device would wait for it.
     rows = ((media == index).nonzero().squeeze(1) for index in range(len(features)))
     items = tuple(async_tensor_h2d(tokens, device=store.device) for tokens in rows if len(tokens))
     media = async_tensor_h2d(media, device=store.device)
-    return CachedRequest(spec, strategy, len(prompt), media, items, int.from_bytes(digest) >> 1, slots)
+    return CachedRequest(spec, strategy, len(prompt), media, items, int.from_bytes(digest) >> 1, slots, sum_slot)
 
 
 class Compactor:
@@ -111,12 +127,14 @@ class Compactor:
         head_offset: number of this rank's first KV head.
 
     Attributes:
+        prompt_queries: sums over prompts' queries, None where there is no room for any.
         coordinates: those of cached tokens, None where the model has one position per token.
         total: sum of a tensor over all tensor-parallel ranks.
     """
 
     saliency: SaliencyStore | None
     rotation: Tensor | None
+    prompt_queries: PromptQueries | None = None
     coordinates: CoordinateStore | None = None
 
     def __init__(

@@ -29,7 +29,7 @@ from .blocks import CompactingManager
 from .commands import CompactingOutput, Compaction
 from .suitability import group_refusals
 from .tally import Tally, attach
-from .window_slots import WindowLimits, WindowSlots
+from .window_slots import WindowLimits, WindowSlots, sums
 
 logger = init_logger("vllm.vllm_prune")
 
@@ -74,7 +74,7 @@ class CompactingMixin:
     def add_request(self, request: Any) -> None:
         """Note the request's budget."""
         spec = self._budget_of(request)
-        reason = self._skipped(request) if spec is not None else None
+        reason = self._skipped(request, spec) if spec is not None else None
         if reason is not None:
             metrics.count_kv_skipped(reason)
         elif spec is not None:
@@ -97,9 +97,11 @@ class CompactingMixin:
             metrics.count_kv_skipped("malformed")
             return None
 
-    def _skipped(self, request: Any) -> str | None:
+    def _skipped(self, request: Any, spec: KvSpec) -> str | None:
         if self.compacting is None:
             return "cache_groups"
+        if sums(spec) and self.windows.limits.sums == 0:
+            return "signal"
         if request.resumable:
             return "resumable"
         return "prompt_embeds" if request.prompt_token_ids is None else None
@@ -162,7 +164,11 @@ class CompactingMixin:
         return super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
 
     def _get_local_prefix_cache_hit(self, request: Any, *args: Any, **kwargs: Any) -> Any:
-        """Shorten a hit that would leave less than a window of tokens to compute: their queries are observed."""
+        """Shorten a hit that would leave less than a window of tokens to compute: their queries are observed.
+
+        Where all queries of the prompt are summed up nothing of a hit is left, or the sums, and with them what is kept,
+        would depend on which requests came before.
+        """
         result = super()._get_local_prefix_cache_hit(request, *args, **kwargs)  # type: ignore[misc]
         spec = self.kv_specs.get(request.request_id)
         if spec is None:
@@ -170,7 +176,8 @@ class CompactingMixin:
         assert self.compacting is not None
         blocks, hit, *rest = result
         size = self.compacting.block_size
-        longest = max(0, request.num_tokens - spec.window) // size * size
+        summed = request.request_id in self.windows.summing
+        longest = 0 if summed else max(0, request.num_tokens - spec.window) // size * size
         if hit <= longest:
             return result
         return (self.kv_cache_manager.truncate_computed_blocks(blocks, longest), longest, *rest)

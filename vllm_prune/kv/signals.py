@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..signals import KvSignal
@@ -69,7 +70,17 @@ def _coordinates(source: LayerSource) -> dict[str, Any]:
     store = source.compactor.coordinates
     if source.request.positions or store is None:
         return {}
-    return {"coordinates": store.at(source.slots)}
+    places, prompt = store.at(source.slots), source.request.prompt
+    # Not recorded in decode steps; text goes on from the prompt's last token.
+    since = torch.arange(1, places.shape[1] - prompt + 1, device=places.device)
+    return {"coordinates": torch.cat([places[:, :prompt], places[:, prompt - 1 : prompt] + since], dim=1)}
+
+
+def _moments(source: LayerSource) -> dict[str, Any]:
+    sums, slot = source.compactor.prompt_queries, source.request.sum_slot
+    assert sums is not None
+    assert slot is not None
+    return {"moments": sums.at(source.layer, slot)}
 
 
 PROVIDERS: dict[KvSignal, Provider] = {
@@ -78,6 +89,7 @@ PROVIDERS: dict[KvSignal, Provider] = {
     "values": Provider(lambda compactor: True, lambda source: {}),
     "saliency": Provider(lambda compactor: compactor.saliency is not None, _saliency),
     "coordinates": Provider(lambda compactor: True, _coordinates),
+    "moments": Provider(lambda compactor: compactor.prompt_queries is not None, _moments),
     "rotation": Provider(
         lambda compactor: compactor.rotation is not None, lambda source: {"rotation": source.compactor.rotation}
     ),

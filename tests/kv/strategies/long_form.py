@@ -257,3 +257,29 @@ def probe_weights(view: LayerView) -> Array:
             out[h, g] = np.where(bias >= kept[-1], bias, 0)
             out[h, g] *= window / out[h, g].sum()
     return out
+
+
+def expected_of_prompt(view: LayerView, queries: Array, start: int, horizon: int) -> Array:
+    """[H, L] scores of Expected Attention from all queries of a prompt, [N, H * G, D] before rotary embedding.
+
+    Every query is rotated to every position from `start` on; means and covariances are those of the average rotation.
+    """
+    keys, values = view.keys.double().numpy(), view.values().double().numpy()
+    heads, rows, dim = keys.shape
+    group = queries.shape[1] // heads
+    frequency = 10000.0 ** (-np.arange(dim // 2) / (dim // 2))
+    out = np.zeros((heads, rows))
+    for h in range(heads):
+        for g in range(group):
+            rotated = []
+            for query in queries[:, h * group + g].astype(np.float64):
+                pairs = query[: dim // 2] + 1j * query[dim // 2 :]
+                turned = np.mean([pairs * np.exp(1j * (start + step) * frequency) for step in range(horizon)], axis=0)
+                rotated.append(np.concatenate([turned.real, turned.imag]))
+            mean, spread = np.mean(rotated, axis=0), np.cov(np.array(rotated).T, bias=True)
+            logits = keys[h] @ mean * view.scale + view.scale**2 / 2 * np.einsum(
+                "ld,de,le->l", keys[h], spread, keys[h]
+            )
+            weights = np.exp(logits - logits.max())
+            out[h] += weights / weights.sum() * np.linalg.norm(values[h], axis=1) / group
+    return out

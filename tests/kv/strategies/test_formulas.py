@@ -10,7 +10,7 @@ import torch
 
 from vllm_prune.catalogue import KV
 from vllm_prune.kv.strategies._probe import WindowOptions, probe_weights
-from vllm_prune.kv.strategies.base import TEXT, LayerView
+from vllm_prune.kv.strategies.base import TEXT, LayerView, Moments
 
 from . import long_form
 from .views import advance, view
@@ -172,6 +172,38 @@ def test_keydiff_and_knorm() -> None:
     cosine = (unit * anchor / np.linalg.norm(anchor, axis=2, keepdims=True)).sum(2)
     np.testing.assert_allclose(scores("keydiff", seen), -cosine[:, :27], **CLOSE)
     np.testing.assert_allclose(scores("knorm", seen), -np.linalg.norm(keys, axis=2)[:, :27], **CLOSE)
+
+
+@pytest.mark.parametrize("media", [0, 3])
+def test_expected_attention_of_the_whole_prompt(media: int) -> None:
+    """Positions to come go on from the prompt's last, which pictures make smaller than its length."""
+    seen = view(2, 3, 40, media, 6, 2)
+    queries = torch.randn(30, 6, 16, generator=torch.Generator().manual_seed(5)) + 0.5
+    apart = queries - queries.mean(dim=0)
+    moments = Moments(queries.mean(dim=0), torch.einsum("nhd,nhe->hde", apart, apart) / 30)
+    seen = replace(seen, queries=None, moments=moments)
+    assert seen.coordinates is not None
+    end = int(seen.coordinates[0, -1]) + 1
+    assert end == 40 if media == 0 else end < 40
+    options = {"queries": "prompt", "horizon": 8, "sinks": 0}
+    wanted = long_form.expected_of_prompt(seen, queries.numpy(), end, 8)
+    np.testing.assert_allclose(scores("expected_attention", seen, **options), wanted[:, :34], rtol=1e-3, atol=1e-5)
+    plain = long_form.expected_of_prompt(seen, queries.numpy(), 40, 8)[:, :34]
+    found = scores("expected_attention", replace(seen, coordinates=None), **options)
+    np.testing.assert_allclose(found, plain, rtol=1e-3, atol=1e-5)
+    # Later, five tokens on.
+    strategy = KV.create("expected_attention", options)
+    kept, first = strategy.select(seen, 30)
+    later = advance(seen, kept, first, 5)
+    again = long_form.expected_of_prompt(later, queries.numpy(), end + 5, 8)
+    np.testing.assert_allclose(strategy.score(later).rows, again, rtol=1e-3, atol=1e-5)
+
+
+def test_expected_attention_wants_what_its_queries_come_from() -> None:
+    window, prompt = (KV.create("expected_attention", {"queries": queries}) for queries in ("window", "prompt"))
+    assert window.wanted() == {"queries", "rotation", "values"}
+    assert prompt.wanted() == {"moments", "coordinates", "rotation", "values"}
+    assert (prompt.first_query, KV.create("expected_attention", {"sinks": 9}).first_query) == (4, 9)
 
 
 def test_streaming_keeps_sinks_and_the_latest() -> None:

@@ -16,15 +16,17 @@ import torch
 
 from ...budget.errors import BudgetError, Finding, kv_finding
 from ...budget.kv import KvSpec
+from ...config.worker_facts import WorkerFacts
 from ...telemetry import engine_spans, metrics
 from ..cache import UnknownLayout, open_rows
 from ..commands import Compaction
 from ..compaction import CachedRequest, Compactor, track, transient_bytes
 from ..coordinates import AXES, CoordinateStore
+from ..prompt_queries import PromptQueries, SumPlan
 from ..query_window import QueryStore, StepPlan
 from ..saliency import SaliencyStore
 from ..suitability import layer_refusals
-from ..window_slots import WindowLimits
+from ..window_slots import WindowLimits, sums
 
 
 class CompactingRunner:
@@ -34,6 +36,7 @@ class CompactingRunner:
         kv_requests: requests with a KV budget.
         kv_findings: why this worker cannot compact; empty when it can.
         kv_store: the windows' queries, allocated before vLLM sizes the cache.
+        kv_sums: sums over prompts' queries, allocated before anything is compiled; None where there is no room for any.
     """
 
     kv_requests: dict[str, CachedRequest]
@@ -42,6 +45,7 @@ class CompactingRunner:
     kv_saliency: SaliencyStore | None
     kv_coordinates: CoordinateStore | None
     kv_store: QueryStore | None
+    kv_sums: PromptQueries | None
     # vLLM's runner.
     vllm_config: Any
     compilation_config: Any
@@ -60,6 +64,10 @@ class CompactingRunner:
         if names and model.uses_mrope and model.mrope_num_dims == AXES:
             coordinates = CoordinateStore(self.model, names[0], self.device)
             self.kv_coordinates = coordinates if coordinates.hooked else None
+        layers, capacity = self._decoder_layers(), WorkerFacts.of(self.vllm_config).prompt_queries
+        if capacity and not layer_refusals(layers):
+            made = PromptQueries(self.model, layers, capacity, self.max_num_tokens, self.device)
+            self.kv_sums = made if made.hooked else None
 
     def _decoder_layers(self) -> list[Any]:
         from vllm.model_executor.layers.attention import Attention
@@ -113,7 +121,7 @@ class CompactingRunner:
         self.kv_compactor = Compactor(
             layers, rows, store, self.kv_saliency, self._rotation(layers[0]), size, _head_offset(layers[0])
         )
-        self.kv_compactor.coordinates = self.kv_coordinates
+        self.kv_compactor.coordinates, self.kv_compactor.prompt_queries = self.kv_coordinates, self.kv_sums
         self.kv_compactor.total = _sum_over_ranks
 
     def _rotation(self, layer: Any) -> torch.Tensor | None:
@@ -140,13 +148,18 @@ class CompactingRunner:
             return
         if spec is not None and self.kv_compactor is not None and state.prompt_token_ids is not None:
             store, limits = self.kv_compactor.store, WindowLimits.of(self.vllm_config)
-            self.kv_requests[request_id] = track(spec, state.prompt_token_ids, state.mm_features, store, limits)
+            if not sums(spec) or self.kv_sums is not None:
+                request = track(spec, state.prompt_token_ids, state.mm_features, store, limits, self.kv_sums)
+                self.kv_requests[request_id] = request
 
     def _untrack(self, request_id: str) -> None:
         request = self.kv_requests.pop(request_id, None)
         if request is not None:
             assert self.kv_compactor is not None
             self.kv_compactor.store.release(request.window_slots)
+            if request.sum_slot is not None:
+                assert self.kv_sums is not None
+                self.kv_sums.release(request.sum_slot)
 
     def _encoding(self, traces: Any, items: Any) -> AbstractContextManager[None]:
         """Spans of the step's pass of the vision tower, where requests are traced."""
@@ -181,8 +194,9 @@ class CompactingRunner:
             return super().execute_model(*args, **kwargs)  # type: ignore[misc]
         finally:
             self._record_slots(True)
-            if self.kv_store is not None:
-                self.kv_store.disarm()
+            for store in (self.kv_store, self.kv_sums):
+                if store is not None:
+                    store.disarm()
 
     def _record_slots(self, armed: bool) -> None:
         """Whether the coming step records what is kept per slot, which is read of prompts only."""
@@ -207,7 +221,7 @@ class CompactingRunner:
             scheduled: tokens of each that the step computes.
         """
         assert self.kv_compactor is not None
-        plan, start = StepPlan(), 0
+        plan, summing, start = StepPlan(), SumPlan(), 0
         for request_id, before, count in zip(request_ids, computed, scheduled, strict=True):
             request = self.kv_requests.get(request_id)
             if request is not None and request.window_slots:
@@ -215,8 +229,13 @@ class CompactingRunner:
                 observed = range(first, before + count)
                 plan.source += [start + position - before for position in observed]
                 plan.target += request.slots_of(observed)
+            summed = range(0) if request is None else request.summed(before, before + count)
+            if request is not None and request.sum_slot is not None and summed:
+                summing.parts.append((request.sum_slot, start + summed.start - before, start + summed.stop - before))
             start += count
         self.kv_compactor.store.arm(plan)
+        if self.kv_sums is not None:
+            self.kv_sums.arm(summing)
 
 
 def _head_offset(layer: Any) -> int:
@@ -242,3 +261,4 @@ def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
     runner.kv_saliency = None
     runner.kv_coordinates = None
     runner.kv_store = None
+    runner.kv_sums = None

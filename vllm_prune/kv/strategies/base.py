@@ -27,6 +27,19 @@ class NoKvOptions(NoOptions):
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of queries before rotary embedding, in one layer.
+
+    Attributes:
+        mean: [H * G, D] float32.
+        covariance: [H * G, D, D] float32.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True)
 class LayerView:
     """One layer's cache of one request at the moment of a compaction.
 
@@ -53,6 +66,7 @@ class LayerView:
             half of each row: D/2 cosines, D/2 sines); None unless needed.
         coordinates: [3, L] int64, frame, row and column that attention rotates each row by (M-RoPE); given at the first
             compaction only, and None where a model has one position per token, or unless needed.
+        moments: those of all queries of the prompt from `KvStrategy.first_query` on; None unless needed.
         logits: given a range of KV heads and one of window queries, gives [heads, G, queries, L] float32, causal
             attention logits, where a kernel computes them from the cache; None elsewhere.
         carried: [H, L] float32 each, what the strategy returned at the request's last compaction, for the rows
@@ -77,6 +91,7 @@ class LayerView:
     normed_saliency: Tensor | None = None
     rotation: Tensor | None = None
     coordinates: Tensor | None = None
+    moments: Moments | None = None
     logits: Callable[[slice, slice], Tensor] | None = None
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     first: bool = True
@@ -135,6 +150,11 @@ class KvStrategy(ABC):
     def wanted(self) -> frozenset[KvSignal]:
         """What these options need; a subset of `needs`."""
         return self.needs
+
+    @property
+    def first_query(self) -> int:
+        """Position of the first token of a prompt whose query belongs to `LayerView.moments`."""
+        return 0
 
     def unfit(self, head_size: int) -> str | None:
         """Why these options do not fit a model with heads of that size, and what to give instead; None if they do."""
