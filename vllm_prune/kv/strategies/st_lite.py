@@ -24,7 +24,7 @@ class StLiteOptions(WindowOptions):
 
     Attributes:
         alpha: weight of the neighbourhood's attention beside a row's own.
-        radius: cells that a neighbourhood reaches in every direction.
+        radius: visual tokens that a neighbourhood reaches in every direction.
         pooling: kernel of the average pooling of attention over neighbouring rows, odd.
         similar: cosine of two values from which a visual token repeats another.
     """
