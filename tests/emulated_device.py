@@ -94,17 +94,26 @@ class DeviceTensor(torch.Tensor):
 class EmulatedDevice(TorchDispatchMode):
     """While it is active, tensors can be made on `DEVICE`, too, and vLLM's staged copies reach it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = 0
+
     def __enter__(self) -> Any:
-        """vLLM's CPU worker has put a stand-in that copies nothing in the place of its `async_tensor_h2d`."""
-        self._patched = pytest.MonkeyPatch()
-        for name, module in list(sys.modules.items()):
-            if name.startswith(("vllm_prune", "tests", "vllm.utils.torch_utils")) and hasattr(module, STAGED):
-                self._patched.setattr(module, STAGED, async_tensor_h2d)
+        """VLLM's CPU worker has put a stand-in that copies nothing in the place of its `async_tensor_h2d`."""
+        # PyTorch enters the mode again for every operator that is made of others.
+        self._depth += 1
+        if self._depth == 1:
+            self._patched = pytest.MonkeyPatch()
+            for name, module in list(sys.modules.items()):
+                if name.startswith(("vllm_prune", "tests", "vllm.utils.torch_utils")) and hasattr(module, STAGED):
+                    self._patched.setattr(module, STAGED, async_tensor_h2d)
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
         """Put back what was there."""
-        self._patched.undo()
+        self._depth -= 1
+        if self._depth == 0:
+            self._patched.undo()
         super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -164,6 +166,21 @@ def test_no_strategy_waits_and_each_keeps_what_it_keeps_on_the_cpu(
     assert len(kept) == 4 * LAYERS
     for one, other in zip(kept, expected, strict=True):
         assert torch.equal(one, other)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("name", "options"), [*CASES, *BY_NATURE])
+def test_vllms_own_check_lets_only_these_wait(name: str, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = list[str]()
+
+    @contextmanager
+    def record() -> Iterator[None]:
+        allowed.append(name)
+        yield
+
+    monkeypatch.setattr("vllm_prune.kv.compaction.gpu_sync_allowed", record)
+    two_compactions(torch.device("cpu"), name, options, monkeypatch)
+    assert allowed == [name] * 2 * LAYERS * ((name, options) in BY_NATURE)
 
 
 @torch.inference_mode()

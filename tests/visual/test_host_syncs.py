@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -64,6 +65,25 @@ def test_no_strategy_waits_and_each_keeps_what_it_keeps_on_the_cpu(name: str, ki
     with EmulatedDevice():
         kept = chosen(on_device, name, kind)
     assert torch.equal(kept, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", IN_WORKERS)
+def test_vllms_own_check_lets_only_these_wait(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = list[str]()
+
+    @contextmanager
+    def record() -> Iterator[None]:
+        allowed.append(name)
+        yield
+
+    monkeypatch.setattr("vllm_prune.visual.tower.select.gpu_sync_allowed", record)
+    grid = GRIDS[kinds_of(name)[-1]]
+    scores = torch.rand(grid.tokens)
+    monkeypatch.setattr("vllm_prune.visual.tower.select.context_of", lambda *_: Context(5, scores, scores))
+    source = ItemSource(grid, torch.randn(grid.tokens, 200))
+    assert len(choose_cells(ItemPlan(name, "{}", 9, 1), source)) == 9
+    assert allowed == [name] * (name in BY_NATURE)
 
 
 @torch.inference_mode()

@@ -6,11 +6,13 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from ..budget.kv import KvSpec
@@ -169,7 +171,8 @@ class Compactor:
             keys, values = rows.read(source)
             view = self._view(index, command, request, keys, values, source.slots, slots)
             started = time.perf_counter()
-            kept, scores = request.strategy.select(view, command.keep)
+            with gpu_sync_allowed() if request.strategy.waits_for_device() else nullcontext():
+                kept, scores = request.strategy.select(view, command.keep)
             scoring += time.perf_counter() - started
             rows.move(kept, keys, values, source, target)
             positions.append(view.positions.gather(1, kept))

@@ -156,6 +156,10 @@ class KvStrategy(ABC):
         """Position of the first token of a prompt whose query belongs to `LayerView.moments`."""
         return 0
 
+    def waits_for_device(self) -> bool:
+        """Whether the host has to wait for the device while these options choose."""
+        return False
+
     def unfit(self, head_size: int) -> str | None:
         """Why these options do not fit a model with heads of that size, and what to give instead; None if they do."""
         return None

@@ -63,6 +63,10 @@ class GuiKv(KvStrategy):
         """Only the norms that the options name."""
         return frozenset({"queries", signal_of(self.options.norm_source)})
 
+    def waits_for_device(self) -> bool:
+        """An eigendecomposition reads on the host whether it has converged; PyTorch has none that does not."""
+        return self.options.basis == "gram"
+
     def unfit(self, head_size: int) -> str | None:
         """A basis of as many columns as a key has values spans every key: what is left of each is rounding noise."""
         if self.options.rank is None or self.options.rank < head_size:

@@ -108,6 +108,10 @@ class Strategy(ABC):
         """The signals that these options need; a subset of `needs`."""
         return self.needs
 
+    def waits_for_device(self) -> bool:
+        """Whether the host has to wait for the device, as sizes come from features."""
+        return False
+
     def reduce(
         self, tokens: Tensor, grid: Grid, count: int, context: Context, per_frame: Sequence[int] | None = None
     ) -> Reduction:

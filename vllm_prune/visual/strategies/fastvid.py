@@ -51,6 +51,10 @@ class FastVid(MergingStrategy):
     Options = FastVidOptions
     options: FastVidOptions
 
+    def waits_for_device(self) -> bool:
+        """See `Strategy.waits_for_device`: scenes come from features."""
+        return True
+
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
         attention, units = received(self.name, tokens, grid, context), sketch(tokens)

@@ -50,6 +50,10 @@ class HoliTom(MergingStrategy):
     Options = HoliTomOptions
     options: HoliTomOptions
 
+    def waits_for_device(self) -> bool:
+        """See `Strategy.waits_for_device`: windows of frames come from features."""
+        return True
+
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
         attention, units = received(self.name, tokens, grid, context), sketch(tokens)

@@ -43,6 +43,10 @@ class VCast(Strategy):
     Options = VCastOptions
     options: VCastOptions
 
+    def waits_for_device(self) -> bool:
+        """See `Strategy.waits_for_device`: shares of frames come from features."""
+        return True
+
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
         """Distance to the frame's mean plus scaled length, 0 to 3; see `Strategy.score`."""
         frames = tokens.reshape(grid.frames, grid.per_frame, -1).float()

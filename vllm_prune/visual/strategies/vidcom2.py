@@ -32,6 +32,10 @@ class VidCom2(Strategy):
     summary = "visual tokens far from their frame's and the item's mean; same decisions as vLLM's"
     floor = False
 
+    def waits_for_device(self) -> bool:
+        """See `Strategy.waits_for_device`: shares of frames come from features."""
+        return True
+
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
         """Minus the redundancy v + f; see `Strategy.score`."""
         to_item, to_frame = _redundancy(tokens, grid)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 QUERIES = 64
 
@@ -93,7 +94,8 @@ def received_attention(module: Any, hidden: Tensor, cos: Tensor, sin: Tensor, cu
     query, key, _ = fused.view(len(hidden), 3, heads, width).float().unbind(1)
     query, key = rotate(query, cos.float(), sin.float()), rotate(key, cos.float(), sin.float())
     received = []
-    bounds = cu_seqlens.tolist()
+    with gpu_sync_allowed():
+        bounds = cu_seqlens.tolist()
     for start, end in pairwise(bounds):
         sample = sample_queries(end - start, hidden.device) + start
         logits = torch.einsum("qhd,khd->hqk", query[sample], key[start:end]) / width**0.5

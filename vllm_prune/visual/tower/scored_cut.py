@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from ...grid import Grid
 from ..scorers.base import ScorerError
@@ -105,5 +106,6 @@ def _refilled(kept: Tensor, grid: Grid) -> Tensor:
         return kept
     alive = torch.zeros(grid.frames, grid.per_frame, dtype=torch.bool, device=kept.device)
     alive.view(-1)[kept] = True
-    alive[lone_frames(alive.sum(1).tolist(), grid.per_frame)] = True
-    return alive.flatten().nonzero().squeeze(1)
+    with gpu_sync_allowed():
+        alive[lone_frames(alive.sum(1).tolist(), grid.per_frame)] = True
+        return alive.flatten().nonzero().squeeze(1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import accumulate
 
 import torch
 from torch import Tensor
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.utils.torch_utils import async_tensor_h2d
 
 from ...catalogue import VISUAL
@@ -61,7 +63,8 @@ def _reduce(plan: ItemPlan, source: ItemSource) -> Reduction:
     else:
         strategy = VISUAL.create(plan.strategy, plan.option_values)
         context = context_of(plan, strategy.wanted(), source)
-        reduction = strategy.reduce(source.features, source.grid, plan.count, context, plan.per_frame)
+        with gpu_sync_allowed() if strategy.waits_for_device() else nullcontext():
+            reduction = strategy.reduce(source.features, source.grid, plan.count, context, plan.per_frame)
     KEPT.remember(plan.key, reduction.kept, source.grid.tokens)
     seconds = time.perf_counter() - started
     metrics.observe_score("visual", plan.strategy, seconds)
