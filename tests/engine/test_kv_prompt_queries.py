@@ -53,6 +53,8 @@ def test_moments_are_those_of_every_query_before_rotation(
         for view, queries in zip(first, exact, strict=True):
             assert len(queries) == rows
             _check(view, queries[SINKS:])
+    # Workers hear of what has finished with the next step.
+    llm.llm_engine.step()
     assert sorted(runner_of(llm).kv_sums.free) == [0, 1]
     assert scheduler_of(llm).windows.summing == {}
 

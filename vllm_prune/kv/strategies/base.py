@@ -250,9 +250,9 @@ def summed_attention(view: LayerView, weights: Tensor | None = None) -> Tensor:
 
     def part(heads: slice, window: slice) -> Tensor:
         attention = window_attention(view, heads, window)
-        if weights is None:
-            return attention.sum(dim=2)
-        return (weights[heads, :, window, None] * attention).sum(dim=2)
+        if weights is not None:
+            attention.mul_(weights[heads, :, window, None])
+        return attention.sum(dim=2)
 
     return add_parts(view, part)
 
