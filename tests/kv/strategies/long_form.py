@@ -41,6 +41,12 @@ def pooled(scores: Array, kernel: int, most: bool = False) -> Array:
     return out
 
 
+def standardised(norms: Array) -> Array:
+    """Distance from the mean in spreads, where the spread is more than rounding."""
+    spread = norms.std(ddof=1)
+    return (norms - norms.mean()) / spread * (spread / (spread + 3e-5 * norms.mean())) ** 2
+
+
 def gui_kv(
     view: LayerView, gamma: str, alpha: float = 2, tau: float = 3.5, kernel: int = 5, rank: int = 4, flagged: str = "1",
     residual: bool = False,
@@ -58,7 +64,7 @@ def gui_kv(
     source = view.saliency if residual else view.normed_saliency
     assert source is not None
     norms = source[0].double().numpy()[current]
-    z = (norms - norms.mean()) / (norms.std(ddof=1) + 1e-5 * norms.mean())
+    z = standardised(norms)
     share = np.exp(z / tau) / np.exp(z / tau).sum()
     for place, value in zip(current, share, strict=True):
         if place < free:
@@ -164,7 +170,7 @@ def star_kv(
         current = shown[-1]
         assert view.normed_saliency is not None
         norms = view.normed_saliency[0].double().numpy()[current]
-        z = (norms - norms.mean()) / (norms.std(ddof=1) + 1e-5 * norms.mean())
+        z = standardised(norms)
         boost[current] = 2 * np.exp(z / 3.5) / np.exp(z / 3.5).sum()
         bins = max(1, min(8, int((len(current) / 16) ** 0.5)))
         parts = _parts_of_screen(view, current, bins)

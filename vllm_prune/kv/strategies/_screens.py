@@ -12,9 +12,10 @@ from .base import LayerView
 
 NormSource = Literal["normed", "residual", "value"]
 
-NOISE = 1e-5
+NOISE = 3e-5
 """Spread of norms, as a share of their mean, that is taken for rounding: behind an RMSNorm of equal weights all norms
-are equal, and without this the boost would follow the last bits, which differ with the number of ranks."""
+are equal, and without this the boost would follow the last bits, which differ with the number of ranks. In bfloat16
+the norm of some thousand values is off by about as much."""
 
 
 def signal_of(source: NormSource) -> KvSignal:
@@ -40,7 +41,9 @@ def saliency_boost(view: LayerView, alpha: float, tau: float, source: NormSource
     current = view.items[-1]
     norms = _norms(view, source)[:, current]
     mean = norms.mean(dim=1, keepdim=True)
-    z = (norms - mean) / (norms.std(dim=1, keepdim=True) + NOISE * mean)
+    spread = norms.std(dim=1, keepdim=True)
+    # Squared, so that what is far below the noise moves nothing: next to 1 / spread where it is far above.
+    z = (norms - mean) * spread / (spread + NOISE * mean).square()
     boost[:, current] = alpha * (z / tau).softmax(dim=1)
     return boost
 
