@@ -44,6 +44,11 @@ def pytest_configure(config: pytest.Config) -> None:
         runner_v2.install()
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name bytes by their number: files hold the second in which they are made, and processes compare names."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts an engine, give tests that share a server, or a file, to one process, skip `gpu` tests."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from .base_renderer import patch_base_renderer
+from .environment import declare_variables
 from .input_processor import patch_input_processor
 from .media_connector import register_media_connector
 from .model_config import patch_model_config
@@ -35,6 +36,7 @@ def register_models() -> None:
 def register_adapters() -> None:
     """Put our adapters in vLLM's registry. Idempotent; raises `UnsupportedVersion`."""
     check_version()
+    declare_variables()
     from vllm import ModelRegistry
 
     from ..visual.models.table import ADAPTERS

@@ -63,5 +63,6 @@ LAUNCH_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature("vllm.entrypoints.cli.serve", "ServeSubcommand.cmd", ("args",)),
     VllmSignature("vllm.entrypoints.common.startup", "cli_env_setup", older=(Home(_API_UTILS, "cli_env_setup"),)),
     VllmSignature("vllm.logger", "configure_logging_from_args", ("args",)),
+    VllmSignature("vllm.envs", "environment_variables"),
 )
 """What `vllm-prune serve` calls to run vLLM's server in its process."""
