@@ -33,6 +33,7 @@ MECHANISMS = {
     "every row moved, preemption": "test_kv_async.py::test_preempted_requests_are_compacted_anew",
     "two ranks in processes of their own": "test_kv_parallel.py::test_two_ranks_answer_as_one",
     "observed queries and norms": "test_kv_observation.py::test_views_hold_what_transformers_computes[qwen3_vl-chunks]",
+    "several cache groups": "test_kv_groups.py::test_answers_are_the_same_when_steps_are_scheduled_ahead[qwen3_5]",
     "windows wait for room": "test_kv_windows.py::test_windows_wait_for_room_and_answer_as_alone",
     "shared blocks": "test_kv_sharing.py::test_neighbours_and_later_requests_are_answered_as_by_fresh_servers",
     "leaks": "test_kv_leaks.py::test_requests_leave_nothing_behind[200]",

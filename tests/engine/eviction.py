@@ -64,6 +64,10 @@ class Evictor:
         self.done = 0
 
     def __call__(self, layers: list[Any], computed: int) -> None:
+        from transformers.cache_utils import DynamicLayer
+
+        # States of a recurrence and rows of a sliding window, which are subclasses, stay.
+        layers = [layer for layer in layers if type(layer) is DynamicLayer]
         rows = layers[0].keys.shape[2]
         if rows <= self.limit:
             return

@@ -138,3 +138,16 @@ def test_an_update_that_is_no_permutation_is_refused() -> None:
     layer = SimpleNamespace(kv_cache=torch.zeros(2, HEADS, 32, 2 * DIM), impl=Lossy(), isa="vec")
     with pytest.raises(UnknownLayout, match="could not be learned"):
         learn_order(layer)
+
+
+def test_cleared_slots_are_zero_whatever_they_held(rows: CacheRows) -> None:
+    cache: torch.Tensor = rows.cache  # type: ignore[attr-defined]
+    cache.fill_(float("nan"))
+    size, device = cache.shape[2], torch.device("cpu")
+    both = Blocks.of((4, 1), 2 * size, size, device)
+    keys = torch.randn(HEADS, size + 3, DIM).to(cache.dtype)
+    rows.write(keys, -keys, both.slots[: size + 3])
+    rows.clear(both.slots[size + 3 :], keys)
+    for sign, read in zip((1, -1), rows.read(both), strict=True):
+        assert torch.equal(read[:, : size + 3], sign * keys)
+        assert torch.equal(read[:, size + 3 :], torch.zeros_like(read[:, size + 3 :]))

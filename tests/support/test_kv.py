@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,8 @@ from vllm_prune.kv import suitability
 from vllm_prune.kv.suitability import SCHEDULER, WORKER
 from vllm_prune.support import kv
 from vllm_prune.support.workers import KvWorkers, remember_workers
+
+WINDOWS = SimpleNamespace(sliding_window=4096, layer_types=["sliding_attention", "full_attention"])
 
 
 def config(**changes: Any) -> Any:
@@ -59,6 +62,8 @@ def test_what_is_supported_is_not_refused() -> None:
     assert kv.config_refusals(config(cache_dtype="bfloat16")) == []
     off = SimpleNamespace(sliding_window=4096, use_sliding_window=False)
     assert kv.config_refusals(config(hf_text_config=off)) == []
+    assert kv.config_refusals(config(hf_text_config=WINDOWS)) == []
+    assert kv.config_refusals(config(is_hybrid=True)) == []
     assert suitability.layer_refusals([layer(), layer(sliding_window=None), layer(sliding_window=-1)]) == []
 
 
@@ -79,9 +84,10 @@ def test_what_is_supported_is_not_refused() -> None:
         ({"runner_type": "pooling"}, "not_generating"),
         ({"use_mla": True}, "mla"),
         ({"hf_text_config": SimpleNamespace(sliding_window=4096)}, "sliding_window"),
-        ({"is_hybrid": True}, "hybrid"),
         ({"is_attention_free": True}, "hybrid"),
         ({"is_encoder_decoder": True}, "cross_attention"),
+        ({"is_hybrid": True, "speculative_config": SimpleNamespace(method="ngram")}, "cache_groups"),
+        ({"hf_text_config": WINDOWS, "speculative_config": SimpleNamespace(method="ngram")}, "cache_groups"),
     ],
 )
 def test_a_configuration_is_refused(changes: dict[str, Any], cause: str) -> None:
@@ -108,13 +114,86 @@ def test_a_layer_is_refused(changes: dict[str, Any], cause: str) -> None:
     assert [finding.cause for finding in suitability.layer_refusals([])] == ["hybrid"]
 
 
-def test_managers_of_another_kind_are_refused() -> None:
-    from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, SlidingWindowManager
+def managers(*kinds: str, mamba: str = "align") -> list[Any]:
+    """Block managers by the beginning of their class's name."""
+    module = importlib.import_module("vllm.v1.core.single_type_kv_cache_manager")
+    made = [object.__new__(getattr(module, f"{kind}Manager")) for kind in kinds]
+    for manager in made:
+        manager.mamba_cache_mode = mamba
+    return made
 
-    full = object.__new__(FullAttentionManager)
-    assert suitability.group_refusals([full]) == []
-    for managers in ([full, full], [object.__new__(SlidingWindowManager)], []):
-        assert suitability.group_refusals(managers)[0].cause == "cache_groups"
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("FullAttention",),
+        ("FullAttention", "SlidingWindow"),
+        ("Mamba", "Mamba", "FullAttention"),
+        ("SlidingWindow", "Mamba", "FullAttention"),
+    ],
+)
+def test_groups_beside_full_attention_are_left_alone(kinds: tuple[str, ...]) -> None:
+    assert suitability.group_refusals(managers(*kinds)) == []
+    findings = suitability.group_refusals(managers(*kinds), speculates=True)
+    assert ["speculative decoding" in finding.text for finding in findings] == [True] * (len(kinds) > 1)
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        (),
+        ("SlidingWindow",),
+        ("Mamba",),
+        ("FullAttention", "FullAttention"),
+        ("FullAttention", "ChunkedLocalAttention"),
+        ("FullAttention", "CrossAttention"),
+        ("RSWA",),
+    ],
+)
+def test_other_groups_are_refused(kinds: tuple[str, ...]) -> None:
+    [finding] = suitability.group_refusals(managers(*kinds))
+    assert finding.cause == "cache_groups"
+    assert str(len(kinds)) in finding.text
+    assert "one of full attention is supported" in finding.text
+
+
+def test_states_after_every_block_are_refused() -> None:
+    [finding] = suitability.group_refusals(managers("Mamba", "FullAttention", mamba="all"))
+    assert "--mamba-cache-mode align" in finding.text
+    groups = [group("FullAttention", "a"), group("Mamba", "s", mode="all")]
+    assert suitability.grouping_refusals(groups, [layer(layer_name="a")], False) == [finding]
+
+
+def group(kind: str, *names: str, mode: str = "align") -> Any:
+    """A cache group by the beginning of its specification's name."""
+    spec = object.__new__(getattr(importlib.import_module("vllm.v1.kv_cache_interface"), f"{kind}Spec"))
+    object.__setattr__(spec, "mamba_cache_mode", mode)
+    return SimpleNamespace(kv_cache_spec=spec, layer_names=list(names))
+
+
+def test_a_worker_knows_the_group_that_is_compacted() -> None:
+    windows, full, states = group("SlidingWindow", "w"), group("FullAttention", "a", "b"), group("Mamba", "s")
+    layers = [layer(layer_name="w", sliding_window=(63, 0)), layer(layer_name="a"), layer(layer_name="b")]
+    evictable = suitability.evictable_layers(layers)
+    assert [one.layer_name for one in evictable] == ["a", "b"]
+    assert suitability.evictable_layers(layers[:1]) == layers[:1]
+    for groups, index in (([windows, full], 1), ([full, states], 0), ([full], 0)):
+        assert suitability.full_attention_group(groups) == index
+        assert suitability.grouping_refusals(groups, evictable, False) == []
+        assert len(suitability.grouping_refusals(groups, evictable, True)) == (len(groups) > 1)
+
+
+def test_a_worker_refuses_groups_that_hold_something_else() -> None:
+    layers = [layer(layer_name="a"), layer(layer_name="b")]
+    for groups in (
+        [group("FullAttention", "a"), group("FullAttention", "b")],
+        [group("FullAttention", "a", "b"), group("EncoderOnlyAttention", "e")],
+        [group("Mamba", "a"), group("SlidingWindow", "b")],
+        [group("FullAttention", "a", "b", "w")],
+        [group("FullAttention", "a"), group("SlidingWindow", "b")],
+    ):
+        [finding] = suitability.grouping_refusals(groups, layers, False)
+        assert finding.cause == "cache_groups"
 
 
 def served(*findings: Any, offers: tuple[str, ...] = ("queries", "values")) -> Any:

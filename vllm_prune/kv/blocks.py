@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 
@@ -59,11 +60,6 @@ class CompactingManager(FullAttentionManager):
         evicted = self.evicted.get(request_id, 0)
         return super().allocate_new_blocks(request_id, num_tokens - evicted, num_tokens_main_model - evicted)
 
-    def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
-        """As vLLM's, except for compacted requests, whose rows are no token sequence that a prefix could match."""
-        if request.request_id not in self.evicted:
-            super().cache_blocks(request, num_tokens, *args, **kwargs)
-
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         """Also called on preemption, after which the request is prefilled in full."""
         self.evicted.pop(request_id, None)
@@ -92,4 +88,35 @@ class CompactingManager(FullAttentionManager):
         before = self.evicted.get(request_id, 0)
         self.evicted[request_id] = before + rows - keep
         target = tuple(block.block_id for block in new)
-        return Compaction(request_id, rows, keep, before, source, target), len(old) - len(new)
+        command = Compaction(request_id, rows, keep, before, source, target, self.kv_cache_group_id)
+        return command, len(old) - len(new)
+
+
+class CompactingCoordinator(KVCacheCoordinator):
+    """In front of the class of vLLM's coordinator, which makes all cache groups of a model agree.
+
+    Only the group of full attention is compacted. What the others go on to hold of such a request, states of a
+    recurrence or rows of a sliding window, follows from what was kept, and is no prefix for anybody else.
+
+    Attributes:
+        compacting: manager of the group of full attention.
+    """
+
+    compacting: CompactingManager
+
+    @classmethod
+    def upgrade(cls, coordinator: KVCacheCoordinator) -> CompactingManager:
+        """Turn vLLM's coordinator into ours, and its one manager of full attention, before they have seen a request."""
+        full = [manager for manager in coordinator.single_type_managers if type(manager) is FullAttentionManager]
+        [manager] = full
+        compacting = CompactingManager.upgrade(manager)
+        kind = type(coordinator)
+        coordinator.__class__ = type(f"Compacting{kind.__name__}", (cls, kind), {})
+        assert isinstance(coordinator, cls)
+        coordinator.compacting = compacting
+        return compacting
+
+    def cache_blocks(self, request: Any, num_computed_tokens: int) -> None:
+        """As vLLM's, except for compacted requests: no group has anything of theirs that a prefix could match."""
+        if request.request_id not in self.compacting.evicted:
+            super().cache_blocks(request, num_computed_tokens)

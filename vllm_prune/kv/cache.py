@@ -56,6 +56,16 @@ class CacheRows(ABC):
     def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """Write [H, n, D] keys and values to the given slots, int64 [n]."""
 
+    def clear(self, slots: Tensor, like: Tensor) -> None:
+        """Write zeros to the given slots, int64 [n].
+
+        Args:
+            slots: where.
+            like: [H, any, D] rows of the cache, for their heads, size, dtype and device.
+        """
+        zeros = like.new_zeros(len(like), len(slots), like.shape[2])
+        self.write(zeros, zeros, slots)
+
     def logits(self, queries: Tensor, slots: Tensor, scale: float) -> Callable[[slice, slice], Tensor] | None:
         """A window's attention logits straight from the cache, where a kernel does that; None elsewhere.
 

@@ -19,6 +19,7 @@ class Compaction:
         evicted: rows evicted before this compaction; row r of the cache is position r + `evicted` at the earliest.
         source: blocks that hold the rows.
         target: private blocks that take the kept rows.
+        group: cache group that the blocks belong to; other groups of the model keep theirs.
     """
 
     request_id: str
@@ -27,6 +28,7 @@ class Compaction:
     evicted: int
     source: tuple[int, ...]
     target: tuple[int, ...]
+    group: int = 0
 
     @property
     def evicted_after(self) -> int:

@@ -127,6 +127,7 @@ class Compactor:
         rotation: [P, D] cosines and sines of the rotary embedding, None where it has another form.
         block_size: slots of a block of the scheduler.
         head_offset: number of this rank's first KV head.
+        clears: whether slots behind the kept rows are zeroed, because blocks may have held something else than rows.
 
     Attributes:
         prompt_queries: sums over prompts' queries, None where there is no room for any.
@@ -148,9 +149,11 @@ class Compactor:
         rotation: Tensor | None,
         block_size: int,
         head_offset: int = 0,
+        clears: bool = False,
     ) -> None:
         self.layers, self.rows, self.store, self.saliency = layers, rows, store, saliency
         self.rotation, self.block_size, self.head_offset = rotation, block_size, head_offset
+        self.clears = clears
         self.device = layers[0].kv_cache.device
         self.total: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
@@ -163,6 +166,7 @@ class Compactor:
         """
         source = Blocks.of(command.source, command.rows, self.block_size, self.device)
         target = Blocks.of(command.target, command.keep, self.block_size, self.device)
+        behind = self._slots_behind(command) if self.clears else None
         end = command.rows + command.evicted
         window = request.slots_of(range(end - request.window, end))
         slots = async_tensor_h2d(window, device=self.device, dtype=torch.int64)
@@ -175,11 +179,21 @@ class Compactor:
                 kept, scores = request.strategy.select(view, command.keep)
             scoring += time.perf_counter() - started
             rows.move(kept, keys, values, source, target)
+            if behind is not None:
+                rows.clear(behind, keys)
             positions.append(view.positions.gather(1, kept))
             carried.append({name: signal.gather(1, kept) for name, signal in scores.carry.items()})
         request.positions, request.carried = positions, carried
         request.evicted = command.evicted_after
         return scoring
+
+    def _slots_behind(self, command: Compaction) -> Tensor:
+        """int64 slots of the target blocks behind the kept rows.
+
+        Attention multiplies them by zero, and what a block held for another cache group may read as NaN.
+        """
+        size = self.block_size
+        return Blocks.of(command.target, len(command.target) * size, size, self.device).slots[command.keep :]
 
     def _view(
         self,

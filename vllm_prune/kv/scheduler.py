@@ -25,7 +25,7 @@ from ..telemetry import engine_spans, metrics
 from ..vllm_compat.signatures import signature_problems
 from ..vllm_compat.signatures.kv import signatures_of_runner
 from . import ctrl_c
-from .blocks import CompactingManager
+from .blocks import CompactingCoordinator
 from .commands import CompactingOutput, Compaction
 from .suitability import group_refusals
 from .tally import Tally, attach
@@ -51,7 +51,7 @@ class CompactingMixin:
         unsent: the tallies that have changed since the request's last output.
         planned: compactions of the coming step.
         windows: who holds slots of the workers' query store.
-        compacting: the block manager; None where the engine's cannot evict.
+        compacting: block manager of the group of full attention; None where the engine's cannot evict.
     """
 
     running: list[Any]
@@ -67,8 +67,10 @@ class CompactingMixin:
         self.unsent: dict[str, Tally] = {}
         self.planned: list[Planned] = []
         self.windows = WindowSlots(WindowLimits.of(self.vllm_config))
-        managers = self.kv_cache_manager.coordinator.single_type_managers
-        self.compacting = None if group_refusals(managers) else CompactingManager.upgrade(managers[0])
+        coordinator = self.kv_cache_manager.coordinator
+        speculates = self.vllm_config.speculative_config is not None
+        refused = group_refusals(coordinator.single_type_managers, speculates)
+        self.compacting = None if refused else CompactingCoordinator.upgrade(coordinator)
         metrics.set_model_name(metrics.served_name(self.vllm_config.model_config))
 
     def add_request(self, request: Any) -> None:
@@ -166,6 +168,9 @@ class CompactingMixin:
     def _get_local_prefix_cache_hit(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Shorten a hit that would leave less than a window of tokens to compute: their queries are observed.
 
+        Looked up again instead of cut off, as the cache groups of a model may share no shorter prefix that is whole
+        blocks: a state of a recurrence stands for one length only.
+
         Where all queries of the prompt are summed up nothing of a hit is left, or the sums, and with them what is kept,
         would depend on which requests came before.
         """
@@ -173,14 +178,14 @@ class CompactingMixin:
         spec = self.kv_specs.get(request.request_id)
         if spec is None:
             return result
-        assert self.compacting is not None
-        blocks, hit, *rest = result
-        size = self.compacting.block_size
+        _, hit, *rest = result
         summed = request.request_id in self.windows.summing
-        longest = 0 if summed else max(0, request.num_tokens - spec.window) // size * size
+        longest = 0 if summed else max(0, request.num_tokens - spec.window)
         if hit <= longest:
             return result
-        return (self.kv_cache_manager.truncate_computed_blocks(blocks, longest), longest, *rest)
+        manager = self.kv_cache_manager
+        blocks, hit, _ = manager.coordinator.find_longest_cache_hit(request.block_hashes, longest)
+        return (manager.create_kv_cache_blocks(blocks), hit, *rest)
 
     def _free_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """Forget a request, however it ends; its tally goes with the output of this step, where it has one."""

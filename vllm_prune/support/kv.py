@@ -10,7 +10,7 @@ from ..budget.errors import Finding, kv_finding
 from ..budget.kv import KvSpec
 from ..catalogue import KV
 from ..config.worker_facts import WorkerFacts
-from ..kv.suitability import SCHEDULER, WORKER
+from ..kv.suitability import SCHEDULER, WORKER, speculation_refusals
 from . import signals
 from .workers import workers_of
 
@@ -66,11 +66,13 @@ def _installed(vllm_config: Any) -> list[Finding]:
 
 
 def _speculation(vllm_config: Any) -> list[Finding]:
-    speculative = vllm_config.speculative_config
+    speculative, model = vllm_config.speculative_config, vllm_config.model_config
     if speculative is None:
         return []
     if speculative.method != "ngram":
         return [kv_finding("speculative", f"that of {speculative.method} has its own cache")]
+    if model.is_hybrid or _has_window(model):
+        return speculation_refusals(2, True)
     if vllm_config.use_v2_model_runner:
         # The host counts drafts as computed before they are verified, and what is observed follows its counts.
         why = (
@@ -107,11 +109,16 @@ def _model(model: Any) -> list[Finding]:
         refused.append(kv_finding("not_generating", f"a {model.runner_type} model caches nothing to evict"))
     if model.use_mla:
         refused.append(kv_finding("mla", "it keeps one row for all heads"))
-    text = model.hf_text_config
-    if getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True):
-        refused.append(kv_finding("sliding_window", "they count rows, not positions"))
-    if model.is_hybrid or model.is_attention_free:
+    if _has_window(model) and "full_attention" not in (getattr(model.hf_text_config, "layer_types", None) or ()):
+        refused.append(kv_finding("sliding_window", "no layer sees the whole text"))
+    if model.is_attention_free:
         refused.append(kv_finding("hybrid", "there is nothing to choose among"))
     if model.is_encoder_decoder:
         refused.append(kv_finding("cross_attention", "their caches hold rows of the encoder"))
     return refused
+
+
+def _has_window(model: Any) -> bool:
+    """Whether some layers of a model see the rows of a sliding window only."""
+    text = model.hf_text_config
+    return bool(getattr(text, "sliding_window", None) and getattr(text, "use_sliding_window", True))

@@ -22,10 +22,11 @@ from ..cache import UnknownLayout, open_rows
 from ..commands import Compaction
 from ..compaction import CachedRequest, Compactor, track, transient_bytes
 from ..coordinates import AXES, CoordinateStore
+from ..lengths import GroupLengths
 from ..prompt_queries import PromptQueries, SumPlan
 from ..query_window import QueryStore, StepPlan
 from ..saliency import SaliencyStore
-from ..suitability import layer_refusals
+from ..suitability import evictable_layers, full_attention_group, grouping_refusals, layer_refusals
 from ..window_slots import WindowLimits, sums
 
 
@@ -37,6 +38,8 @@ class CompactingRunner:
         kv_findings: why this worker cannot compact; empty when it can.
         kv_store: the windows' queries, allocated before vLLM sizes the cache.
         kv_sums: sums over prompts' queries, allocated before anything is compiled; None where there is no room for any.
+        kv_group: index of the cache group that is compacted.
+        kv_group_lengths: its lengths in the step at hand; None where the model has no other cache group.
     """
 
     kv_requests: dict[str, CachedRequest]
@@ -46,39 +49,45 @@ class CompactingRunner:
     kv_coordinates: CoordinateStore | None
     kv_store: QueryStore | None
     kv_sums: PromptQueries | None
+    kv_group: int
+    kv_group_lengths: GroupLengths | None
     # vLLM's runner.
     vllm_config: Any
     compilation_config: Any
     cache_config: Any
     model: Any
     max_num_tokens: int
+    max_num_reqs: int
+    attn_groups: list[list[Any]]
     device: torch.device
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Hook the input norms and the first layer before anything is compiled."""
         super().load_model(*args, **kwargs)  # type: ignore[misc]
-        names = [layer.layer_name for layer in self._decoder_layers()]
+        names = [layer.layer_name for layer in self._evictable_layers()]
         store = SaliencyStore(self.model, names, self.device) if names else None
         self.kv_saliency = store if store is not None and store.hooked else None
         model = self.vllm_config.model_config
         if names and model.uses_mrope and model.mrope_num_dims == AXES:
             coordinates = CoordinateStore(self.model, names[0], self.device)
             self.kv_coordinates = coordinates if coordinates.hooked else None
-        layers, capacity = self._decoder_layers(), WorkerFacts.of(self.vllm_config).prompt_queries
+        layers, capacity = self._evictable_layers(), WorkerFacts.of(self.vllm_config).prompt_queries
         if capacity and not layer_refusals(layers):
             made = PromptQueries(self.model, layers, capacity, self.max_num_tokens, self.device)
             self.kv_sums = made if made.hooked else None
 
-    def _decoder_layers(self) -> list[Any]:
+    def _evictable_layers(self) -> list[Any]:
         from vllm.model_executor.layers.attention import Attention
         from vllm.v1.attention.backend import AttentionType
 
         layers = self.compilation_config.static_forward_context.values()
-        return [layer for layer in layers if isinstance(layer, Attention) and layer.attn_type == AttentionType.DECODER]
+        return evictable_layers(
+            [layer for layer in layers if isinstance(layer, Attention) and layer.attn_type == AttentionType.DECODER]
+        )
 
     def reserve_windows(self) -> QueryStore | None:
         """Allocate the windows' queries; None where nothing can be compacted anyway."""
-        layers = self._decoder_layers()
+        layers = self._evictable_layers()
         if self.kv_store is None and not layer_refusals(layers):
             slots = WindowLimits.of(self.vllm_config).slots
             self.kv_store = QueryStore(layers, slots, self.max_num_tokens, self.device)
@@ -86,7 +95,7 @@ class CompactingRunner:
 
     def profile_run(self, *args: Any, **kwargs: Any) -> None:
         """Let the peak that vLLM measures include that of a compaction, which never runs beside a forward pass."""
-        layers = self._decoder_layers()
+        layers = self._evictable_layers()
         if not layer_refusals(layers):
             size = transient_bytes(layers[0], self.vllm_config.model_config.max_model_len)
             peak = torch.empty(size, dtype=torch.uint8, device=self.device)
@@ -98,12 +107,8 @@ class CompactingRunner:
         super().initialize_kv_cache(kv_cache_config, is_profiling, **kwargs)  # type: ignore[misc]
         if is_profiling:
             return
-        layers = self._decoder_layers()
-        self.kv_findings = layer_refusals(layers)
-        if len(kv_cache_config.kv_cache_groups) != 1:
-            self.kv_findings.append(
-                kv_finding("cache_groups", f"{len(kv_cache_config.kv_cache_groups)}; one is supported")
-            )
+        layers = self._evictable_layers()
+        self.kv_findings = self._cache_findings(kv_cache_config.kv_cache_groups, layers)
         if self.kv_findings:
             return
         try:
@@ -113,16 +118,37 @@ class CompactingRunner:
             return
         store = self.reserve_windows()
         assert store is not None
-        size = self.cache_config.block_size
+        group = kv_cache_config.kv_cache_groups[self.kv_group]
+        size = group.kv_cache_spec.block_size
         if self.kv_saliency is not None:
             self.kv_saliency.allocate(kv_cache_config.num_blocks * size)
         if self.kv_coordinates is not None:
             self.kv_coordinates.allocate(kv_cache_config.num_blocks * size)
         self.kv_compactor = Compactor(
-            layers, rows, store, self.kv_saliency, self._rotation(layers[0]), size, _head_offset(layers[0])
+            layers,
+            rows,
+            store,
+            self.kv_saliency,
+            self._rotation(layers[0]),
+            size,
+            _head_offset(layers[0]),
+            kv_cache_config.needs_kv_cache_zeroing,
         )
         self.kv_compactor.coordinates, self.kv_compactor.prompt_queries = self.kv_coordinates, self.kv_sums
         self.kv_compactor.total = _sum_over_ranks
+        if len(kv_cache_config.kv_cache_groups) > 1:
+            self.kv_group_lengths = GroupLengths(self.attn_groups[self.kv_group], self.max_num_reqs, self.device)
+
+    def _cache_findings(self, groups: Sequence[Any], layers: Sequence[Any]) -> list[Finding]:
+        """Why these layers in these cache groups cannot be compacted; fixes which group is."""
+        findings = [*layer_refusals(layers)]
+        if not findings:
+            findings += grouping_refusals(groups, layers, self.vllm_config.speculative_config is not None)
+        if not findings:
+            self.kv_group = full_attention_group(groups) or 0
+            if any(group.kernel_block_stride for group in self.attn_groups[self.kv_group]):
+                findings.append(kv_finding("layout", "pages of other layers lie between a block's parts"))
+        return findings
 
     def _rotation(self, layer: Any) -> torch.Tensor | None:
         """The rotary table beside an attention layer, where it turns halves of the whole head."""
@@ -177,6 +203,7 @@ class CompactingRunner:
             raise RuntimeError(f"the scheduler ordered a compaction that this worker cannot do: {why}")
         started = time.perf_counter()
         scoring = self.kv_compactor.run(command, request)
+        assert command.group == self.kv_group
         self._replace_blocks(command.request_id, list(command.target))
         if self._is_first_rank():
             seconds = time.perf_counter() - started
@@ -185,7 +212,7 @@ class CompactingRunner:
             engine_spans.compacted(headers, seconds, request.spec.strategy, command.rows, command.keep)
 
     def _replace_blocks(self, request_id: str, blocks: list[int]) -> None:
-        """Let a request's block table hold these blocks only."""
+        """Let a request's block table of the compacted group hold these blocks only; its other tables stay."""
         raise NotImplementedError
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
@@ -197,6 +224,8 @@ class CompactingRunner:
             for store in (self.kv_store, self.kv_sums):
                 if store is not None:
                     store.disarm()
+            if self.kv_group_lengths is not None:
+                self.kv_group_lengths.end()
 
     def _record_slots(self, armed: bool) -> None:
         """Whether the coming step records what is kept per slot, which is read of prompts only."""
@@ -262,3 +291,5 @@ def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
     runner.kv_coordinates = None
     runner.kv_store = None
     runner.kv_sums = None
+    runner.kv_group = 0
+    runner.kv_group_lengths = None

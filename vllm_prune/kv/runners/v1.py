@@ -12,7 +12,7 @@ from .base import CompactingRunner
 
 
 class CompactingV1(CompactingRunner):
-    """In front of vLLM's V1 runner: its persistent batch becomes physical where attention reads it."""
+    """In front of vLLM's V1 runner: its persistent batch becomes physical where full attention reads it."""
 
     # vLLM's runner.
     requests: dict[str, Any]
@@ -35,11 +35,13 @@ class CompactingV1(CompactingRunner):
         return result
 
     def _replace_blocks(self, request_id: str, blocks: list[int]) -> None:
-        self.requests[request_id].block_ids = (blocks,)
+        held, group = self.requests[request_id].block_ids, self.kv_group
+        self.requests[request_id].block_ids = (*held[:group], blocks, *held[group + 1 :])
         row = self.input_batch.req_id_to_index.get(request_id)
         if row is not None:
-            self.input_batch.block_table.clear_row(row)
-            self.input_batch.block_table.add_row((list(blocks),), row)
+            table = self.input_batch.block_table[group]
+            table.clear_row(row)
+            table.add_row(list(blocks), row)
 
     def _execute_mm_encoder(self, scheduler_output: Any) -> Any:
         """The step's pass of the vision tower, with spans where requests are traced."""
@@ -73,10 +75,13 @@ class CompactingV1(CompactingRunner):
         if not evicted.any():
             return
         count, total = len(evicted), int(scheduled.sum())
-        self.seq_lens[:count] -= async_tensor_h2d(evicted, device=self.device)
-        self.optimistic_seq_lens_cpu[:count] -= torch.from_numpy(evicted)
+        if self.kv_group_lengths is not None:
+            self.kv_group_lengths.begin(evicted)
+        else:
+            self.seq_lens[:count] -= async_tensor_h2d(evicted, device=self.device)
+            self.optimistic_seq_lens_cpu[:count] -= torch.from_numpy(evicted)
         per_token = async_tensor_h2d(np.repeat(evicted, scheduled).astype(np.int64), device=self.device)
-        self.input_batch.block_table.compute_slot_mapping(
+        self.input_batch.block_table[self.kv_group].compute_slot_mapping(
             count,
             self.query_start_loc.gpu[: count + 1],
             self.positions[:total] - per_token,

@@ -6,9 +6,10 @@ Its speculation makes the counts on the host optimistic, so KV budgets are refus
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from ..lengths import CacheLengths
+from ..lengths import CacheLengths, cached_positions
 from .base import CompactingRunner
 
 
@@ -62,7 +63,8 @@ class CompactingV2(CompactingRunner):
 
     def _replace_blocks(self, request_id: str, blocks: list[int]) -> None:
         index = self.req_states.req_id_to_index[request_id]
-        self.block_tables.append_block_ids(index, (blocks,), overwrite=True)
+        self.block_tables.block_tables[self.kv_group].stage_write(index, 0, blocks)
+        self.block_tables.num_blocks.np[self.kv_group, index] = len(blocks)
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Make cache lengths physical, and plan which queries the step observes. Not called for dummy batches."""
@@ -73,11 +75,23 @@ class CompactingV2(CompactingRunner):
         self._plan_observation(
             batch.req_ids, batch.num_computed_tokens_np.tolist(), batch.num_scheduled_tokens.tolist()
         )
-        return self.kv_lengths.begin(batch, self._evicted(batch.req_ids))
+        evicted = self._evicted(batch.req_ids)
+        if self.kv_group_lengths is None:
+            return self.kv_lengths.begin(batch, evicted)
+        self.kv_group_lengths.begin(evicted)
+        return batch
 
     def prepare_attn(self, input_batch: Any) -> Any:
-        """Slots follow cached rows."""
-        return super().prepare_attn(self.kv_lengths.slots_from(input_batch))  # type: ignore[misc]
+        """Slots follow cached rows, in the group that is compacted."""
+        evicted = None if self.kv_group_lengths is None else self.kv_group_lengths.evicted
+        if evicted is None:
+            return super().prepare_attn(self.kv_lengths.slots_from(input_batch))  # type: ignore[misc]
+        physical = replace(input_batch, positions=cached_positions(input_batch, evicted, self.device))
+        compacted = super().prepare_attn(physical)[1][self.kv_group].clone()  # type: ignore[misc]
+        tables, slots = super().prepare_attn(input_batch)  # type: ignore[misc]
+        # In place, as graphs have captured where slots lie.
+        slots[self.kv_group].copy_(compacted)
+        return tables, slots
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """One step; nothing of it is left for dummy batches and captured graphs."""

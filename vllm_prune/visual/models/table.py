@@ -100,7 +100,6 @@ _DELTA_NETS = "CPU, tiny model with float32 delta nets"
 _PROMPTS = "prompt ids only: CPU, tiny model"
 _BY_INHERITANCE = "not run: inherits from a family that was"
 _UNTRIED = "untried"
-_HYBRID = "refused: hybrid layers"
 
 FAMILIES: dict[str, Family] = {
     "Qwen2_5_VLForConditionalGeneration": Family(
@@ -118,10 +117,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "Qwen3_5ForConditionalGeneration": _qwen3(
         "Qwen3.5, dense", "qwen3_5:Qwen3_5ForConditionalGeneration",
-        _DELTA_NETS, _HYBRID,
+        _DELTA_NETS,
     ),
     "Qwen3_5MoeForConditionalGeneration": _qwen3(
-        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _DELTA_NETS, _HYBRID
+        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _DELTA_NETS
     ),
     "Cosmos3ForConditionalGeneration": _qwen3(
         "Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
@@ -130,10 +129,10 @@ FAMILIES: dict[str, Family] = {
         "Intern-S1-Pro", "interns1_pro:InternS1ProForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "InternS2PreviewForConditionalGeneration": _qwen3(
-        "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _BY_INHERITANCE, _HYBRID
+        "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "InternS2MobiusForConditionalGeneration": _qwen3(
-        "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _HYBRID
+        "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "Qwen2VLForConditionalGeneration": _generic(
         "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES

@@ -5,11 +5,14 @@ from __future__ import annotations
 from .entry import VllmSignature
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
+_COORDINATOR = "vllm.v1.core.kv_cache_coordinator"
 _MANAGER = "vllm.v1.core.single_type_kv_cache_manager"
 _RUNNER = "vllm.v1.worker.gpu_model_runner"
 _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
+_GROUP = "vllm.v1.worker.utils"
 _STATE = "vllm.v1.worker.gpu.model_states.interface"
 _BATCH = ("seq_lens", "seq_lens_cpu_upper_bound", "positions", "num_scheduled_tokens", "num_computed_tokens_np")
+_COMMON = ("seq_lens", "seq_lens_cpu_upper_bound", "max_seq_len", "_num_computed_tokens_cache")
 _LENGTHS = ("request_id", "num_tokens", "num_tokens_main_model")
 SCHEDULER_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_SCHEDULER, "Scheduler.schedule", ()),
@@ -25,16 +28,17 @@ SCHEDULER_SIGNATURES: tuple[VllmSignature, ...] = (
         "SchedulerOutput",
         ("finished_req_ids", "scheduled_cached_reqs", "scheduled_encoder_inputs"),
     ),
-    VllmSignature(
-        "vllm.v1.core.kv_cache_manager", "KVCacheManager.truncate_computed_blocks", ("blocks", "num_computed_tokens")
-    ),
+    VllmSignature("vllm.v1.core.kv_cache_manager", "KVCacheManager.create_kv_cache_blocks", ("blocks",)),
+    VllmSignature(_COORDINATOR, "KVCacheCoordinator.find_longest_cache_hit", ("block_hashes", "max_cache_hit_length")),
+    VllmSignature(_COORDINATOR, "KVCacheCoordinator.cache_blocks", ("request", "num_computed_tokens")),
     VllmSignature(
         _MANAGER,
         "FullAttentionManager.get_num_blocks_to_allocate",
         (*_LENGTHS, "new_computed_blocks", "total_computed_tokens", "num_local_computed_tokens"),
     ),
     VllmSignature(_MANAGER, "FullAttentionManager.allocate_new_blocks", _LENGTHS),
-    VllmSignature(_MANAGER, "FullAttentionManager.cache_blocks", ("request", "num_tokens")),
+    VllmSignature(_MANAGER, "MambaManager", ("kv_cache_spec", "block_pool")),
+    VllmSignature(_MANAGER, "SlidingWindowManager", ("kv_cache_spec",)),
     VllmSignature(_MANAGER, "FullAttentionManager.pop_blocks_for_free", ("request_id",)),
     VllmSignature("vllm.v1.core.block_pool", "BlockPool.get_new_blocks", ("num_blocks",)),
     VllmSignature("vllm.v1.core.block_pool", "BlockPool.free_blocks", ("ordered_blocks",)),
@@ -42,6 +46,16 @@ SCHEDULER_SIGNATURES: tuple[VllmSignature, ...] = (
         "vllm.utils.torch_utils", "direct_register_custom_op", ("op_name", "op_func", "mutates_args", "fake_impl")
     ),
     VllmSignature("vllm.utils.torch_utils", "async_tensor_h2d", ("data", "device", "dtype", "out")),
+)
+
+_GROUP_SIGNATURES: tuple[VllmSignature, ...] = (
+    VllmSignature(_GROUP, "AttentionGroup", ("layer_names", "kv_cache_spec", "kernel_block_stride")),
+    VllmSignature(_GROUP, "AttentionGroup.build_metadata", ("common_attn_metadata",)),
+    VllmSignature(_GROUP, "AttentionGroup.build_metadata_for_cudagraph_capture", ("common_attn_metadata",)),
+    VllmSignature("vllm.v1.attention.backend", "CommonAttentionMetadata", _COMMON),
+    VllmSignature("vllm.v1.kv_cache_interface", "FullAttentionSpec", ("block_size", "num_kv_heads", "head_size")),
+    VllmSignature("vllm.v1.kv_cache_interface", "MambaSpec", ("mamba_cache_mode",)),
+    VllmSignature("vllm.v1.kv_cache_interface", "SlidingWindowSpec", ("sliding_window",)),
 )
 
 RUNNER_V1_SIGNATURES: tuple[VllmSignature, ...] = (
@@ -52,9 +66,11 @@ RUNNER_V1_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_RUNNER, "GPUModelRunner.load_model", ()),
     VllmSignature(_RUNNER, "GPUModelRunner.profile_run", ()),
     VllmSignature(_RUNNER, "GPUModelRunner.execute_model", ("scheduler_output",)),
-    VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.compute_slot_mapping", ("num_reqs", "positions")),
-    VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.add_row", ("block_ids", "row_idx")),
-    VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.clear_row", ("row_idx",)),
+    VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.__getitem__", ("idx",)),
+    VllmSignature("vllm.v1.worker.block_table", "BlockTable.compute_slot_mapping", ("num_reqs", "positions")),
+    VllmSignature("vllm.v1.worker.block_table", "BlockTable.add_row", ("block_ids", "row_idx")),
+    VllmSignature("vllm.v1.worker.block_table", "BlockTable.clear_row", ("row_idx",)),
+    *_GROUP_SIGNATURES,
 )
 
 RUNNER_V2_SIGNATURES: tuple[VllmSignature, ...] = (
@@ -69,16 +85,16 @@ RUNNER_V2_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_RUNNER_V2, "GPUModelRunner.execute_model", ("scheduler_output", "dummy_run")),
     VllmSignature(_STATE, "ModelState.prepare_attn", ("input_batch", "cudagraph_mode", "for_capture")),
     VllmSignature(_STATE, "ModelState.execute_mm_encoder", ("scheduled_encoder_inputs",)),
-    VllmSignature(
-        "vllm.v1.worker.gpu.block_table", "BlockTables.append_block_ids", ("req_index", "new_block_ids", "overwrite")
-    ),
+    VllmSignature("vllm.v1.worker.gpu.block_table", "BlockTables", ("block_sizes", "max_num_reqs")),
+    VllmSignature("vllm.v1.worker.gpu.buffer_utils", "StagedWriteTensor.stage_write", ("index", "start", "x")),
     VllmSignature("vllm.v1.worker.gpu.input_batch", "InputBatch", ("req_ids", "has_prefill", *_BATCH)),
     VllmSignature(
         "vllm.v1.core.sched.output", "NewRequestData", ("req_id", "prompt_token_ids", "mm_features", "sampling_params")
     ),
+    *_GROUP_SIGNATURES,
 )
 
-KV_SIGNATURES = (*SCHEDULER_SIGNATURES, *RUNNER_V1_SIGNATURES, *RUNNER_V2_SIGNATURES)
+KV_SIGNATURES = tuple(dict.fromkeys((*SCHEDULER_SIGNATURES, *RUNNER_V1_SIGNATURES, *RUNNER_V2_SIGNATURES)))
 
 
 def signatures_of_runner(v2: bool) -> tuple[VllmSignature, ...]:
