@@ -1,6 +1,7 @@
 """What our plugin costs a request that asks for nothing: single requests, alternating between two servers.
 
-`python -m benchmarks.off_cost [--save]`. Latency on a shared machine is noisy, so the processor time that
+`python -m benchmarks.off_cost [--save]`; with `--one-row` for a family with one position per token, which vLLM is told
+has three equal ones (InternVL in place of Qwen2.5-VL). Latency on a shared machine is noisy, so the processor time that
 each server spent is compared as well. Both servers get the same preloaded libraries.
 """
 
@@ -23,8 +24,10 @@ from rich.progress import Progress
 
 from vllm_prune.cli.host import installed_libraries, preload_list
 
+from . import random_internvl, random_model
 from .machine import RESULTS, hardware, quiet_seconds
-from .random_model import build, parameters
+from .random_internvl import TILE
+from .random_model import parameters
 from .servers import PRELOAD_AT_START, Server
 from .speed.arms import Arm, stock
 from .speed.client import ask
@@ -87,22 +90,26 @@ def main(
     pairs: Annotated[int, typer.Option(help="Measured pairs of requests.")] = 24,
     rows: Annotated[int, typer.Option(help="Screen height in tokens (28 pixels each).")] = 24,
     cols: Annotated[int, typer.Option(help="Screen width in tokens.")] = 32,
+    one_row: Annotated[bool, typer.Option(help="InternVL, a family with one position per token.")] = False,
     save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print; `--save` keeps the result."""
-    folder = build()
-    found = measure(folder, (rows * 28, cols * 28), pairs)
+    folder = random_internvl.build() if one_row else random_model.build()
+    # A screen of 3 x 2 tiles has six of 256 tokens, and the whole picture as a seventh.
+    side, tokens = ((2 * TILE, 3 * TILE), 7 * 256) if one_row else ((rows * 28, cols * 28), rows * cols)
+    found = measure(folder, side, pairs)
     result: dict[str, Any] = {
         "command": "python -m benchmarks.off_cost " + " ".join(sys.argv[1:]),
         "hardware": hardware(),
         "parameters": parameters(folder),
-        "setting": {"visual_tokens": rows * cols, "pairs": pairs, "load": os.getloadavg()[0]},
+        "setting": {"visual_tokens": tokens, "pairs": pairs, "load": os.getloadavg()[0]},
         "stock_over_off": summarise(found),
     }
     print(json.dumps(result["stock_over_off"], indent=1))
     if save:
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "off_cost.json").write_text(json.dumps(result, indent=1) + "\n")
+        name = "off_cost_one_row.json" if one_row else "off_cost.json"
+        (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

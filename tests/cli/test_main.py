@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from vllm_prune.catalogue import KV, VISUAL, entries, markdown
 from vllm_prune.cli.main import app
+from vllm_prune.visual.models.table import FAMILIES
 from vllm_prune.vllm_compat.version import TESTED, minor_of, vllm_version
 
 from .command import run
@@ -30,10 +31,8 @@ def test_doctor_passes_here() -> None:
     assert found.returncode == 0, found.stdout
     for word in (
         "vllm internals",
-        "Qwen2_5_VLForConditionalGeneration",
-        "Qwen3VLForConditionalGeneration",
+        *FAMILIES,
         "0.32",
-        "Molmo2ForConditionalGeneration",
         "prefix attention",
         "experimental",
         "stts/scorer.safetensors",

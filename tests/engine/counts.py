@@ -46,3 +46,15 @@ def budgets(visual: Visual, sizes: dict[str, list[int]]) -> dict[str, list[tuple
     for (modality, i), count in zip(shared, counts, strict=True):
         plans[modality][i] = (plans[modality][i][0], count)
     return plans
+
+
+def spread(total: int, sizes: Sequence[int]) -> list[int]:
+    """Shares of the runs of one item by their size; where there are enough, each run has one at least."""
+    if total < len(sizes):
+        quotas = [Fraction(total * size, sum(sizes)) for size in sizes]
+        counts = [int(quota) for quota in quotas]
+        by_remainder = sorted(range(len(sizes)), key=lambda i: (counts[i] - quotas[i], i))
+        for i in by_remainder[: total - sum(counts)]:
+            counts[i] += 1
+        return counts
+    return share(total, sizes)

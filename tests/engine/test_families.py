@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,10 @@ from vllm_prune.visual.models.table import ADAPTERS, FAMILIES, Family
 from . import oracle as qwen
 from .engines import EnginePool, answer_of, generate, model_of, runner_of
 from .eviction import EVICTING, Evictor, evict, journal
-from .families import float32_delta_nets
+from .families import contiguous_products, float32_delta_nets
 from .families.oracle import FamilyOracle
-from .families.rows import BUDGETS, ROWS, STEPS, ask, cases, for_engine, requests
+from .families.rows import BUDGETS, ROWS, STEPS, Row, ask, cases, for_engine, requests
+from .families.vllm_prompt import VllmPromptOracle
 from .media import Request
 from .oracle import TOLERANCE, Answer, Expected, Mismatch, compare
 
@@ -55,7 +56,9 @@ class Rounds:
     model: str
 
 
-@pytest.fixture(scope="module", params=[name for name, row in ROWS.items() if EVERYTHING or not row.slow])
+@pytest.fixture(
+    scope="module", params=[name for name, row in ROWS.items() if not row.drafter and (EVERYTHING or not row.slow)]
+)
 def family(request: pytest.FixtureRequest) -> str:
     """Name of the row; module-wide, so that each engine starts once."""
     return request.param
@@ -63,17 +66,27 @@ def family(request: pytest.FixtureRequest) -> str:
 
 def oracle_of(name: str, checkpoint: Path, compact: bool = False) -> Any:
     """The oracle of a row, or one with positions that are wrong for it."""
-    if ROWS[name].kin is None:
-        return FamilyOracle(checkpoint, ROWS[name], compact)
+    row = ROWS[name]
+    if row.embed is not None:
+        return VllmPromptOracle(checkpoint, row, checkpoint.with_name(for_engine(name)), compact)
+    if row.kin is None:
+        return FamilyOracle(checkpoint, row, compact)
     return Compact(checkpoint) if compact else qwen.Oracle(checkpoint)
 
 
 def start(name: str, engines: EnginePool, checkpoint: str) -> Any:
     """The engine of a row on one of its checkpoints."""
     row = ROWS[name]
+    stand_in(row)
+    return engines.get(checkpoint, max_num_batched_tokens=row.chunk, limit_mm_per_prompt=row.limits, **row.options)
+
+
+def stand_in(row: Row) -> None:
+    """Replace what vLLM's CPU build cannot do for a row; before its first engine."""
     if row.float32_delta_nets:
         float32_delta_nets.install()
-    return engines.get(checkpoint, max_num_batched_tokens=row.chunk, limit_mm_per_prompt=row.limits)
+    if row.transposed_input:
+        contiguous_products.install()
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +171,8 @@ def replaced(
     copy = f"{name}_{'stock' if family is None else family.positions}"
     checkpoints[copy] = source.with_name(copy)
     shutil.copytree(source, checkpoints[copy])
-    with monkeypatch.context() as patch:
+    with ExitStack() as after:
+        patch = after.enter_context(monkeypatch.context())
         if family is None:
             patch.delitem(FAMILIES, architecture)
             parent = FAMILY_PARENTS[architecture]
@@ -166,8 +180,8 @@ def replaced(
         else:
             patch.setitem(FAMILIES, architecture, family)
             ModelRegistry.register_model(architecture, derived.make_adapter(architecture, family))
+        after.callback(ModelRegistry.register_model, architecture, ADAPTERS[architecture])
         yield copy
-    ModelRegistry.register_model(architecture, ADAPTERS[architecture])
 
 
 FAMILY_PARENTS = {architecture: family.parent for architecture, family in FAMILIES.items()}
@@ -181,24 +195,31 @@ def test_compact_positions_are_those_of_the_shortened_prompt(
     asked = {key: request for key, request in requests(name).items() if key.startswith("iv, ")}
     with replaced(name, checkpoints, monkeypatch, row) as checkpoint:
         llm = start(name, engines, checkpoint)
-        assert not runner_of(llm).uses_mrope
+        assert not runner_of(llm).model_config.uses_mrope
         for output, request in zip(generate(llm, list(asked.values()), STEPS), asked.values(), strict=True):
             compare(oracle.in_our_pads(answer_of(output)), oracle.answer(request, STEPS))
 
 
-def test_kv_budgets_go_with_three_equal_rows(engines: EnginePool, checkpoints: dict[str, Path]) -> None:
-    name, steps = "internvl", 40
-    row, oracle = ROWS[name], FamilyOracle(checkpoints[name], ROWS[name])
+@pytest.mark.parametrize("name", [name for name in ROWS if name == "internvl" or (EVERYTHING and ROWS[name].kv)])
+def test_kv_budgets_beside_visual_ones(name: str, engines: EnginePool, checkpoints: dict[str, Path]) -> None:
+    steps = 40
+    row, oracle = ROWS[name], oracle_of(name, checkpoints[name])
+    in_our_pads = getattr(oracle, "in_our_pads", lambda answer: answer)
     shown, spec = cases(row), KvSpec("random", keep="0.5", buffer=16)
-    asked = [ask(row, shown[case], BUDGETS[budget]) for case in ("i", "iv") for budget in ("none", "half")]
-    llm = engines.get(name, max_num_batched_tokens=96, limit_mm_per_prompt=row.limits, **EVICTING)
+    chosen = [case for case in ("i", "iv") if case in shown]
+    asked = [ask(row, shown[case], BUDGETS[budget]) for case in chosen for budget in ("none", "half")]
+    chunk = max(96, row.chunk)
+    stand_in(row)
+    # As a launched server does, the engine starts where it cannot run each of the strategies.
+    options = {**row.options, **EVICTING, "additional_config": {"vllm_prune": {"launched": True}}}
+    llm = engines.get(for_engine(name), max_num_batched_tokens=chunk, limit_mm_per_prompt=row.limits, **options)
     with journal() as kept_rows:
         outputs = evict(llm, asked, [spec] * len(asked), steps)
     for request, output in zip(asked, outputs, strict=True):
         prompt, kept = len(output.prompt_token_ids), kept_rows.of(int(output.request_id))
         assert len(kept) > 1
         evictor = Evictor(prompt, spec.count(prompt), spec.buffer, kept)
-        compare(oracle.in_our_pads(answer_of(output)), oracle.answer(request, steps, evictor))
+        compare(in_our_pads(answer_of(output)), oracle.answer(request, steps, evictor))
         assert evictor.done == len(kept)
 
 

@@ -43,7 +43,7 @@ def examine() -> list[Check]:
         _plugin(),
         _front_end(),
         *_adapters(),
-        _molmo2(),
+        _two_way(),
         _configuration(),
         _stts(),
         _vision_selector(),
@@ -131,19 +131,23 @@ def _adapters() -> list[Check]:
     return checks
 
 
-def _molmo2() -> Check:
+def _two_way() -> Check:
     from vllm.platforms import current_platform
 
+    from ..visual.models.table import FAMILIES
+
+    names = ", ".join(name.partition("For")[0] for name, family in FAMILIES.items() if family.two_way)
     detail = (
-        "experimental: budgets for videos, with counts per frame and positions of the shortened prompt; image budgets "
-        "are refused with 400. Tested with a tiny random model and a causal mask in place of prefix attention only"
+        f"{names}: experimental until run on a GPU. Tested with a tiny random model and a causal mask in place of "
+        "prefix attention only. Molmo2: budgets for videos, with positions of the shortened prompt; image budgets are "
+        "refused with 400"
     )
     if current_platform.is_cpu():
         detail = (
-            "not on the CPU: its visual tokens attend in both directions (prefix attention), which vLLM has in its "
+            "not on the CPU: visual tokens attend in both directions (prefix attention), which vLLM has in its "
             "Triton, FlexAttention and FlashAttention 4 backends only. Elsewhere " + detail
         )
-    return Check("Molmo2", True, detail)
+    return Check("prefix attention", True, detail)
 
 
 def _stts() -> Check:

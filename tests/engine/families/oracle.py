@@ -23,7 +23,7 @@ from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
 from vllm_prune.visual.strategies.base import Context
 
-from ..counts import budgets
+from ..counts import budgets, spread
 from ..media import Request
 from ..oracle import Answer, Evict, Expected
 from .rows import Row
@@ -53,13 +53,14 @@ class FamilyOracle:
     """
 
     def __init__(self, path: Path, row: Row, compact: bool = False) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
         self.hf: Any = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval()
-        self.processor: Any = AutoProcessor.from_pretrained(path)
         self.row, self.compact = row, compact
-        self.language: Any = getattr(self.hf.model, "language_model", None) or self.hf.model.text_model
-        self.pads = self.processor.tokenizer.convert_tokens_to_ids(list(row.pads))
+        self.processor: Any = AutoProcessor.from_pretrained(path) if row.embed is None else None
+        decoder: Any = self.hf.get_decoder()
+        self.language: Any = getattr(decoder, "model", decoder)
+        self.pads = AutoTokenizer.from_pretrained(path).convert_tokens_to_ids(list(row.pads))
 
     @torch.no_grad()
     def answer(self, request: Request, steps: int, evict: Evict | None = None) -> Expected:
@@ -92,7 +93,12 @@ class FamilyOracle:
             if self.row.video_metadata:
                 about = [{k: v for k, v in m.items() if k != "do_sample_frames"} for _, m in videos]
                 data |= {"video_metadata": [VideoMetadata(**m) for m in about], "do_sample_frames": False}
-        return self.processor(text=[text], return_tensors="pt", **data)
+        inputs = self.processor(text=[text], return_tensors="pt", **data)
+        # One of the processors gives bfloat16.
+        for name, values in inputs.items():
+            if isinstance(values, Tensor) and values.is_floating_point():
+                inputs[name] = values.float()
+        return inputs
 
     def laid_out(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """Embeddings [N, width] and positions [1 or 3, N] that transformers hands its language model."""
@@ -106,7 +112,7 @@ class FamilyOracle:
         language.forward = stop
         try:
             with self.told_apart(inputs):
-                self.hf.model(**inputs)
+                self.hf(**inputs)
         except _Stop:
             pass
         finally:
@@ -169,11 +175,23 @@ class FamilyOracle:
         strategy, runs = VISUAL.create(name, None), len(item.runs)
         if runs == 1:
             return strategy.select(features, item.grid or Grid(1, 1, count_of(item)), count, Context())
-        assert len(set(item.runs)) == 1
+        if len(set(item.runs)) > 1:
+            return self.run_by_run(item.runs, strategy, count, features)
         grid = item.grid if item.grid is not None and item.grid.frames == runs else Grid(runs, 1, item.runs[0])
         # As even as whole numbers allow, the first ones more; the runs of these items are equally long.
         per_run = [count // runs + (i < count % runs) for i in range(runs)]
         return strategy.select(features, grid, count, Context(), per_run)
+
+    def run_by_run(self, runs: Sequence[int], strategy: Any, count: int, features: Tensor) -> Tensor:
+        """Kept tokens where the runs of an item have several lengths: each run is chosen from alone."""
+        kept, first = [], 0
+        for size, share, rows in zip(runs, spread(count, runs), features.split(list(runs)), strict=True):
+            if share:
+                all_of_them = torch.arange(size)
+                chosen = all_of_them if share == size else strategy.select(rows, Grid(1, 1, size), share, Context())
+                kept.append(first + chosen)
+            first += size
+        return torch.cat(kept)
 
     def decode(
         self, embeddings: Tensor, positions: Tensor, following: int, steps: int, evict: Evict | None = None
@@ -189,7 +207,7 @@ class FamilyOracle:
             if evict is not None and i:
                 evict(cache.layers, len(embeddings) + i - 1)
             hidden = model(past_key_values=cache, **step).last_hidden_state
-            scores = self.hf.lm_head(hidden[0, -1]).log_softmax(-1)
+            scores = self.hf.get_output_embeddings()(hidden[0, -1]).log_softmax(-1)
             tokens.append(int(scores.argmax()))
             logprobs.append(float(scores.max()))
             embedded = self.hf.get_input_embeddings()(torch.tensor([tokens[-1:]]))

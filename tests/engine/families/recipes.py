@@ -89,6 +89,16 @@ def qwen3_5(tokenizer: Any, folder: Path) -> Any:
     return Qwen3_5ForConditionalGeneration(Qwen3_5Config(**_qwen3_5_parts(tokenizer)))
 
 
+def qwen3_5_full(tokenizer: Any, folder: Path) -> Any:
+    """Full attention in all layers, as vLLM's CPU kernel of delta nets takes no speculation in float32."""
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    _qwen3_processors(tokenizer, folder)
+    parts = _qwen3_5_parts(tokenizer)
+    parts["text_config"] |= {"layer_types": ["full_attention"] * 3, "mtp_num_hidden_layers": 1}
+    return Qwen3_5ForConditionalGeneration(Qwen3_5Config(**parts))
+
+
 def qwen3_5_moe(tokenizer: Any, folder: Path) -> Any:
     """The same with four experts, two of them per token, and a shared one."""
     from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
@@ -394,3 +404,232 @@ def pixtral(tokenizer: Any, folder: Path) -> Any:
         tie_word_embeddings=False,
     )
     return LlavaForConditionalGeneration(config)
+
+
+def smolvlm(tokenizer: Any, folder: Path) -> Any:
+    """SmolVLM: as Idefics 3."""
+    from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessor, SmolVLMProcessor
+    from transformers.models.smolvlm import processing_smolvlm
+    from transformers.models.smolvlm.video_processing_smolvlm import SmolVLMVideoProcessor
+
+    # Its processor writes the number of a video's frames in words, with a package that images do not need.
+    processing_smolvlm.num2words = processing_smolvlm.num2words or str
+    edge = {"longest_edge": 112}
+    SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(size={"longest_edge": 224}, max_image_size=edge, **_HALF),
+        tokenizer=tokenizer,
+        video_processor=SmolVLMVideoProcessor(),
+        image_seq_len=16,
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    tower = {key: SIGLIP[key] for key in SIGLIP if key != "model_type"}
+    config = SmolVLMConfig(
+        vision_config={**tower, "patch_size": 14},
+        text_config={"model_type": "llama", **_plain_text(tokenizer), "pad_token_id": 0},
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+    )
+    return SmolVLMForConditionalGeneration(config)
+
+
+def exaone4_5(tokenizer: Any, folder: Path) -> Any:
+    """EXAONE 4.5: Qwen2.5-VL's processors and windows before a language model with one position per token."""
+    from transformers import (
+        Exaone4_5_Config,
+        Exaone4_5_ForConditionalGeneration,
+        Exaone4_5_Processor,
+        Qwen2VLImageProcessor,
+    )
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    images = Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024}, **_HALF)
+    videos = Qwen2VLVideoProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 768}, **_HALF)
+    Exaone4_5_Processor(
+        image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=_TEMPLATE
+    ).save_pretrained(folder)
+    tower = {"depth": 3, "patch_size": 14, "window_size": 112, "fullatt_block_indexes": [1], "num_key_value_heads": 2}
+    layers = {"sliding_window": None, "layer_types": ["full_attention"] * 3, "head_dim": 64}
+    ids = _special_ids(tokenizer)
+    config = Exaone4_5_Config(
+        text_config={"model_type": "exaone4", **_plain_text(tokenizer, **layers)},
+        vision_config={**_VISION, **tower},
+        image_token_id=ids["image_token_id"],
+        video_token_id=ids["video_token_id"],
+        tie_word_embeddings=False,
+    )
+    return Exaone4_5_ForConditionalGeneration(config)
+
+
+LLAMA4_TOKENS = (
+    "<|image|>",
+    "<|image_start|>",
+    "<|image_end|>",
+    "<|patch|>",
+    "<|tile_x_separator|>",
+    "<|tile_y_separator|>",
+)
+
+
+def llama4(tokenizer: Any, folder: Path) -> Any:
+    """Llama 4: one expert of four per token and a shared one; the last layer attends without positions."""
+    from transformers import Llama4Config, Llama4ForConditionalGeneration, Llama4ImageProcessor, Llama4Processor
+
+    size = {"height": 112, "width": 112}
+    Llama4Processor(
+        image_processor=Llama4ImageProcessor(size=size, max_patches=4),
+        tokenizer=tokenizer,
+        patch_size=14,
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    ids = tokenizer.convert_tokens_to_ids
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size_mlp": 512, "head_dim": 64}
+    tower = {key: SIGLIP[key] for key in SIGLIP if key != "model_type"}
+    tower |= {"projector_input_dim": 128, "projector_output_dim": 128, "vision_output_dim": 128}
+    config = Llama4Config(
+        text_config=_plain_text(tokenizer, **experts, no_rope_layers=[1, 1, 0], pad_token_id=0),
+        vision_config={**tower, "intermediate_size": 512},
+        boi_token_index=ids("<|image_start|>"),
+        eoi_token_index=ids("<|image_end|>"),
+        image_token_index=ids("<|patch|>"),
+        tie_word_embeddings=False,
+    )
+    return Llama4ForConditionalGeneration(config)
+
+
+GEMMA_TOKENS = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+NEWLINES = ("\n", "\n\n", "\n\n\n", "\n\n\n\n")
+"""Tokens of their own in Gemma's vocabulary, which its processor in vLLM looks up."""
+
+
+def _named_tokens(folder: Path, tokens: dict[str, str]) -> Any:
+    """Give a tokenizer's special tokens names that a processor asks for; writes them anew, as saving drops them."""
+    from transformers import AutoTokenizer
+
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **tokens, "extra_special_tokens": tokens}))
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def _gemma_text(tokenizer: Any, **more: Any) -> dict[str, Any]:
+    """A window of 64 cached tokens in all layers but one."""
+    text = _plain_text(tokenizer, head_dim=64, sliding_window=64, pad_token_id=0, **more)
+    del text["rope_parameters"]
+    return {**text, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
+
+
+def gemma3(tokenizer: Any, folder: Path) -> Any:
+    """Gemma 3: every picture is 64 visual tokens."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessor, Gemma3Processor
+
+    size = {"height": 224, "width": 224}
+    Gemma3Processor(
+        image_processor=Gemma3ImageProcessor(size=size, **_HALF),
+        tokenizer=_named_tokens(folder, GEMMA_TOKENS),
+        image_seq_length=64,
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    _named_tokens(folder, GEMMA_TOKENS)
+    config = Gemma3Config(
+        text_config=_gemma_text(tokenizer, query_pre_attn_scalar=64),
+        vision_config={**SIGLIP, "image_size": 224, "vision_use_head": False},
+        mm_tokens_per_image=64,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image_soft_token>"),
+        boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
+        eoi_token_index=tokenizer.convert_tokens_to_ids("<end_of_image>"),
+        tie_word_embeddings=False,
+    )
+    return Gemma3ForConditionalGeneration(config)
+
+
+GEMMA4_TOKENS = {
+    **{"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
+    **{"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"},
+}
+
+
+def gemma4(tokenizer: Any, folder: Path) -> Any:
+    """Gemma 4: as many visual tokens as a picture's shape gives below 70, and a time before each frame of a video."""
+    from transformers import (
+        Gemma4AudioFeatureExtractor,
+        Gemma4Config,
+        Gemma4ForConditionalGeneration,
+        Gemma4ImageProcessor,
+        Gemma4Processor,
+        Gemma4VideoProcessor,
+    )
+
+    Gemma4Processor(
+        feature_extractor=Gemma4AudioFeatureExtractor(),
+        image_processor=Gemma4ImageProcessor(max_soft_tokens=70),
+        tokenizer=_named_tokens(folder, GEMMA4_TOKENS),
+        video_processor=Gemma4VideoProcessor(max_soft_tokens=70),
+        image_seq_length=70,
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    _named_tokens(folder, GEMMA4_TOKENS)
+    ids = tokenizer.convert_tokens_to_ids
+    text = _gemma_text(tokenizer, global_head_dim=64, hidden_size_per_layer_input=0, num_kv_shared_layers=0)
+    tower = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 32,
+    }
+    config = Gemma4Config(
+        text_config=text,
+        vision_config={**tower, "num_key_value_heads": 4, "patch_size": 16, "default_output_length": 70},
+        audio_config=None,
+        boi_token_id=ids("<|image>"),
+        eoi_token_id=ids("<image|>"),
+        image_token_id=ids("<|image|>"),
+        video_token_id=ids("<|video|>"),
+        tie_word_embeddings=False,
+    )
+    return Gemma4ForConditionalGeneration(config)
+
+
+MINICPM_TOKENS = {
+    "image_token": "<|image_pad|>",
+    "video_token": "<|video_pad|>",
+    "image_start_token": "<image>",
+    "image_end_token": "</image>",
+    "slice_start_token": "<slice>",
+    "slice_end_token": "</slice>",
+    "image_id_start_token": "<image_id>",
+    "image_id_end_token": "</image_id>",
+}
+
+
+def minicpmv4_6(tokenizer: Any, folder: Path) -> Any:
+    """MiniCPM-V 4.6: a picture and then its slices, which have other sizes than it, before Qwen3.5."""
+    from transformers import (
+        MiniCPMV4_6Config,
+        MiniCPMV4_6ForConditionalGeneration,
+        MiniCPMV4_6ImageProcessor,
+        MiniCPMV4_6Processor,
+        MiniCPMV4_6VideoProcessor,
+    )
+
+    size = {"scale_resolution": 168, "patch_size": 14, "max_slice_nums": 4, **_HALF}
+    MiniCPMV4_6Processor(
+        image_processor=MiniCPMV4_6ImageProcessor(**size),
+        video_processor=MiniCPMV4_6VideoProcessor(**size),
+        tokenizer=_named_tokens(folder, MINICPM_TOKENS),
+        chat_template=_TEMPLATE,
+    ).save_pretrained(folder)
+    _named_tokens(folder, MINICPM_TOKENS)
+    ids = _special_ids(tokenizer)
+    text = _qwen3_5_parts(tokenizer)["text_config"]
+    config = MiniCPMV4_6Config(
+        text_config={"model_type": "qwen3_5_text", **text},
+        vision_config={**{key: SIGLIP[key] for key in SIGLIP if key != "model_type"}, "image_size": 224},
+        insert_layer_id=0,
+        image_size=168,
+        image_token_id=ids["image_token_id"],
+        video_token_id=ids["video_token_id"],
+        tie_word_embeddings=False,
+    )
+    return MiniCPMV4_6ForConditionalGeneration(config)

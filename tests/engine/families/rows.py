@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from .. import matrix, media
 from ..media import Request, Visual
-from . import recipes
+from . import recipes, recipes_of_vllm, towers
 from .recipes import Change, Recipe
 
 STEPS = 8
@@ -39,9 +43,16 @@ class Row:
         chunk: prompt tokens of a step, as few as the family takes.
         change: what vLLM's loader wants changed in the tensors of the checkpoint.
         float32_delta_nets: whether the CPU needs a stand-in for vLLM's kernel.
+        transposed_input: whether the tower hands vLLM's matrix product for CPUs an input that it does not take.
         video_metadata: whether transformers' processor takes the metadata of videos.
         one_pad_for_all: whether images and videos have the same pad in transformers.
         videos: how many of them vLLM takes in a prompt.
+        rewrite: makes the copy of the checkpoint that the engine loads, where its format is one of vLLM's own.
+        embed: features of one item from transformers' tower, see `towers`; where it is there, prompt and pixels come
+            from vLLM's stock processor.
+        options: of vLLM, which transformers' answers need.
+        kv: whether KV budgets are compared, too.
+        drafter: whether the checkpoint has a head that drafts; these rows are for `test_mtp` alone.
         slow: whether it only runs with `FAMILIES=full`: another row runs nearly the same code, or it has not passed.
     """
 
@@ -54,10 +65,21 @@ class Row:
     chunk: int = 48
     change: Change | None = None
     float32_delta_nets: bool = False
+    transposed_input: bool = False
     video_metadata: bool = True
     one_pad_for_all: bool = False
     videos: int = 2
+    rewrite: Callable[[Path], None] | None = None
+    embed: Callable[[Any, str, dict[str, Any]], Tensor] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    kv: bool = False
+    drafter: bool = False
     slow: bool = False
+
+    @property
+    def copied(self) -> bool:
+        """Whether the engine loads a checkpoint of its own."""
+        return self.change is not None or self.rewrite is not None
 
     @property
     def limits(self) -> dict[str, int]:
@@ -65,41 +87,88 @@ class Row:
         return {"image": 4, **({"video": self.videos} if self.video else {})}
 
 
+NORMALISED = {"mm_device_do_normalize": False}
+"""vLLM 0.32 leaves the normalising of pixels to the tower of all that derives from Qwen2.5-VL; EXAONE's does not."""
+CAUSAL = {"hf_overrides": {"is_mm_prefix_lm": False}}
+"""vLLM's CPU backend has no attention in both directions, so the language model is asked for its causal one."""
 GLM_MARKS = tuple(f"<|{word}_of_{modality}|>" for modality in ("image", "video") for word in ("begin", "end"))
 GLM4V = Row(
     recipes.glm4v, None, ("<|image|>", "<|video|>", *GLM_MARKS),
     "<|begin_of_image|><|image|><|end_of_image|>", "<|begin_of_video|><|video|><|end_of_video|>",
-    ("<|image|>", "<|video|>"), one_pad_for_all=True, videos=1,
+    ("<|image|>", "<|video|>"), one_pad_for_all=True, videos=1, kv=True,
 )  # fmt: skip
 ROWS = {
-    "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", change=recipes.transposed_experts),
+    "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", change=recipes.transposed_experts, kv=True),
     "qwen3_5": Row(recipes.qwen3_5, "qwen3_vl", chunk=192, float32_delta_nets=True),
     "qwen3_5_moe": Row(recipes.qwen3_5_moe, "qwen3_vl", chunk=192, float32_delta_nets=True, slow=True),
-    "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl"),
+    "qwen3_5_mtp": Row(
+        recipes.qwen3_5_full, "qwen3_vl", chunk=192, rewrite=recipes_of_vllm.with_head, drafter=True,
+        # vLLM looks for states of delta nets to cache.
+        options={"enable_prefix_caching": False},
+    ),
+    "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl", kv=True),
     "internvl": Row(
         recipes.internvl, None, tuple(recipes.INTERNVL_TOKENS.values()), "<IMG_CONTEXT>", "<video>",
-        ("<IMG_CONTEXT>", "<video>"),
+        ("<IMG_CONTEXT>", "<video>"), kv=True,
     ),
     "llava_onevision": Row(
         recipes.llava_onevision, None, ("<image>", "<video>"), "<image>", "<video>", ("<image>", "<video>"),
         # vLLM takes no item that is larger than a step.
-        chunk=384, change=recipes.nested_tower, video_metadata=False, slow=True,
+        chunk=384, change=recipes.nested_tower, video_metadata=False, kv=True, slow=True,
     ),
     "mistral3": Row(
-        recipes.mistral3, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",)
+        recipes.mistral3, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",), kv=True
     ),
     "pixtral": Row(
-        recipes.pixtral, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",), slow=True
+        recipes.pixtral, None, ("[IMG]", "[IMG_BREAK]", "[IMG_END]"), "[IMG]", None, ("[IMG]",), kv=True, slow=True
     ),
     "llava_next": Row(
         recipes.llava_next, None, ("<image>",), "<image>", None, ("<image>",),
-        change=recipes.nested_tower, slow=True,
+        change=recipes.nested_tower, kv=True, slow=True,
     ),
     "glm4v": GLM4V,
     "glm4v_moe": replace(GLM4V, recipe=recipes.glm4v_moe, slow=True),
     "idefics3": Row(
         recipes.idefics3, None, ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"),
-        "<image>", None, ("<image>",), slow=True,
+        "<image>", None, ("<image>",), kv=True, slow=True,
+    ),
+    "smolvlm": Row(
+        recipes.smolvlm, None,
+        ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>"),
+        "<image>", None, ("<image>",), kv=True, slow=True,
+    ),
+    "internvl_chat": Row(
+        recipes_of_vllm.internvl_twin, None, ("<image>", "<video>", "<img>", "</img>", "<IMG_CONTEXT>"),
+        "<image>", "<video>", ("<IMG_CONTEXT>", "<|video_pad|>"),
+        rewrite=recipes_of_vllm.internvl_chat, embed=towers.internvl, kv=True, slow=True,
+    ),
+    "exaone4_5": Row(
+        recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"),
+        options=NORMALISED, kv=True, slow=True,
+    ),
+    "exaone4_5_mtp": Row(
+        recipes.exaone4_5, pads=("<|image_pad|>", "<|video_pad|>"), options=NORMALISED,
+        rewrite=recipes_of_vllm.with_head, drafter=True, slow=True,
+    ),
+    "gemma3": Row(
+        recipes.gemma3, None, (*recipes.GEMMA_TOKENS.values(), *recipes.NEWLINES), "<start_of_image>", None,
+        ("<image_soft_token>",), change=recipes.nested_tower, options=CAUSAL, slow=True,
+    ),
+    "gemma4": Row(
+        recipes.gemma4, None, (*recipes.GEMMA4_TOKENS.values(), "<|video|>"), "<|image|>", "<|video|>",
+        ("<|image|>", "<|video|>"), embed=towers.gemma4, slow=True,
+    ),
+    "step3p7": Row(
+        recipes_of_vllm.step3p7_twin, None, recipes_of_vllm.STEP_TOKENS, "<im_patch>", None, ("<im_patch>",), chunk=512,
+        rewrite=recipes_of_vllm.step3p7, embed=towers.step3p7, transposed_input=True, slow=True,
+    ),
+    "minicpmv4_6": Row(
+        recipes.minicpmv4_6, None, tuple(recipes.MINICPM_TOKENS.values())[2:], "<|image_pad|>", "<|video_pad|>",
+        ("<|image_pad|>", "<|video_pad|>"), chunk=192, float32_delta_nets=True, embed=towers.minicpmv4_6, slow=True,
+    ),
+    "llama4": Row(
+        recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), transposed_input=True,
+        slow=True,
     ),
 }  # fmt: skip
 
@@ -128,14 +197,18 @@ def build(name: str, folder: Path) -> Path:
     """Write the checkpoint of a row into a new folder, and where vLLM wants one of its own, its copy beside it."""
     row = ROWS[name]
     recipes.build(row.recipe, row.special, folder)
+    copy = folder.with_name(for_engine(name))
     if row.change is not None:
-        recipes.convert(folder, row.change, folder.with_name(for_engine(name)))
+        recipes.convert(folder, row.change, copy)
+    if row.rewrite is not None:
+        shutil.copytree(folder, copy)
+        row.rewrite(copy)
     return folder
 
 
 def for_engine(name: str) -> str:
     """The name of the checkpoint that the engine loads."""
-    return name if ROWS[name].change is None else f"{name}_vllm"
+    return f"{name}_vllm" if ROWS[name].copied else name
 
 
 def cases(row: Row) -> dict[str, tuple[Any, ...]]:

@@ -112,7 +112,7 @@ def test_a_drafter_takes_off_position_columns(architecture: str) -> None:
     assert issubclass(drafter, derived.vllm_class(DRAFTERS[architecture]))
 
     class Parent:
-        config = SimpleNamespace(hidden_size=4)
+        config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(hidden_size=4))
 
         def embed_input_ids(self, input_ids: Any, multimodal_embeddings: Any = None, *, is_multimodal: Any) -> Any:
             return multimodal_embeddings

@@ -21,7 +21,7 @@ class PrunedDrafter:
     ) -> Tensor:
         """See the parent. Rows of media come as [n, width] or, from a pruned item, with further columns."""
         if multimodal_embeddings is not None and len(multimodal_embeddings):
-            width = self.config.hidden_size  # type: ignore[attr-defined]
+            width = self.config.get_text_config().hidden_size  # type: ignore[attr-defined]
             multimodal_embeddings = [
                 rows if rows.shape[-1] == width else copy_mm_embedding_modality(rows, rows[:, :width])
                 for rows in multimodal_embeddings

@@ -51,6 +51,8 @@ class Family:
         extent: see `Extent`; only read where positions are those of a grid.
         image_rows: whether text stands after each row of an image.
         tested: on what the adapter has been compared with transformers, for people.
+        two_way: whether visual tokens attend to each other in both directions (prefix attention), in all models of the
+            family or in some; vLLM's CPU build has no such attention, so these families are experimental.
         kv: "yes", "untried", or that they are refused and why: what becomes of KV budgets, for people.
     """
 
@@ -65,6 +67,7 @@ class Family:
     image_rows: bool = False
     tested: str = "CPU, tiny model"
     kv: str = "yes"
+    two_way: bool = False
 
     @property
     def one_row(self) -> bool:
@@ -97,9 +100,10 @@ def _generic(name: str, parent: str, **more: Any) -> Family:
 
 
 _DELTA_NETS = "CPU, tiny model with float32 delta nets"
-_PROMPTS = "prompt ids only: CPU, tiny model"
 _BY_INHERITANCE = "not run: inherits from a family that was"
 _UNTRIED = "untried"
+_CAUSAL = "CPU, tiny model with a causal mask"
+_PREFIX = "refused: prefix attention"
 
 FAMILIES: dict[str, Family] = {
     "Qwen2_5_VLForConditionalGeneration": Family(
@@ -110,10 +114,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "Molmo2ForConditionalGeneration": Family(
         "Molmo2, experimental", "molmo2:PruneMolmo2", None, "compact", ("video",), TOWER, True,
-        tested="CPU, tiny model with a causal mask", kv="refused: prefix attention",
+        tested=_CAUSAL, kv=_PREFIX, two_way=True,
     ),
     "Qwen3VLMoeForConditionalGeneration": _qwen3(
-        "Qwen3-VL, MoE", "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration", kv=_UNTRIED
+        "Qwen3-VL, MoE", "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration"
     ),
     "Qwen3_5ForConditionalGeneration": _qwen3(
         "Qwen3.5, dense", "qwen3_5:Qwen3_5ForConditionalGeneration",
@@ -135,27 +139,28 @@ FAMILIES: dict[str, Family] = {
         "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "Qwen2VLForConditionalGeneration": _generic(
-        "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES
+        "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES, kv="yes"
     ),
     "Glm4vForConditionalGeneration": _generic(
         "GLM-4.1V", "glm4_1v:Glm4vForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
-        extent="frame",
+        extent="frame", kv="yes",
     ),
     "Glm4vMoeForConditionalGeneration": _generic(
         "GLM-4.5V", "glm4_1v:Glm4vMoeForConditionalGeneration", positions="grid", signals=PATCHES, per_frame=True,
-        extent="frame", tested=_PROMPTS,
+        extent="frame", kv="yes",
     ),
     "Idefics3ForConditionalGeneration": _generic(
-        "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",)
+        "Idefics 3", "idefics3:Idefics3ForConditionalGeneration", modalities=("image",), kv="yes"
     ),
     "SmolVLMForConditionalGeneration": _generic(
-        "SmolVLM", "smolvlm:SmolVLMForConditionalGeneration", modalities=("image",), tested=_BY_INHERITANCE
+        "SmolVLM", "smolvlm:SmolVLMForConditionalGeneration", modalities=("image",), kv="yes"
     ),
     "LlavaForConditionalGeneration": _generic(
-        "LLaVA 1.5, Pixtral (HF)", "llava:LlavaForConditionalGeneration", modalities=("image",), image_rows=True
+        "LLaVA 1.5, Pixtral (HF)", "llava:LlavaForConditionalGeneration", modalities=("image",), image_rows=True,
+        kv="yes",
     ),
     "LlavaNextForConditionalGeneration": _generic(
-        "LLaVA-NeXT", "llava_next:LlavaNextForConditionalGeneration", modalities=("image",)
+        "LLaVA-NeXT", "llava_next:LlavaNextForConditionalGeneration", modalities=("image",), kv="yes"
     ),
     "InternVLForConditionalGeneration": _generic(
         "InternVL (HF)", "interns1:InternS1ForConditionalGeneration", per_frame=True, kv="yes"
@@ -164,11 +169,33 @@ FAMILIES: dict[str, Family] = {
         "Intern-S1", "interns1:InternS1ForConditionalGeneration", per_frame=True, tested=_BY_INHERITANCE
     ),
     "LlavaOnevisionForConditionalGeneration": _generic(
-        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration", tested=_PROMPTS
+        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration", kv="yes"
     ),
     "Mistral3ForConditionalGeneration": _generic(
         "Mistral 3", "mistral3:Mistral3ForConditionalGeneration", modalities=("image",),
-        image_rows=True,
+        image_rows=True, kv="yes",
+    ),
+    "InternVLChatModel": _generic("InternVL Chat", "internvl:InternVLChatModel", per_frame=True, kv="yes"),
+    "Exaone4_5_ForConditionalGeneration": _generic(
+        "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES, kv="yes"
+    ),
+    "Gemma3ForConditionalGeneration": _generic(
+        "Gemma 3, experimental", "gemma3_mm:Gemma3ForConditionalGeneration", modalities=("image",), tested=_CAUSAL,
+        kv=_PREFIX, two_way=True,
+    ),
+    "Gemma4ForConditionalGeneration": _generic(
+        "Gemma 4, experimental", "gemma4_mm:Gemma4ForConditionalGeneration", per_frame=True, tested=_CAUSAL,
+        two_way=True,
+    ),
+    "MiniCPMV4_6ForConditionalGeneration": _generic(
+        "MiniCPM-V 4.6", "minicpmv4_6:MiniCPMV4_6ForConditionalGeneration", per_frame=True, tested=_DELTA_NETS
+    ),
+    "Step3p7ForConditionalGeneration": _generic(
+        "Step 3.7", "step3p7:Step3p7ForConditionalGeneration", modalities=("image",),
+        tested="CPU, tiny model with one expert",
+    ),
+    "Llama4ForConditionalGeneration": _generic(
+        "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",), kv="refused: chunks of attention"
     ),
 }  # fmt: skip
 """The families by vLLM's architecture name."""
@@ -177,6 +204,7 @@ DRAFTERS: dict[str, str] = {
     "Qwen3_5MTP": "qwen3_5_mtp:Qwen3_5MTP",
     "Qwen3_5MoeMTP": "qwen3_5_mtp:Qwen3_5MoeMTP",
     "InternS2MobiusMTP": "interns2_mobius:InternS2MobiusMTP",
+    "Exaone4_5_MTP": "exaone4_5_mtp:Exaone4_5_MTP",
 }
 """Draft models that read the target's embeddings of media, with vLLM's class; ours take off the position columns."""
 
