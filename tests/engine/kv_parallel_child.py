@@ -18,6 +18,7 @@ SPECS = [
     KvSpec("gui_kv", keep="0.3", buffer=16),
     KvSpec("snapkv", keep="0.2", buffer=16),
     KvSpec("random", keep="0.5", buffer=16),
+    KvSpec("star_kv", keep="0.3", buffer=16),
     KvSpec("expected_attention", max_tokens=30, buffer=9),
 ]
 

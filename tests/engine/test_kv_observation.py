@@ -55,9 +55,10 @@ def test_views_hold_what_transformers_computes(
             return original(self, view, count)
 
         monkeypatch.setattr(GuiKv, "select", select)
+        monkeypatch.setattr(GuiKv, "wanted", lambda self: frozenset({"queries", "saliency", "coordinates"}))
         output = evict(llm, [request], [SPEC], 3)[0]
         monkeypatch.setattr(GuiKv, "select", original)
-        facts = _prefill(oracle, request)
+        places, facts = _prefill(oracle, request)
         assert len(seen) == len(facts)
         for layer, (view, (keys, values, attention, norms)) in enumerate(zip(seen, facts, strict=True)):
             assert view.layer == layer
@@ -68,6 +69,8 @@ def test_views_hold_what_transformers_computes(
             assert view.normed_saliency is not None
             both = torch.stack([view.saliency[0], view.normed_saliency[0]]).cpu()
             torch.testing.assert_close(both, norms, rtol=1e-4, atol=1e-4)
+            assert view.coordinates is not None
+            assert torch.equal(view.coordinates.cpu(), places)
             ours = window_attention(view).flatten(0, 1).cpu()
             torch.testing.assert_close(ours, attention[:, -view.window :], rtol=1e-4, atol=1e-5)
         _check_media(oracle, seen[0], output.prompt_token_ids)
@@ -101,8 +104,8 @@ def _check_media(oracle: Oracle, view: LayerView, prompt: list[int]) -> None:
 
 
 @torch.no_grad()
-def _prefill(oracle: Oracle, request: media.Request) -> list[tuple[torch.Tensor, ...]]:
-    """Per layer: keys, values, attention of all heads, and norms before and behind the input norm, of the prefill."""
+def _prefill(oracle: Oracle, request: media.Request) -> tuple[torch.Tensor, list[tuple[torch.Tensor, ...]]]:
+    """Positions of the prefill, [3, n], and per layer its keys, values, attention, and norms around the input norm."""
     text = oracle.hf.model.language_model
     found: dict[str, Any] = {}
     original = type(text).forward
@@ -133,7 +136,8 @@ def _prefill(oracle: Oracle, request: media.Request) -> list[tuple[torch.Tensor,
         type(text).forward = original
     output = found["output"]
     layers = output.past_key_values.layers
-    return [
+    places = found["prefill"]["position_ids"][-3:, 0]
+    return places, [
         (layer.keys[0], layer.values[0], weights[0], norms)
         for layer, weights, norms in zip(layers, output.attentions, found["norms"], strict=True)
     ]

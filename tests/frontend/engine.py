@@ -39,7 +39,7 @@ from ..vllm_names import make_arg_parser
 
 DEMO = Path(__file__).parents[2] / "benchmarks" / "demo_model" / "checkpoint"
 TOKEN = "red"
-KV_SIGNALS = ["queries", "rotation", "saliency", "values"]
+KV_SIGNALS = ["coordinates", "queries", "rotation", "saliency", "values"]
 
 
 class FakeCore:

@@ -19,7 +19,9 @@ from vllm_prune.kv import saliency as saliency_module
 from vllm_prune.kv.cache import Blocks, StridedRows
 from vllm_prune.kv.commands import Compaction
 from vllm_prune.kv.compaction import Compactor, track
+from vllm_prune.kv.coordinates import CoordinateStore
 from vllm_prune.kv.lengths import CacheLengths
+from vllm_prune.kv.prompt_queries import PromptQueries, SumPlan
 from vllm_prune.kv.query_window import QueryStore, StepPlan
 from vllm_prune.kv.saliency import SaliencyStore
 from vllm_prune.kv.window_slots import WindowLimits
@@ -33,8 +35,10 @@ CASES = [
     *((name, "{}") for name in KV.names()),
     ("gui_kv", '{"basis": "stride"}'),
     ("gui_kv", '{"norm_source": "value"}'),
+    ("expected_attention", '{"queries": "prompt"}'),
 ]
 CASES += [("gui_kv", '{"selection": "per_layer", "protect": "text"}'), ("snapkv", '{"mode": "max"}')]
+CASES += [(name, '{"probe": "activation"}') for name in KV.names() if "queries" in KV.strategy_class(name).needs]
 BY_NATURE = [("gui_kv", '{"basis": "gram"}')]
 """An eigendecomposition reads on the host whether it has converged; PyTorch has none that does not."""
 
@@ -62,6 +66,8 @@ class Worker:
         rotation = self.put(torch.cat([angles.cos(), angles.sin()], dim=1))
         rows = [StridedRows(layer) for layer in self.layers]
         self.compactor = Compactor(self.layers, rows, self.store, self.saliency, rotation, BLOCK)
+        self.compactor.coordinates = self._coordinates()
+        self.sums = self.compactor.prompt_queries = self._sums()
 
     def put(self, tensor: Tensor) -> Tensor:
         """A tensor where this worker has its own."""
@@ -79,6 +85,21 @@ class Worker:
         monkeypatch.setattr("vllm.forward_context.is_forward_context_available", lambda: True)
         return store
 
+    def _coordinates(self) -> CoordinateStore:
+        model = nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([nn.Identity()])})})
+        store = CoordinateStore(model, self.saliency.names[0], self.device)
+        assert store.hooked
+        store.places = torch.zeros(3, BLOCKS * BLOCK + 1, dtype=torch.int32, device=self.device)
+        return store
+
+    def _sums(self) -> PromptQueries:
+        attention = [nn.ModuleDict({"q_norm": nn.Identity()}) for _ in self.layers]
+        for index, layer in enumerate(self.layers):
+            layer.layer_name = f"{index}.attn"
+        sums = PromptQueries(nn.ModuleList(attention), self.layers, 2, 32, self.device)
+        assert sums.hooked
+        return sums
+
     def prefill(self, request: Any, slots: Tensor) -> None:
         """Compute the prompt's last 32 tokens; the last window is observed, padding has slot -1."""
         source = torch.Generator().manual_seed(1)
@@ -89,6 +110,19 @@ class Worker:
         for index in range(LAYERS):
             hidden, normed = self.put(torch.randn(2, 32, 24, generator=source))
             self.saliency.record(hidden, normed, index)
+        summed = request.summed(PROMPT - 32, PROMPT)
+        if summed:
+            start = summed.start - PROMPT + 32
+            self.sums.arm(SumPlan([(request.sum_slot, start, start + len(summed))]))
+            for index in range(LAYERS):
+                self.sums.add(self.put(torch.randn(32, HEADS * GROUP * DIM, generator=source)), index)
+            self.sums.disarm()
+        # Every image is four visual tokens wide; the last 32 tokens hold the last two.
+        places = torch.arange(32).repeat(3, 1)
+        places[1:] += torch.stack([torch.arange(32) % 12 // 4, torch.arange(32) % 4])
+        store = self.compactor.coordinates
+        assert store is not None
+        store.record(self.put(places))
 
     def observe(self, request: Any, positions: range, first: int, source: torch.Generator) -> None:
         """A step whose tokens from `first` on are at those positions."""
@@ -105,7 +139,8 @@ def two_compactions(device: torch.device, name: str, options: str, monkeypatch: 
     worker = Worker(device, monkeypatch)
     spec = KvSpec(name, options, keep="0.5", window=WINDOW, buffer=BUFFER)
     shown = [SimpleNamespace(mm_position=SimpleNamespace(offset=at, length=12, is_embed=None)) for at in (3, 20, 40)]
-    request = track(spec, list(range(PROMPT)), shown, worker.store, WindowLimits(WINDOW, 16, 1))
+    limits = WindowLimits(WINDOW, 16, 1, 2)
+    request = track(spec, list(range(PROMPT)), shown, worker.store, limits, worker.sums)
     slots = (torch.tensor(SOURCE)[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:PROMPT]
     worker.prefill(request, slots)
     worker.compactor.run(Compaction("a", PROMPT, PROMPT // 2, 0, SOURCE, MIDDLE), request)

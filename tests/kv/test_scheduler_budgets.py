@@ -54,6 +54,16 @@ def test_the_engine_goes_on_without_eviction(wire: object, caplog: pytest.LogCap
     assert "request r is not evicted" in caplog.text
 
 
+def test_sums_that_nothing_was_reserved_for_are_skipped() -> None:
+    """The front end refuses these; under plain vLLM they come through."""
+    scheduler, spec = Scheduler(), KvSpec("expected_attention", '{"queries": "prompt"}', keep="0.5")
+    scheduler.add_request(request(spec.wire()))
+    assert scheduler.kv_specs == {}
+    scheduler.windows = WindowSlots(WindowLimits(64, 512, 64, 1))
+    scheduler.add_request(request(spec.wire()))
+    assert set(scheduler.kv_specs) == {"r"}
+
+
 def test_a_good_budget_is_taken() -> None:
     scheduler, before, spec = Scheduler(), skipped(), KvSpec("snapkv", keep="0.5")
     scheduler.add_request(request(spec.wire()))

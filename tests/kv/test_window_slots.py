@@ -51,6 +51,26 @@ def test_the_store_holds_a_default_window_for_each_sequence_or_one_longest() -> 
     assert WindowLimits.of(engine(4, {"vllm_prune": {"observed_requests": 16}})) == WindowLimits(64, 64, 4)
 
 
+def test_one_sum_after_the_other() -> None:
+    """A request whose prompt's queries are summed up waits for a slot, as those behind it do, and holds no window."""
+    paper = KvSpec("expected_attention", '{"queries": "prompt"}', keep="0.5")
+    slots = WindowSlots(WindowLimits.of(engine(8, {"vllm_prune": {"prompt_queries": 1}})))
+    for name in ("a", "b"):
+        slots.register(name, paper, 100)
+    slots.register("c", KvSpec("snapkv", keep="0.5"), 100)
+    slots.begin_step()
+    assert [slots.acquire(name) for name in ("a", "a", "b", "c")] == [True, True, False, False]
+    assert slots.held == {}
+    slots.begin_step()
+    assert slots.acquire("c")
+    slots.release("a")
+    slots.begin_step()
+    assert slots.acquire("b")
+    slots.release("b")
+    slots.release("c")
+    assert (slots.summing, slots.held, slots.free) == ({}, {}, 64)
+
+
 def test_only_strategies_that_look_at_queries_hold_slots() -> None:
     limits = WindowLimits.of(engine(8))
     assert limits.slots_of(KvSpec("snapkv", keep="0.5"), 100) == 8

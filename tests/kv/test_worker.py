@@ -21,7 +21,10 @@ def worker_of(monkeypatch: pytest.MonkeyPatch, additional: Any, **runner: Any) -
 
 
 def whole() -> dict[str, Any]:
-    return {"kv_findings": [], "kv_compactor": SimpleNamespace(saliency=object(), rotation=object())}
+    return {
+        "kv_findings": [],
+        "kv_compactor": SimpleNamespace(saliency=object(), rotation=object(), prompt_queries=None),
+    }
 
 
 def test_a_worker_that_can_do_everything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +35,10 @@ def test_a_worker_that_can_do_everything_starts(monkeypatch: pytest.MonkeyPatch)
     ("runner", "word"),
     [
         ({"kv_findings": [kv_finding("alibi", "layers.0")], "kv_compactor": None}, "ALiBi: layers.0"),
-        ({"kv_findings": [], "kv_compactor": SimpleNamespace(saliency=None, rotation=object())}, "gives no saliency"),
+        (
+            {"kv_findings": [], "kv_compactor": SimpleNamespace(saliency=None, rotation=object(), prompt_queries=None)},
+            "gives no saliency",
+        ),
         ({}, "a worker other than vllm-prune's"),
     ],
 )
@@ -53,4 +59,4 @@ def test_a_report_is_plain_data() -> None:
     assert report == {"findings": [finding.wire()], "offers": []}
     assert Finding.of(report["findings"][0]) == finding
     everything = worker.inspect(SimpleNamespace(**whole()))
-    assert everything == {"findings": [], "offers": ["queries", "rotation", "saliency", "values"]}
+    assert everything == {"findings": [], "offers": ["coordinates", "queries", "rotation", "saliency", "values"]}

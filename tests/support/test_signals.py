@@ -50,13 +50,21 @@ def test_pixels_are_always_there() -> None:
 @pytest.mark.parametrize("signal", get_args(KvSignal))
 def test_a_kv_signal_is_there_where_every_worker_offers_it(signal: KvSignal) -> None:
     one, other = ({"findings": [], "offers": offers} for offers in ([signal], [signal, "x"]))
-    everywhere, nowhere = served(), served()
+    everywhere, nowhere = served(prompt_queries=1), served(prompt_queries=1)
     remember_workers(everywhere, KvWorkers.of([{"kv": one}, {"kv": other}]))
     remember_workers(nowhere, KvWorkers.of([{"kv": one}, {"kv": {"findings": [], "offers": []}}]))
     assert signals.KV[signal](everywhere) is None
     finding = signals.KV[signal](nowhere)
     assert finding is not None
     assert signal in finding.text
+
+
+def test_sums_over_prompts_need_memory_that_the_operator_reserves() -> None:
+    finding = signals.KV["moments"](served())
+    assert finding is not None
+    assert finding.param == "pruning.kv.options"
+    assert "kv.prompt_queries" in finding.text
+    assert "queries: window" in finding.text
 
 
 @pytest.mark.parametrize(

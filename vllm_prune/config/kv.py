@@ -17,7 +17,11 @@ class Kv(Section):
             (1.6 MB each at the default window and the shapes of a 7B model); absent, all that can run at once.
         over_observed: what becomes of one more: "wait" keeps it in the engine's queue until another has ended,
             "refuse" answers it with 503. "refuse" counts in each API process.
+        prompt_queries: requests whose prompt's queries the workers sum up at once, for `expected_attention` with
+            `queries: prompt`; 0 refuses those, and one more than this waits. Each takes 51 MB at the shapes of a 7B
+            model, and with any the captured CUDA graphs do that sum in every step.
     """
 
     observed_requests: Annotated[int, Field(strict=True, ge=1)] | None = None
     over_observed: Literal["wait", "refuse"] = "wait"
+    prompt_queries: Annotated[int, Field(strict=True, ge=0, le=64)] = 0

@@ -37,6 +37,7 @@ class WorkerFacts:
         selector: file or folder with the weights of strategy `vision_selector`; None for none.
         max_window: largest observation window that any request may have.
         observed_requests: most requests with such a window at once; None for all that can run.
+        prompt_queries: most requests at once whose prompt's queries are summed up.
     """
 
     launched: bool = False
@@ -44,6 +45,7 @@ class WorkerFacts:
     selector: str | None = None
     max_window: int = MAX_WINDOW
     observed_requests: int | None = None
+    prompt_queries: int = 0
 
     @classmethod
     def of(cls, vllm_config: Any) -> WorkerFacts:
@@ -57,7 +59,8 @@ class WorkerFacts:
         """The facts of a configuration; relative paths are those of this process's working directory."""
         paths = (config.stts.scorer, config.vision_selector.weights)
         scorer, selector = (None if path is None else str(Path(path).absolute()) for path in paths)
-        return cls(True, scorer, selector, config.largest_window, config.kv.observed_requests)
+        kv = config.kv
+        return cls(True, scorer, selector, config.largest_window, kv.observed_requests, kv.prompt_queries)
 
     def wire(self) -> dict[str, Any]:
         """The facts that differ from the defaults.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,8 @@ from ..budget.kv import KvSpec
 from ..catalogue import KV
 from .cache import Blocks, CacheRows
 from .commands import Compaction
+from .coordinates import CoordinateStore
+from .prompt_queries import PromptQueries
 from .query_window import QueryStore
 from .saliency import SaliencyStore
 from .signals import LayerSource, fields_of
@@ -38,6 +40,7 @@ class CachedRequest:
         items: per media item int64 [n], its prompt tokens; items without any are left out.
         seed: depends on the prompt only.
         window_slots: slots of the query store, W of them; none where the strategy looks at no queries.
+        sum_slot: slot of the sums over the prompt's queries; None where the strategy takes none.
         evicted: logical length minus cached length.
         positions: per layer int64 [H, C], what the rows kept by the last compaction hold; empty before the first.
         carried: per layer, what the strategy keeps with those rows.
@@ -50,6 +53,7 @@ class CachedRequest:
     items: tuple[Tensor, ...]
     seed: int
     window_slots: list[int]
+    sum_slot: int | None = None
     evicted: int = 0
     positions: list[Tensor] = field(default_factory=list)
     carried: list[dict[str, Tensor]] = field(default_factory=list)
@@ -66,15 +70,26 @@ class CachedRequest:
             return self.prompt - self.window
         return self.evicted + count + self.spec.buffer + 1 - self.window
 
+    def summed(self, start: int, end: int) -> range:
+        """Those of consecutive positions whose queries belong to the sums over the prompt's."""
+        if self.sum_slot is None:
+            return range(0)
+        return range(max(start, self.strategy.first_query), min(end, self.prompt))
+
     def slots_of(self, positions: range) -> list[int]:
         """Slots of the query store for consecutive positions; none where nothing is observed."""
         return [self.window_slots[position % self.window] for position in positions if self.window_slots]
 
 
 def track(
-    spec: KvSpec, prompt: Sequence[int], features: Sequence[Any], store: QueryStore, limits: WindowLimits
+    spec: KvSpec,
+    prompt: Sequence[int],
+    features: Sequence[Any],
+    store: QueryStore,
+    limits: WindowLimits,
+    sums: PromptQueries | None = None,
 ) -> CachedRequest:
-    """State of a request that is about to be prefilled; acquires the slots of its window.
+    """State of a request that is about to be prefilled; acquires the slots of its window and of its sums.
 
     Args:
         spec: its budget.
@@ -82,6 +97,7 @@ def track(
         features: vLLM's multimodal features of the request.
         store: where its queries will be.
         limits: size of the store.
+        sums: where the sums over its prompt's queries will be; needed where its strategy takes them.
     """
     media = torch.full((len(prompt),), TEXT, dtype=torch.int64)
     for index, feature in enumerate(sorted(features, key=lambda one: one.mm_position.offset)):
@@ -91,12 +107,13 @@ def track(
     digest = hashlib.blake2b(torch.tensor(list(prompt)).numpy().tobytes(), digest_size=8).digest()
     strategy = KV.create(spec.strategy, json.loads(spec.options))
     slots = store.acquire(limits.slots_of(spec, len(prompt)))
+    sum_slot = sums.acquire() if sums is not None and "moments" in strategy.wanted() else None
     spec = limits.bounded(spec, len(prompt))
     # Looked up here, as finding them on the device would wait for it.
     rows = ((media == index).nonzero().squeeze(1) for index in range(len(features)))
     items = tuple(async_tensor_h2d(tokens, device=store.device) for tokens in rows if len(tokens))
     media = async_tensor_h2d(media, device=store.device)
-    return CachedRequest(spec, strategy, len(prompt), media, items, int.from_bytes(digest) >> 1, slots)
+    return CachedRequest(spec, strategy, len(prompt), media, items, int.from_bytes(digest) >> 1, slots, sum_slot)
 
 
 class Compactor:
@@ -111,10 +128,17 @@ class Compactor:
         block_size: slots of a block of the scheduler.
         head_offset: number of this rank's first KV head.
         clears: whether slots behind the kept rows are zeroed, because blocks may have held something else than rows.
+
+    Attributes:
+        prompt_queries: sums over prompts' queries, None where there is no room for any.
+        coordinates: those of cached tokens, None where the model has one position per token.
+        total: sum of a tensor over all tensor-parallel ranks.
     """
 
     saliency: SaliencyStore | None
     rotation: Tensor | None
+    prompt_queries: PromptQueries | None = None
+    coordinates: CoordinateStore | None = None
 
     def __init__(
         self,
@@ -131,6 +155,7 @@ class Compactor:
         self.rotation, self.block_size, self.head_offset = rotation, block_size, head_offset
         self.clears = clears
         self.device = layers[0].kv_cache.device
+        self.total: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     @torch.inference_mode()
     def run(self, command: Compaction, request: CachedRequest) -> float:
@@ -197,6 +222,7 @@ class Compactor:
             first=not request.positions,
             head_offset=self.head_offset,
             seed=request.seed,
+            total=self.total,
             **signals,
         )
 

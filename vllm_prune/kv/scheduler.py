@@ -29,7 +29,7 @@ from .blocks import CompactingCoordinator
 from .commands import CompactingOutput, Compaction
 from .suitability import group_refusals
 from .tally import Tally, attach
-from .window_slots import WindowLimits, WindowSlots
+from .window_slots import WindowLimits, WindowSlots, sums
 
 logger = init_logger("vllm.vllm_prune")
 
@@ -76,7 +76,7 @@ class CompactingMixin:
     def add_request(self, request: Any) -> None:
         """Note the request's budget."""
         spec = self._budget_of(request)
-        reason = self._skipped(request) if spec is not None else None
+        reason = self._skipped(request, spec) if spec is not None else None
         if reason is not None:
             metrics.count_kv_skipped(reason)
         elif spec is not None:
@@ -99,9 +99,11 @@ class CompactingMixin:
             metrics.count_kv_skipped("malformed")
             return None
 
-    def _skipped(self, request: Any) -> str | None:
+    def _skipped(self, request: Any, spec: KvSpec) -> str | None:
         if self.compacting is None:
             return "cache_groups"
+        if sums(spec) and self.windows.limits.sums == 0:
+            return "signal"
         if request.resumable:
             return "resumable"
         return "prompt_embeds" if request.prompt_token_ids is None else None
@@ -168,13 +170,17 @@ class CompactingMixin:
 
         Looked up again instead of cut off, as the cache groups of a model may share no shorter prefix that is whole
         blocks: a state of a recurrence stands for one length only.
+
+        Where all queries of the prompt are summed up nothing of a hit is left, or the sums, and with them what is kept,
+        would depend on which requests came before.
         """
         result = super()._get_local_prefix_cache_hit(request, *args, **kwargs)  # type: ignore[misc]
         spec = self.kv_specs.get(request.request_id)
         if spec is None:
             return result
         _, hit, *rest = result
-        longest = max(0, request.num_tokens - spec.window)
+        summed = request.request_id in self.windows.summing
+        longest = 0 if summed else max(0, request.num_tokens - spec.window)
         if hit <= longest:
             return result
         manager = self.kv_cache_manager

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..signals import KvSignal
@@ -64,11 +65,31 @@ def _saliency(source: LayerSource) -> dict[str, Any]:
     return {"saliency": hidden.expand(source.heads, -1), "normed_saliency": normed.expand(source.heads, -1)}
 
 
+def _coordinates(source: LayerSource) -> dict[str, Any]:
+    # As above. A model with one position per token has no other coordinate to give.
+    store = source.compactor.coordinates
+    if source.request.positions or store is None:
+        return {}
+    places, prompt = store.at(source.slots), source.request.prompt
+    # Not recorded in decode steps; text goes on from the prompt's last token.
+    since = torch.arange(1, places.shape[1] - prompt + 1, device=places.device)
+    return {"coordinates": torch.cat([places[:, :prompt], places[:, prompt - 1 : prompt] + since], dim=1)}
+
+
+def _moments(source: LayerSource) -> dict[str, Any]:
+    sums, slot = source.compactor.prompt_queries, source.request.sum_slot
+    assert sums is not None
+    assert slot is not None
+    return {"moments": sums.at(source.layer, slot)}
+
+
 PROVIDERS: dict[KvSignal, Provider] = {
     "queries": Provider(lambda compactor: True, _queries),
     # Part of every view, and converted when a strategy calls it.
     "values": Provider(lambda compactor: True, lambda source: {}),
     "saliency": Provider(lambda compactor: compactor.saliency is not None, _saliency),
+    "coordinates": Provider(lambda compactor: True, _coordinates),
+    "moments": Provider(lambda compactor: compactor.prompt_queries is not None, _moments),
     "rotation": Provider(
         lambda compactor: compactor.rotation is not None, lambda source: {"rotation": source.compactor.rotation}
     ),

@@ -24,18 +24,20 @@ class WindowLimits:
         slots: rows that the store has in every layer: a default window for each request that may have one at once,
             or one longest window, if that is more.
         requests: most requests that have a window at once.
+        sums: most requests at once whose prompt's queries are summed up.
     """
 
     max_window: int
     slots: int
     requests: int
+    sums: int = 0
 
     @classmethod
     def of(cls, vllm_config: Any) -> WindowLimits:
         """The limits of an engine; its scheduler and all its workers find the same."""
         facts, sequences = WorkerFacts.of(vllm_config), vllm_config.scheduler_config.max_num_seqs
         requests = sequences if facts.observed_requests is None else min(sequences, facts.observed_requests)
-        return cls(facts.max_window, max(facts.max_window, DEFAULT_WINDOW * requests), requests)
+        return cls(facts.max_window, max(facts.max_window, DEFAULT_WINDOW * requests), requests, facts.prompt_queries)
 
     def bounded(self, spec: KvSpec, prompt: int) -> KvSpec:
         """The budget as it is carried out: window and buffer within what the engine can bear.
@@ -60,8 +62,13 @@ def observes(spec: KvSpec) -> bool:
     return "queries" in KV.create(spec.strategy, json.loads(spec.options)).wanted()
 
 
+def sums(spec: KvSpec) -> bool:
+    """Whether a budget's strategy takes sums over all queries of the prompt."""
+    return "moments" in KV.create(spec.strategy, json.loads(spec.options)).wanted()
+
+
 class WindowSlots:
-    """The scheduler's account of the slots.
+    """The scheduler's account of the slots, of windows and of sums.
 
     Args:
         limits: size of the store.
@@ -70,6 +77,7 @@ class WindowSlots:
         needed: slots that each request with a KV budget holds while it runs, by its id.
         held: slots of the requests that hold theirs.
         free: slots that no request holds.
+        summing: requests whose prompt's queries are summed up, and whether they hold a slot for it.
     """
 
     def __init__(self, limits: WindowLimits) -> None:
@@ -77,11 +85,14 @@ class WindowSlots:
         self.needed: dict[str, int] = {}
         self.held: dict[str, int] = {}
         self.free = limits.slots
+        self.summing: dict[str, bool] = {}
         self._exhausted = False
 
     def register(self, request_id: str, spec: KvSpec, prompt: int) -> None:
         """Note what a request needs."""
         self.needed[request_id] = self.limits.slots_of(spec, prompt)
+        if sums(spec):
+            self.summing[request_id] = False
 
     def begin_step(self) -> None:
         """To be called before `acquire` is, for the waiting requests of a step in their order."""
@@ -93,16 +104,23 @@ class WindowSlots:
         Once one request does not fit, those behind it wait, too: short windows would starve a long one otherwise.
         """
         count = self.needed.get(request_id, 0)
-        if count == 0 or request_id in self.held:
+        windowless = count == 0 or request_id in self.held
+        sumless = self.summing.get(request_id, True)
+        if windowless and sumless:
             return True
-        if self._exhausted or count > self.free or len(self.held) == self.limits.requests:
+        full = not windowless and (count > self.free or len(self.held) == self.limits.requests)
+        if self._exhausted or full or (not sumless and sum(self.summing.values()) == self.limits.sums):
             self._exhausted = True
             return False
-        self.held[request_id] = count
-        self.free -= count
+        if not windowless:
+            self.held[request_id] = count
+            self.free -= count
+        if not sumless:
+            self.summing[request_id] = True
         return True
 
     def release(self, request_id: str) -> None:
         """Free the slots of a request and remove its entry."""
         self.needed.pop(request_id, None)
         self.free += self.held.pop(request_id, 0)
+        self.summing.pop(request_id, None)

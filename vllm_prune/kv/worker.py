@@ -44,8 +44,11 @@ class CompactingWorker(PlatformWorker):
         result = super().initialize_from_config(*args, **kwargs)
         report = inspect(self.model_runner)
         reasons = [Finding.of(wire).text for wire in report["findings"]]
-        reasons += [f"the model gives no {name}" for name in sorted({*PROVIDERS} - {*report["offers"]})]
-        if reasons and not WorkerFacts.of(self.vllm_config).launched:
+        facts = WorkerFacts.of(self.vllm_config)
+        # The scheduler skips budgets that need sums of which it was given none.
+        needed = {*PROVIDERS} if facts.prompt_queries else {*PROVIDERS} - {"moments"}
+        reasons += [f"the model gives no {name}" for name in sorted(needed - {*report["offers"]})]
+        if reasons and not facts.launched:
             why = "; ".join(reasons)
             raise RuntimeError(f"not all KV strategies can run here: {why}. Start with vllm-prune serve instead.")
         return result

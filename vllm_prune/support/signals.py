@@ -100,6 +100,13 @@ def _not_offered(signal: KvSignal) -> Unavailable:
     return unavailable
 
 
+def _moments(vllm_config: Any) -> Finding | None:
+    if WorkerFacts.of(vllm_config).prompt_queries == 0:
+        text = "it needs sums over all queries of a prompt, which the server has no room for; set kv.prompt_queries"
+        return Finding("signal", "pruning.kv.options", f"{text}, or give queries: window")
+    return _not_offered("moments")(vllm_config)
+
+
 def _always(vllm_config: Any) -> Finding | None:
     return None
 
@@ -134,4 +141,6 @@ KV: dict[KvSignal, Unavailable] = {
     "values": _not_offered("values"),
     "saliency": _not_offered("saliency"),
     "rotation": _not_offered("rotation"),
+    "coordinates": _not_offered("coordinates"),
+    "moments": _moments,
 }

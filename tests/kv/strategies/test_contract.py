@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_prune.catalogue import KV
+from vllm_prune.kv.strategies.base import LayerView, Scores
 
 from .views import advance, view
 
@@ -46,11 +52,56 @@ def _check(kept: torch.Tensor, heads: int, count: int, rows: int, window: int) -
 
 @pytest.mark.parametrize("name", KV.names())
 def test_a_rank_sees_the_heads_that_one_process_sees(name: str) -> None:
-    """Tensor parallelism gives each rank some of the heads; what they keep does not depend on the others."""
+    """Tensor parallelism gives each rank some of the heads; what they keep is what one process keeps of them."""
+    strategy, parts, ranks = KV.create(name), ((0, 2), (2, 4)), Ranks(2)
     whole = view(4, 2, 40, 2, 4, 3)
-    both = KV.create(name).select(whole, 15)[0]
-    halves = [KV.create(name).select(view(4, 2, 40, 2, 4, 3, heads=part), 15)[0] for part in ((0, 2), (2, 4))]
-    assert torch.equal(torch.cat(halves), both)
+    both, scores = strategy.select(whole, 15)
+    halves = ranks.run([replace(view(4, 2, 40, 2, 4, 3, heads=part), total=ranks.total) for part in parts], name, 15)
+    assert torch.equal(torch.cat([kept for kept, _ in halves]), both)
+    later = advance(whole, both, scores, 9)
+    again = [_of_heads(later, part, total=ranks.total) for part in parts]
+    kept = torch.cat([kept for kept, _ in ranks.run(again, name, 15)])
+    assert torch.equal(kept, strategy.select(later, 15)[0])
+
+
+class Ranks:
+    """Tensor-parallel ranks, each a thread, whose tensors can be summed."""
+
+    def __init__(self, count: int) -> None:
+        self._parts: dict[int, torch.Tensor] = {}
+        self._barrier = threading.Barrier(count, timeout=60)
+
+    def total(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over the ranks, in the order of their numbers, as all of them have to get the same."""
+        self._parts[threading.get_ident()] = tensor
+        self._barrier.wait()
+        summed = torch.stack([self._parts[rank] for rank in sorted(self._parts)]).sum(dim=0)
+        self._barrier.wait()
+        return summed
+
+    def run(self, views: list[LayerView], name: str, count: int) -> list[tuple[torch.Tensor, Scores]]:
+        """What each rank selects of its view."""
+        with ThreadPoolExecutor(len(views)) as threads:
+            self._parts.clear()
+            return list(threads.map(lambda seen: KV.create(name).select(seen, count), views))
+
+
+def _of_heads(seen: LayerView, part: tuple[int, int], total: Callable[[torch.Tensor], torch.Tensor]) -> LayerView:
+    """A rank's part of a view."""
+    heads, (first, last) = len(seen.keys), part
+    assert seen.queries is not None
+    group = seen.queries.shape[1] // heads
+    return replace(
+        seen,
+        keys=seen.keys[first:last],
+        values=lambda: seen.values()[first:last],
+        positions=seen.positions[first:last],
+        media=seen.media[first:last],
+        queries=seen.queries[:, first * group : last * group],
+        carried={name: carried[first:last] for name, carried in seen.carried.items()},
+        head_offset=first,
+        total=total,
+    )
 
 
 @pytest.mark.parametrize("name", KV.names())

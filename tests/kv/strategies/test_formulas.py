@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from vllm_prune.catalogue import KV
-from vllm_prune.kv.strategies.base import TEXT, LayerView
+from vllm_prune.kv.strategies._probe import WindowOptions, probe_weights
+from vllm_prune.kv.strategies.base import TEXT, LayerView, Moments
 
 from . import long_form
 from .views import advance, view
@@ -56,7 +57,7 @@ def test_gui_kv_takes_rounding_for_no_saliency() -> None:
     bits = torch.arange(60).remainder(3) * torch.finfo(torch.float32).eps
     equal, rounded = (torch.full_like(seen.normed_saliency, 8.0) * (1 + noise) for noise in (torch.zeros(60), bits))
     flat, noisy = (scores("gui_kv", replace(seen, normed_saliency=norms)) for norms in (equal, rounded))
-    np.testing.assert_allclose(noisy, flat, atol=3e-3)
+    np.testing.assert_allclose(noisy, flat, atol=3e-5)
     # A spread of three in a thousand, which models have, does move them.
     spread = equal * (1 + 0.003 * torch.randn(60, generator=torch.Generator().manual_seed(0)))
     assert abs(scores("gui_kv", replace(seen, normed_saliency=spread)) - flat).max() > 0.02
@@ -173,6 +174,38 @@ def test_keydiff_and_knorm() -> None:
     np.testing.assert_allclose(scores("knorm", seen), -np.linalg.norm(keys, axis=2)[:, :27], **CLOSE)
 
 
+@pytest.mark.parametrize("media", [0, 3])
+def test_expected_attention_of_the_whole_prompt(media: int) -> None:
+    """Positions to come go on from the prompt's last, which pictures make smaller than its length."""
+    seen = view(2, 3, 40, media, 6, 2)
+    queries = torch.randn(30, 6, 16, generator=torch.Generator().manual_seed(5)) + 0.5
+    apart = queries - queries.mean(dim=0)
+    moments = Moments(queries.mean(dim=0), torch.einsum("nhd,nhe->hde", apart, apart) / 30)
+    seen = replace(seen, queries=None, moments=moments)
+    assert seen.coordinates is not None
+    end = int(seen.coordinates[0, -1]) + 1
+    assert end == 40 if media == 0 else end < 40
+    options = {"queries": "prompt", "horizon": 8, "sinks": 0}
+    wanted = long_form.expected_of_prompt(seen, queries.numpy(), end, 8)
+    np.testing.assert_allclose(scores("expected_attention", seen, **options), wanted[:, :34], rtol=1e-3, atol=1e-5)
+    plain = long_form.expected_of_prompt(seen, queries.numpy(), 40, 8)[:, :34]
+    found = scores("expected_attention", replace(seen, coordinates=None), **options)
+    np.testing.assert_allclose(found, plain, rtol=1e-3, atol=1e-5)
+    # Later, five tokens on.
+    strategy = KV.create("expected_attention", options)
+    kept, first = strategy.select(seen, 30)
+    later = advance(seen, kept, first, 5)
+    again = long_form.expected_of_prompt(later, queries.numpy(), end + 5, 8)
+    np.testing.assert_allclose(strategy.score(later).rows, again, rtol=1e-3, atol=1e-5)
+
+
+def test_expected_attention_wants_what_its_queries_come_from() -> None:
+    window, prompt = (KV.create("expected_attention", {"queries": queries}) for queries in ("window", "prompt"))
+    assert window.wanted() == {"queries", "rotation", "values"}
+    assert prompt.wanted() == {"moments", "coordinates", "rotation", "values"}
+    assert (prompt.first_query, KV.create("expected_attention", {"sinks": 9}).first_query) == (4, 9)
+
+
 def test_streaming_keeps_sinks_and_the_latest() -> None:
     kept = KV.create("streaming").select(view(2, 1, 30, 1, 3, 8), 10)[0]
     assert kept[0].tolist() == [0, 1, 2, 3, 24, 25, 26, 27, 28, 29]
@@ -188,3 +221,44 @@ def test_random_ranks_a_token_the_same_after_a_compaction() -> None:
     assert not torch.equal(strategy.select(replace(seen, seed=10), 30)[0], kept)
     shares = torch.stack([strategy.select(replace(seen, seed=i), 31)[0].float().mean() for i in range(40)])
     assert abs(float(shares.mean()) - 29.5) < 2
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 8])
+def test_probe_weights(window: int) -> None:
+    for seed in range(3):
+        seen = view(2, 3, 40, 2, window, seed)
+        found = probe_weights(seen, WindowOptions(probe="activation"))
+        assert found is not None
+        wanted = long_form.probe_weights(seen) if window > 1 else np.ones((2, 3, 1))
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-4)
+    assert probe_weights(seen, WindowOptions()) is None
+
+
+def test_a_query_unlike_the_others_is_the_probe() -> None:
+    """Equal queries deviate by nothing, so all count; one that differs counts alone."""
+    seen = view(1, 1, 40, 0, 8, 1)
+    assert seen.queries is not None
+    equal = seen.queries[:1].expand(8, -1, -1).contiguous()
+    weights = probe_weights(replace(seen, queries=equal), WindowOptions(probe="activation"))
+    assert weights is not None
+    assert weights.tolist() == [[[1.0] * 8]]
+    unlike = equal.clone()
+    unlike[3] *= -1
+    weights = probe_weights(replace(seen, queries=unlike), WindowOptions(probe="activation"))
+    assert weights is not None
+    assert int(weights.argmax()) == 3
+    assert float(weights[0, 0, 3]) > 6
+
+
+@pytest.mark.parametrize("name", [name for name in KV.names() if "queries" in KV.strategy_class(name).needs])
+def test_every_strategy_with_a_window_takes_a_probe(name: str) -> None:
+    seen = view(2, 1, 60, 3, 7, 4)
+    last, probed = (KV.create(name, {"probe": probe}).score(seen).rows for probe in ("last", "activation"))
+    assert not torch.allclose(last, probed, rtol=1e-3)
+
+
+def test_snapkv_with_a_probe() -> None:
+    seen = view(2, 3, 40, 2, 8, 4)
+    weights = long_form.probe_weights(seen)
+    wanted = (weights[..., None] * long_form.attention(seen)).mean((1, 2))[:, :32]
+    np.testing.assert_allclose(scores("snapkv", seen, probe="activation"), long_form.pooled(wanted, 5), **CLOSE)

@@ -33,6 +33,7 @@ def view(
     saliency = torch.rand(rows, generator=source) * 9 + 1
     normed = torch.rand(rows, generator=source) + 4
     first, last = heads or (0, count)
+    coordinates = _coordinates(labels)
     angles = torch.arange(64)[:, None] * 10000.0 ** (-torch.arange(DIM // 2) / (DIM // 2))
     held = values[first:last]
     return LayerView(
@@ -49,9 +50,25 @@ def view(
         saliency=saliency.expand(last - first, rows),
         normed_saliency=normed.expand(last - first, rows),
         rotation=torch.cat([angles.cos(), angles.sin()], dim=1),
+        coordinates=coordinates,
         head_offset=first,
         seed=seed,
     )
+
+
+def _coordinates(labels: torch.Tensor) -> torch.Tensor:
+    """M-RoPE positions, [3, rows]; screenshots are two visual tokens wide, and their last row may be half full."""
+    found = torch.zeros(3, len(labels), dtype=torch.int64)
+    row = at = 0
+    while row < len(labels):
+        item = int(labels[row])
+        size = 1 if item == TEXT else int((labels == item).sum())
+        for inside in range(size):
+            deep, across = (0, 0) if item == TEXT else divmod(inside, 2)
+            found[:, row + inside] = torch.tensor([at, at + deep, at + across])
+        at += 1 if item == TEXT else max(2, (size + 1) // 2)
+        row += size
+    return found
 
 
 def advance(before: LayerView, kept: torch.Tensor, scores: Scores, decoded: int) -> LayerView:
@@ -72,6 +89,7 @@ def advance(before: LayerView, kept: torch.Tensor, scores: Scores, decoded: int)
         items=(),
         saliency=None,
         normed_saliency=None,
+        coordinates=None,
         carried={
             name: torch.nn.functional.pad(found.gather(1, kept), (0, decoded)) for name, found in scores.carry.items()
         },

@@ -16,15 +16,18 @@ import torch
 
 from ...budget.errors import BudgetError, Finding, kv_finding
 from ...budget.kv import KvSpec
+from ...config.worker_facts import WorkerFacts
 from ...telemetry import engine_spans, metrics
 from ..cache import UnknownLayout, open_rows
 from ..commands import Compaction
 from ..compaction import CachedRequest, Compactor, track, transient_bytes
+from ..coordinates import AXES, CoordinateStore
 from ..lengths import GroupLengths
+from ..prompt_queries import PromptQueries, SumPlan
 from ..query_window import QueryStore, StepPlan
 from ..saliency import SaliencyStore
 from ..suitability import evictable_layers, full_attention_group, grouping_refusals, layer_refusals
-from ..window_slots import WindowLimits
+from ..window_slots import WindowLimits, sums
 
 
 class CompactingRunner:
@@ -34,6 +37,7 @@ class CompactingRunner:
         kv_requests: requests with a KV budget.
         kv_findings: why this worker cannot compact; empty when it can.
         kv_store: the windows' queries, allocated before vLLM sizes the cache.
+        kv_sums: sums over prompts' queries, allocated before anything is compiled; None where there is no room for any.
         kv_group: index of the cache group that is compacted.
         kv_group_lengths: its lengths in the step at hand; None where the model has no other cache group.
     """
@@ -42,7 +46,9 @@ class CompactingRunner:
     kv_findings: list[Finding]
     kv_compactor: Compactor | None
     kv_saliency: SaliencyStore | None
+    kv_coordinates: CoordinateStore | None
     kv_store: QueryStore | None
+    kv_sums: PromptQueries | None
     kv_group: int
     kv_group_lengths: GroupLengths | None
     # vLLM's runner.
@@ -56,11 +62,19 @@ class CompactingRunner:
     device: torch.device
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Hook the input norms before anything is compiled."""
+        """Hook the input norms and the first layer before anything is compiled."""
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         names = [layer.layer_name for layer in self._evictable_layers()]
         store = SaliencyStore(self.model, names, self.device) if names else None
         self.kv_saliency = store if store is not None and store.hooked else None
+        model = self.vllm_config.model_config
+        if names and model.uses_mrope and model.mrope_num_dims == AXES:
+            coordinates = CoordinateStore(self.model, names[0], self.device)
+            self.kv_coordinates = coordinates if coordinates.hooked else None
+        layers, capacity = self._evictable_layers(), WorkerFacts.of(self.vllm_config).prompt_queries
+        if capacity and not layer_refusals(layers):
+            made = PromptQueries(self.model, layers, capacity, self.max_num_tokens, self.device)
+            self.kv_sums = made if made.hooked else None
 
     def _evictable_layers(self) -> list[Any]:
         from vllm.model_executor.layers.attention import Attention
@@ -108,6 +122,8 @@ class CompactingRunner:
         size = group.kv_cache_spec.block_size
         if self.kv_saliency is not None:
             self.kv_saliency.allocate(kv_cache_config.num_blocks * size)
+        if self.kv_coordinates is not None:
+            self.kv_coordinates.allocate(kv_cache_config.num_blocks * size)
         self.kv_compactor = Compactor(
             layers,
             rows,
@@ -118,6 +134,8 @@ class CompactingRunner:
             _head_offset(layers[0]),
             kv_cache_config.needs_kv_cache_zeroing,
         )
+        self.kv_compactor.coordinates, self.kv_compactor.prompt_queries = self.kv_coordinates, self.kv_sums
+        self.kv_compactor.total = _sum_over_ranks
         if len(kv_cache_config.kv_cache_groups) > 1:
             self.kv_group_lengths = GroupLengths(self.attn_groups[self.kv_group], self.max_num_reqs, self.device)
 
@@ -156,13 +174,18 @@ class CompactingRunner:
             return
         if spec is not None and self.kv_compactor is not None and state.prompt_token_ids is not None:
             store, limits = self.kv_compactor.store, WindowLimits.of(self.vllm_config)
-            self.kv_requests[request_id] = track(spec, state.prompt_token_ids, state.mm_features, store, limits)
+            if not sums(spec) or self.kv_sums is not None:
+                request = track(spec, state.prompt_token_ids, state.mm_features, store, limits, self.kv_sums)
+                self.kv_requests[request_id] = request
 
     def _untrack(self, request_id: str) -> None:
         request = self.kv_requests.pop(request_id, None)
         if request is not None:
             assert self.kv_compactor is not None
             self.kv_compactor.store.release(request.window_slots)
+            if request.sum_slot is not None:
+                assert self.kv_sums is not None
+                self.kv_sums.release(request.sum_slot)
 
     def _encoding(self, traces: Any, items: Any) -> AbstractContextManager[None]:
         """Spans of the step's pass of the vision tower, where requests are traced."""
@@ -197,12 +220,18 @@ class CompactingRunner:
         try:
             return super().execute_model(*args, **kwargs)  # type: ignore[misc]
         finally:
-            if self.kv_saliency is not None:
-                self.kv_saliency.armed = True
-            if self.kv_store is not None:
-                self.kv_store.disarm()
+            self._record_slots(True)
+            for store in (self.kv_store, self.kv_sums):
+                if store is not None:
+                    store.disarm()
             if self.kv_group_lengths is not None:
                 self.kv_group_lengths.end()
+
+    def _record_slots(self, armed: bool) -> None:
+        """Whether the coming step records what is kept per slot, which is read of prompts only."""
+        for store in (self.kv_saliency, self.kv_coordinates):
+            if store is not None:
+                store.armed = armed
 
     def _is_first_rank(self) -> bool:
         return bool(self.vllm_config.parallel_config.rank == 0)
@@ -221,7 +250,7 @@ class CompactingRunner:
             scheduled: tokens of each that the step computes.
         """
         assert self.kv_compactor is not None
-        plan, start = StepPlan(), 0
+        plan, summing, start = StepPlan(), SumPlan(), 0
         for request_id, before, count in zip(request_ids, computed, scheduled, strict=True):
             request = self.kv_requests.get(request_id)
             if request is not None and request.window_slots:
@@ -229,14 +258,26 @@ class CompactingRunner:
                 observed = range(first, before + count)
                 plan.source += [start + position - before for position in observed]
                 plan.target += request.slots_of(observed)
+            summed = range(0) if request is None else request.summed(before, before + count)
+            if request is not None and request.sum_slot is not None and summed:
+                summing.parts.append((request.sum_slot, start + summed.start - before, start + summed.stop - before))
             start += count
         self.kv_compactor.store.arm(plan)
+        if self.kv_sums is not None:
+            self.kv_sums.arm(summing)
 
 
 def _head_offset(layer: Any) -> int:
     from vllm.distributed import get_tensor_model_parallel_rank
 
     return int(get_tensor_model_parallel_rank() * layer.num_kv_heads)
+
+
+def _sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    from vllm.distributed import tensor_model_parallel_all_reduce
+
+    # It hands back its argument where there is one rank.
+    return tensor_model_parallel_all_reduce(tensor)
 
 
 def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
@@ -247,6 +288,8 @@ def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
     runner.kv_findings = [kv_finding("worker", "its cache is not initialised")]
     runner.kv_compactor = None
     runner.kv_saliency = None
+    runner.kv_coordinates = None
     runner.kv_store = None
+    runner.kv_sums = None
     runner.kv_group = 0
     runner.kv_group_lengths = None

@@ -52,8 +52,7 @@ class CompactingV1(CompactingRunner):
         """Make cache lengths and slots physical, and plan which queries the step observes."""
         result = super()._prepare_inputs(scheduler_output, num_scheduled_tokens)  # type: ignore[misc]
         ids = self.input_batch.req_ids
-        if self.kv_saliency is not None:
-            self.kv_saliency.armed = self._prefills()
+        self._record_slots(self._prefills())
         if not self.kv_requests:
             return result
         self._shorten(self._evicted(ids), num_scheduled_tokens)

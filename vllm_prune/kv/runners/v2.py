@@ -69,8 +69,7 @@ class CompactingV2(CompactingRunner):
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Make cache lengths physical, and plan which queries the step observes. Not called for dummy batches."""
         batch = super().prepare_inputs(*args, **kwargs)  # type: ignore[misc]
-        if self.kv_saliency is not None:
-            self.kv_saliency.armed = batch.has_prefill
+        self._record_slots(batch.has_prefill)
         if not self.kv_requests:
             return batch
         self._plan_observation(

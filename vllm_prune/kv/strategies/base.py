@@ -27,6 +27,19 @@ class NoKvOptions(NoOptions):
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of queries before rotary embedding, in one layer.
+
+    Attributes:
+        mean: [H * G, D] float32.
+        covariance: [H * G, D, D] float32.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+
+
+@dataclass(frozen=True)
 class LayerView:
     """One layer's cache of one request at the moment of a compaction.
 
@@ -51,6 +64,9 @@ class LayerView:
         normed_saliency: as `saliency`, behind the layer's input norm.
         rotation: [P, D] float32, cosines then sines of the rotary angles of P positions (first half | second
             half of each row: D/2 cosines, D/2 sines); None unless needed.
+        coordinates: [3, L] int64, frame, row and column that attention rotates each row by (M-RoPE); given at the first
+            compaction only, and None where a model has one position per token, or unless needed.
+        moments: those of all queries of the prompt from `KvStrategy.first_query` on; None unless needed.
         logits: given a range of KV heads and one of window queries, gives [heads, G, queries, L] float32, causal
             attention logits, where a kernel computes them from the cache; None elsewhere.
         carried: [H, L] float32 each, what the strategy returned at the request's last compaction, for the rows
@@ -58,6 +74,7 @@ class LayerView:
         first: whether this is the request's first compaction: all rows are there, and all heads hold the same tokens.
         head_offset: number of the first KV head among those of all tensor-parallel ranks.
         seed: 63-bit number that depends on the request's prompt only.
+        total: sum of a tensor over all tensor-parallel ranks, which hold other heads. Every rank has to call it alike.
     """
 
     keys: Tensor
@@ -73,11 +90,14 @@ class LayerView:
     saliency: Tensor | None = None
     normed_saliency: Tensor | None = None
     rotation: Tensor | None = None
+    coordinates: Tensor | None = None
+    moments: Moments | None = None
     logits: Callable[[slice, slice], Tensor] | None = None
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     first: bool = True
     head_offset: int = 0
     seed: int = 0
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     @property
     def rows(self) -> int:
@@ -130,6 +150,11 @@ class KvStrategy(ABC):
     def wanted(self) -> frozenset[KvSignal]:
         """What these options need; a subset of `needs`."""
         return self.needs
+
+    @property
+    def first_query(self) -> int:
+        """Position of the first token of a prompt whose query belongs to `LayerView.moments`."""
+        return 0
 
     def waits_for_device(self) -> bool:
         """Whether the host has to wait for the device while these options choose."""
@@ -212,13 +237,24 @@ def _window_logits(view: LayerView, heads: slice, window: slice) -> Tensor:
     return logits
 
 
-def summed_attention(view: LayerView) -> Tensor:
+def summed_attention(view: LayerView, weights: Tensor | None = None) -> Tensor:
     """`window_attention`, summed over the window, in parts of at most `PART` weights (or one query's, if more).
+
+    Args:
+        view: a layer.
+        weights: [H, G, W] of mean 1, how much each query counts; None where all count alike.
 
     Returns:
         float32 [H, G, L]; each row of a head sums to W.
     """
-    return add_parts(view, lambda heads, window: window_attention(view, heads, window).sum(dim=2))
+
+    def part(heads: slice, window: slice) -> Tensor:
+        attention = window_attention(view, heads, window)
+        if weights is not None:
+            attention.mul_(weights[heads, :, window, None])
+        return attention.sum(dim=2)
+
+    return add_parts(view, part)
 
 
 def add_parts(view: LayerView, part: Callable[[slice, slice], Tensor]) -> Tensor:

@@ -10,17 +10,16 @@ from torch import Tensor
 
 from ...signals import KvSignal
 from ._pooling import Kernel, average_pool
-from .base import TEXT, KvStrategy, LayerView, NoKvOptions, Scores, summed_attention
+from ._probe import WindowOptions, probe_weights
+from ._screens import NormSource, saliency_boost, signal_of
+from .base import TEXT, KvStrategy, LayerView, Scores, summed_attention
 
 REDUNDANT = -1.0
 """Score of rows that earlier screenshots repeat: below every other, as a sum of probabilities is never negative."""
 PROTECTED = 1e3
-NOISE = 1e-5
-"""Spread of norms, as a share of their mean, that is taken for rounding: behind an RMSNorm of equal weights all norms
-are equal, and without this the boost would follow the last bits, which differ with the number of ranks."""
 
 
-class GuiKvOptions(NoKvOptions):
+class GuiKvOptions(WindowOptions):
     """Options of GUI-KV.
 
     Attributes:
@@ -43,7 +42,7 @@ class GuiKvOptions(NoKvOptions):
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
     selection: Literal["per_kv_head", "per_layer"] = "per_kv_head"
     basis: Literal["lead", "stride", "gram"] = "lead"
-    norm_source: Literal["normed", "residual", "value"] = "normed"
+    norm_source: NormSource = "normed"
     redundant_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     protect: Literal["none", "text"] = "none"
 
@@ -62,7 +61,7 @@ class GuiKv(KvStrategy):
 
     def wanted(self) -> frozenset[KvSignal]:
         """Only the norms that the options name."""
-        return frozenset({"queries", "values" if self.options.norm_source == "value" else "saliency"})
+        return frozenset({"queries", signal_of(self.options.norm_source)})
 
     def waits_for_device(self) -> bool:
         """An eigendecomposition reads on the host whether it has converged; PyTorch has none that does not."""
@@ -77,10 +76,12 @@ class GuiKv(KvStrategy):
     def score(self, view: LayerView) -> Scores:
         """Attention is scored anew at every compaction; saliency and redundancy are the prompt's."""
         free = view.rows - view.window
-        attention = summed_attention(view).mean(dim=1)
+        attention = summed_attention(view, probe_weights(view, self.options)).mean(dim=1)
         attention[:, :free] = average_pool(attention[:, :free], self.options.pooling)
         if view.first:
-            boost, redundant = self._boost(view), self._redundant(view)
+            options = self.options
+            boost = saliency_boost(view, options.alpha, options.tau, options.norm_source)
+            redundant = self._redundant(view)
         else:
             boost, redundant = view.carried["boost"], view.carried["redundant"]
         scores = attention + boost
@@ -93,26 +94,6 @@ class GuiKv(KvStrategy):
         if self.options.protect == "text":
             scores = scores + PROTECTED * (view.media == TEXT)
         return Scores(scores, {"boost": boost, "redundant": redundant})
-
-    def _boost(self, view: LayerView) -> Tensor:
-        """Saliency alpha * softmax(z / tau) over the current screenshot, [H, L]; zero elsewhere."""
-        boost = torch.zeros_like(view.keys[..., 0])
-        if not view.items or len(view.items[-1]) < 2:
-            return boost
-        current = view.items[-1]
-        norms = self._norms(view)[:, current]
-        mean = norms.mean(dim=1, keepdim=True)
-        z = (norms - mean) / (norms.std(dim=1, keepdim=True) + NOISE * mean)
-        boost[:, current] = self.options.alpha * (z / self.options.tau).softmax(dim=1)
-        return boost
-
-    def _norms(self, view: LayerView) -> Tensor:
-        """What `norm_source` names, [H, L]."""
-        if self.options.norm_source == "value":
-            return view.values().norm(dim=-1)
-        norms = view.normed_saliency if self.options.norm_source == "normed" else view.saliency
-        assert norms is not None
-        return norms
 
     def _redundant(self, view: LayerView) -> Tensor:
         """1 for the rows of earlier screenshots that lie closest to the current one's key subspace, [H, L]."""

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ._pooling import Kernel, max_pool
-from .base import KvStrategy, LayerView, NoKvOptions, Scores, add_parts, window_logits
+from ._probe import WindowOptions, probe_weights
+from .base import KvStrategy, LayerView, Scores, add_parts, window_logits
 
 CHUNK = 1 << 22
 """Most similarities that are held at once."""
 
 
-class RKvOptions(NoKvOptions):
+class RKvOptions(WindowOptions):
     """Options of `r_kv`.
 
     Attributes:
@@ -47,10 +48,14 @@ class RKv(KvStrategy):
 
     def score(self, view: LayerView) -> Scores:
         """Weigh attention against redundancy."""
-        free = view.rows - view.window
+        free, weights = view.rows - view.window, probe_weights(view, self.options)
 
         def attended(heads: slice, window: slice) -> Tensor:
-            return window_logits(view, heads, window).amax(dim=1)[..., :free].softmax(dim=-1).sum(dim=1)
+            attention = window_logits(view, heads, window).amax(dim=1)[..., :free].softmax(dim=-1)
+            if weights is not None:
+                # The group has one attention, so its queries have one weight.
+                attention = attention * weights[heads, :, window].mean(dim=1)[..., None]
+            return attention.sum(dim=1)
 
         attention = max_pool(add_parts(view, attended) / view.window, self.options.pooling)
         redundancy = self._similarity(view.keys).softmax(dim=1)[:, :free]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Literal
 
 from ._pooling import Kernel, average_pool, max_pool
-from .base import KvStrategy, LayerView, NoKvOptions, Scores, summed_attention
+from ._probe import WindowOptions, probe_weights
+from .base import KvStrategy, LayerView, Scores, summed_attention
 
 
-class SnapKvOptions(NoKvOptions):
+class SnapKvOptions(WindowOptions):
     """Options of `snapkv`.
 
     Attributes:
@@ -32,7 +33,7 @@ class SnapKv(KvStrategy):
 
     def score(self, view: LayerView) -> Scores:
         """Pooled window attention; the window itself takes no part in the pooling."""
-        attention = summed_attention(view).mean(dim=1) / view.window
+        attention = summed_attention(view, probe_weights(view, self.options)).mean(dim=1) / view.window
         free = view.rows - view.window
         pool = average_pool if self.options.mode == "avg" else max_pool
         attention[:, :free] = pool(attention[:, :free], self.options.pooling)
