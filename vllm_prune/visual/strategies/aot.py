@@ -114,9 +114,9 @@ def _anchors(attention: Tensor, grid: Grid, count: int) -> Tensor:
 def _inside_frames(frames: Tensor, anchors: Tensor, grid: Grid) -> Tensor:
     """Weights of all cells in each anchor, float32 [T, A, P], of unit cells [T, P, d]."""
     count, each = grid.per_frame, anchors.shape[1]
-    own = torch.zeros(grid.frames, each, count, device=frames.device).scatter_(2, anchors[..., None], 1.0)
+    anchored = torch.zeros(grid.frames, each, count, device=frames.device).scatter_(2, anchors[..., None], 1.0)
     if each == count:
-        return own
+        return anchored
     similar = frames @ frames.gather(1, anchors[..., None].expand(-1, -1, frames.shape[2])).mT
     place = torch.arange(count, device=frames.device)
     square = torch.stack([(place // grid.cols) / grid.rows, (place % grid.cols) / grid.cols], dim=1)
@@ -127,8 +127,8 @@ def _inside_frames(frames: Tensor, anchors: Tensor, grid: Grid) -> Tensor:
     soft = torch.zeros_like(similar).scatter_(1, others[..., None].expand(-1, -1, each), sinkhorn(cost)).mT
     hard = (rows.argmax(2)[..., None] == torch.arange(each, device=frames.device)).to(rows.dtype)
     hard = torch.zeros_like(similar).scatter_(1, others[..., None].expand(-1, -1, each), hard).mT
-    gentle = (own + soft) / (1 + soft.sum(2, keepdim=True))
-    return (1 - _HARD) * gentle + _HARD * (own + hard) / (1 + hard.sum(2, keepdim=True))
+    gentle = (anchored + soft) / (1 + soft.sum(2, keepdim=True))
+    return (1 - _HARD) * gentle + _HARD * (anchored + hard) / (1 + hard.sum(2, keepdim=True))
 
 
 def _over_frames(carried: Tensor, fresh: list[int]) -> tuple[Tensor, Tensor]:

@@ -58,10 +58,10 @@ class FlashVlm(Strategy):
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:
         """See `Strategy.select_span`."""
         saliency = spread_to_one(received(self.name, tokens, grid, context))
-        asked = relevance(*similarity_to_text(self.name, tokens, context))
+        relevant = relevance(*similarity_to_text(self.name, tokens, context))
         # Logarithms, as most relevances are far below the step of `highest`.
         logs = (saliency + _SMALLEST).log() * (1 - self.options.balance)
-        first = highest(logs + (asked + _SMALLEST).log() * self.options.balance, count - count // 2)
+        first = highest(logs + (relevant + _SMALLEST).log() * self.options.balance, count - count // 2)
         unpicked = torch.ones(grid.tokens, dtype=torch.bool, device=tokens.device).index_fill_(0, first, False)
         rest = places_of(unpicked, grid.tokens - len(first))
         return torch.cat([first, rest[unlike(sketch(tokens[rest]), count // 2)]])

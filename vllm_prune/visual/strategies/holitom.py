@@ -129,8 +129,8 @@ def _absorbs(means: Tensor, order: Tensor, frame: Tensor, windows: list[range]) 
     window_of = to_device(torch.tensor([w for w, window in enumerate(windows) for _ in window]), frame.device)
     window = window_of[frame]
     parts = []
-    for part, own in zip(units.split(_ROWS), window.split(_ROWS), strict=True):
-        apart = own[:, None] != window[order][None]
+    for part, part_window in zip(units.split(_ROWS), window.split(_ROWS), strict=True):
+        apart = part_window[:, None] != window[order][None]
         best = quantise(part @ units[order].T).masked_fill(apart, -2.0).argmax(1)
         parts.append(torch.where(apart.all(1), count, best))
     return torch.cat(parts).index_fill(0, order, count)

@@ -69,8 +69,8 @@ def _stage(units: Tensor, owner: Tensor, clips: Clips, target: int) -> tuple[Ten
         shares = largest_remainder(min(total - target, sum(caps)), sizes, caps, 0)
         merged = [_merged(means, *pair, share) for pair, share in zip(halves, shares, strict=True)]
         clips = [[left] for left, _, _ in merged]
-        gone, into = (torch.cat([one[i] for one in merged]) for i in (1, 2))
-        owner = every.index_copy(0, gone, into)[owner]
+        merged_away, into = (torch.cat([one[i] for one in merged]) for i in (1, 2))
+        owner = every.index_copy(0, merged_away, into)[owner]
     return owner, [torch.cat(list(clip)) for clip in clips]
 
 

@@ -108,5 +108,5 @@ def absorb(rows: Tensor, kept: Tensor, owner: Tensor, least: float) -> Tensor:
     """
     count = len(kept)
     absorbed = count_by(owner, count + 1)[:count]
-    own = (1 / (absorbed + 1)).clamp_min(least).masked_fill(absorbed == 0, 1.0)[:, None]
-    return own * rows[kept].float() + (1 - own) * mean_by(rows, owner, count + 1)[:count]
+    weight = (1 / (absorbed + 1)).clamp_min(least).masked_fill(absorbed == 0, 1.0)[:, None]
+    return weight * rows[kept].float() + (1 - weight) * mean_by(rows, owner, count + 1)[:count]
