@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torchvision.transforms.v2 import functional
 
 from vllm_prune.budget.errors import BudgetError
 from vllm_prune.grid import Grid
+from vllm_prune.visual.frontend.resizing import drawn
 
 from . import media
 from .checkpoints import CELL
@@ -26,13 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 6
 HALF: Visual = {"strategy": "resize", "keep": 0.5}
-
-
-def drawn(picture: Any, height: int, width: int) -> Image.Image:
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    bicubic = functional.InterpolationMode.BICUBIC
-    smaller = functional.resize(pixels, [height, width], bicubic, antialias=True)
-    return Image.fromarray(smaller.permute(1, 2, 0).numpy())
 
 
 @contextmanager

@@ -55,10 +55,10 @@ def test_a_sweep_from_the_command_line(server: Server, data: Path, tmp_path: Pat
              "--out", str(tmp_path / "out"))  # fmt: skip
     found = sweep(str(data), *asked)
     assert found.exit_code == 0, found.output
-    assert "0 of 6 cells were there already" in found.output.replace("\n", " ")
+    assert "0 of 7 cells were there already" in found.output.replace("\n", " ")
     rows = rows_of(tmp_path / "out")
     assert {strategy for strategy, group in rows if group == "all"} == {
-        "unpruned", "divprune", "random", "uniform", "gui_kv",
+        "unpruned", "divprune", "random", "uniform", "resize", "gui_kv",
     }  # fmt: skip
     assert rows["unpruned", "all"]["accuracy"] >= 0.95
     assert rows["unpruned", "all"]["kept_share"] == 1
@@ -76,14 +76,14 @@ def test_a_sweep_from_the_command_line(server: Server, data: Path, tmp_path: Pat
     # Again: nothing is asked, and the same comes out.
     before = server.metric("vllm:request_success_total")
     again = sweep(str(data), *asked)
-    assert "6 of 6 cells were there already" in again.output.replace("\n", " ")
+    assert "7 of 7 cells were there already" in again.output.replace("\n", " ")
     assert server.metric("vllm:request_success_total") == before
     assert rows_of(tmp_path / "out") == rows
 
     # One cell is gone and one more is asked for: only these two are asked.
     next((tmp_path / "out" / "cells").glob("*.json")).unlink()
     more = sweep(str(data), *asked, "--kv-keep", "0.3,0.2", "--limit", str(SAMPLES))
-    assert "5 of 8 cells were there already" in more.output.replace("\n", " ")
+    assert "6 of 9 cells were there already" in more.output.replace("\n", " ")
     assert server.metric("vllm:request_success_total") == before + 3 * SAMPLES
 
 

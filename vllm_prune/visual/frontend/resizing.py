@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional
+from torch.nn.functional import interpolate
 from vllm.multimodal.parse import MultiModalDataItems
 
 from ...budget.allocate import plan
@@ -143,13 +143,13 @@ def drawn(picture: Any, height: int, width: int) -> Image.Image:
         height, width: in pixels.
     """
     if isinstance(picture, Image.Image):
-        picture = np.array(picture.convert("RGB"))
-    pixels = torch.as_tensor(picture)
+        picture = picture.convert("RGB")
+    # A copy, as PyTorch takes no array that is read-only.
+    pixels = picture if isinstance(picture, Tensor) else torch.from_numpy(np.array(picture))
     if pixels.shape[-1] == 3:
         pixels = pixels.permute(2, 0, 1)
-    bicubic = functional.InterpolationMode.BICUBIC
-    smaller = functional.resize(pixels, [height, width], interpolation=bicubic, antialias=True)
-    return Image.fromarray(smaller.permute(1, 2, 0).contiguous().numpy())
+    smaller = interpolate(pixels[None].float(), (height, width), mode="bicubic", antialias=True)[0]
+    return Image.fromarray(smaller.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy())
 
 
 def _as_it_is(kwargs: Mapping[str, object]) -> dict[str, object]:
