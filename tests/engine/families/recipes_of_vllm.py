@@ -159,7 +159,12 @@ def step3p7_twin(tokenizer: Any, folder: Path) -> Any:
 def step3p7(folder: Path) -> None:
     """The configuration as the hub has it; the tensors are saved under the hub's names."""
     from transformers import AutoConfig, PreTrainedConfig
-    from vllm.transformers_utils.configs.step3p5 import Step3p5Config
+
+    try:
+        from vllm.transformers_utils.configs.step3p5 import Step3p5Config
+    except ImportError:
+        # vLLM 0.33 takes the class of transformers.
+        from transformers import Step3p7TextConfig as Step3p5Config
 
     class StepConfig(PreTrainedConfig):
         model_type = "step3p7_of_the_hub"
