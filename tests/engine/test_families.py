@@ -165,7 +165,10 @@ def replaced(
     vLLM remembers the class of a checkpoint by its path.
     """
     from vllm import ModelRegistry
+    from vllm.plugins import load_general_plugins
 
+    # In front of the process's first engine it would put the table's rows back.
+    load_general_plugins()
     source = checkpoints[for_engine(name)]
     architecture = json.loads((source / "config.json").read_text())["architectures"][0]
     copy = f"{name}_{'stock' if family is None else family.positions}"
