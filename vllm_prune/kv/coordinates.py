@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..vllm_compat import cuda_graphs
+from .step_slots import step_slots
 
 AXES = 3
 
@@ -88,12 +89,9 @@ class CoordinateStore:
 
     def record(self, positions: Tensor) -> None:
         """Store the coordinates of a step's tokens, int64 [3, n], at the slots that this step writes."""
-        from vllm.forward_context import get_forward_context, is_forward_context_available
-
-        if self.places is None or not is_forward_context_available():
+        if self.places is None:
             return
-        mapping = get_forward_context().slot_mapping
-        slots = mapping.get(self.name) if isinstance(mapping, dict) else None
+        slots = step_slots(self.name)
         if slots is not None:
             count = min(len(slots), positions.shape[1])
             # Padding has slot -1, which is the last column.

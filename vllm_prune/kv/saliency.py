@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..vllm_compat import cuda_graphs
+from .step_slots import step_slots
 
 _LIBRARY = torch.library.Library("vllm_prune", "FRAGMENT")
 _STORES: dict[int, SaliencyStore] = {}
@@ -91,12 +92,9 @@ class SaliencyStore:
 
     def record(self, hidden: Tensor, normed: Tensor, layer: int) -> None:
         """Store the norms of a step's tokens at the slots that this step writes."""
-        from vllm.forward_context import get_forward_context, is_forward_context_available
-
-        if self.norms is None or not is_forward_context_available():
+        if self.norms is None:
             return
-        mapping = get_forward_context().slot_mapping
-        slots = mapping.get(self.names[layer]) if isinstance(mapping, dict) else None
+        slots = step_slots(self.names[layer])
         if slots is not None:
             count = min(len(slots), len(hidden))
             # Padding has slot -1, which is the last column.

@@ -13,6 +13,7 @@ from typing import Any
 from ..budget.kv import DEFAULT_WINDOW, KvSpec
 from ..catalogue import KV
 from ..config.worker_facts import WorkerFacts
+from ..signals import KvSignal
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,16 @@ class WindowLimits:
 
 def observes(spec: KvSpec) -> bool:
     """Whether a budget's strategy looks at the last queries."""
-    return "queries" in KV.create(spec.strategy, json.loads(spec.options)).wanted()
+    return "queries" in _wanted(spec)
 
 
 def sums(spec: KvSpec) -> bool:
     """Whether a budget's strategy takes sums over all queries of the prompt."""
-    return "moments" in KV.create(spec.strategy, json.loads(spec.options)).wanted()
+    return "moments" in _wanted(spec)
+
+
+def _wanted(spec: KvSpec) -> frozenset[KvSignal]:
+    return KV.create(spec.strategy, json.loads(spec.options)).wanted()
 
 
 class WindowSlots:
