@@ -9,6 +9,8 @@ not do while it wants to run ahead.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -131,6 +133,19 @@ def async_tensor_h2d(data: Any, device: Any = None, dtype: Any = None, out: Any 
         return staged.to(device, dtype, non_blocking=True)
     assert dtype in (None, out.dtype)
     return out.copy_(staged, non_blocking=True)
+
+
+def permissions(monkeypatch: pytest.MonkeyPatch, place: str) -> list[bool]:
+    """One entry for each time that vLLM's check is switched off by the `gpu_sync_allowed` of a module."""
+    entered = list[bool]()
+
+    @contextmanager
+    def record() -> Iterator[None]:
+        entered.append(True)
+        yield
+
+    monkeypatch.setattr(place, record)
+    return entered
 
 
 def on_device(tensor: Tensor) -> Tensor:

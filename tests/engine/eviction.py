@@ -18,6 +18,14 @@ from .media import Request
 from .oracle import Oracle, compare
 
 EVICTING: dict[str, Any] = {"scheduler_cls": SCHEDULER, "worker_cls": WORKER}
+SPECS = [
+    KvSpec("random", keep="0.5", buffer=16),
+    KvSpec("random", keep="0.1", buffer=16),
+    None,
+    KvSpec("random", max_tokens=40, buffer=20, window=4),
+    KvSpec("random", max_tokens=4096),
+]
+"""Budgets of a batch: by ratio and by count, with other windows, none at all, and one that evicts nothing."""
 
 
 @dataclass

@@ -6,24 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
-from vllm_prune.budget.kv import KvSpec
-
 from . import media
 from .checkpoints import CELL
 from .engines import EnginePool
-from .eviction import EVICTING, compare_with_masked, free_blocks
+from .eviction import EVICTING, SPECS, compare_with_masked, free_blocks
 from .matrix import UNIFORM
 from .oracle import Oracle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 60
-SPECS = [
-    KvSpec("random", keep="0.5", buffer=16),
-    KvSpec("random", keep="0.1", buffer=16),
-    None,
-    KvSpec("random", max_tokens=40, buffer=20, window=4),
-    KvSpec("random", max_tokens=4096),
-]
 
 
 def test_logits_are_those_of_the_masked_reference(

@@ -18,7 +18,7 @@ from ..runner_v2 import asynchronous_scheduling
 from . import cache_groups
 from .cache_groups import TextOracle, fill_with_nan, lookups, managers, zeroes
 from .engines import EnginePool, answer_of, reset, runner_of
-from .eviction import EVICTING, compare_with_masked, evict, free_blocks, journal, scheduler_of
+from .eviction import EVICTING, SPECS, compare_with_masked, evict, free_blocks, journal, scheduler_of
 from .families import float32_delta_nets
 from .families.rows import ROWS
 from .media import Request
@@ -29,13 +29,6 @@ EVERYTHING = os.environ.get("FAMILIES") == "full"
 # A strategy whose signal a model does not give is refused by a front end, which is what launched workers count on.
 LAUNCHED = {"vllm_prune": {"launched": True}}
 STEPS = 44
-SPECS = [
-    KvSpec("random", keep="0.5", buffer=16),
-    KvSpec("random", keep="0.1", buffer=16),
-    None,
-    KvSpec("random", max_tokens=40, buffer=20, window=4),
-    KvSpec("random", max_tokens=4096),
-]
 TIGHT = KvSpec("snapkv", keep="0.2", buffer=8)
 
 

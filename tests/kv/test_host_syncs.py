@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.emulated_device import DEVICE, EmulatedDevice, HostSync, on_device, on_host
+from tests.emulated_device import DEVICE, EmulatedDevice, HostSync, on_device, on_host, permissions
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.catalogue import KV
 from vllm_prune.kv import saliency as saliency_module
@@ -171,16 +169,9 @@ def test_no_strategy_waits_and_each_keeps_what_it_keeps_on_the_cpu(
 @torch.inference_mode()
 @pytest.mark.parametrize(("name", "options"), [*CASES, *BY_NATURE])
 def test_vllms_own_check_lets_only_these_wait(name: str, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    allowed = list[str]()
-
-    @contextmanager
-    def record() -> Iterator[None]:
-        allowed.append(name)
-        yield
-
-    monkeypatch.setattr("vllm_prune.kv.compaction.gpu_sync_allowed", record)
+    allowed = permissions(monkeypatch, "vllm_prune.kv.compaction.gpu_sync_allowed")
     two_compactions(torch.device("cpu"), name, options, monkeypatch)
-    assert allowed == [name] * 2 * LAYERS * ((name, options) in BY_NATURE)
+    assert allowed == [True] * 2 * LAYERS * ((name, options) in BY_NATURE)
 
 
 @torch.inference_mode()
