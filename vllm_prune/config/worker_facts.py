@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ class WorkerFacts:
         max_window: largest observation window that any request may have.
         observed_requests: most requests with such a window at once; None for all that can run.
         prompt_queries: most requests at once whose prompt's queries are summed up.
+        layer_groups: numbers of the layers at which another group of layers begins; empty for one group.
     """
 
     launched: bool = False
@@ -46,13 +47,16 @@ class WorkerFacts:
     max_window: int = MAX_WINDOW
     observed_requests: int | None = None
     prompt_queries: int = 0
+    layer_groups: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, vllm_config: Any) -> WorkerFacts:
         """The facts of a server, from vLLM's configuration."""
         additional = getattr(vllm_config, "additional_config", None)
         wire = additional.get(KEY, {}) if isinstance(additional, dict) else {}
-        return cls(**{field.name: wire[field.name] for field in fields(cls) if field.name in wire})
+        facts = cls(**{field.name: wire[field.name] for field in fields(cls) if field.name in wire})
+        # JSON has no tuples.
+        return replace(facts, layer_groups=tuple(facts.layer_groups))
 
     @classmethod
     def configured(cls, config: PruneConfig) -> WorkerFacts:
@@ -60,7 +64,8 @@ class WorkerFacts:
         paths = (config.stts.scorer, config.vision_selector.weights)
         scorer, selector = (None if path is None else str(Path(path).absolute()) for path in paths)
         kv = config.kv
-        return cls(True, scorer, selector, config.largest_window, kv.observed_requests, kv.prompt_queries)
+        window, sums, groups = config.largest_window, kv.prompt_queries, kv.layer_groups
+        return cls(True, scorer, selector, window, kv.observed_requests, sums, groups)
 
     def wire(self) -> dict[str, Any]:
         """The facts that differ from the defaults.

@@ -22,6 +22,7 @@ from ..cache import UnknownLayout, open_rows
 from ..commands import Compaction
 from ..compaction import CachedRequest, Compactor, track, transient_bytes
 from ..coordinates import AXES, CoordinateStore
+from ..layer_groups import grouped
 from ..lengths import GroupLengths
 from ..prompt_queries import PromptQueries, SumPlan
 from ..query_window import QueryStore, StepPlan
@@ -84,6 +85,12 @@ class CompactingRunner:
         return evictable_layers(
             [layer for layer in layers if isinstance(layer, Attention) and layer.attn_type == AttentionType.DECODER]
         )
+
+    def get_kv_cache_spec(self) -> dict[str, Any]:
+        """As vLLM's, told apart by layer group where the operator has configured several."""
+        specs = super().get_kv_cache_spec()  # type: ignore[misc]
+        starts = WorkerFacts.of(self.vllm_config).layer_groups
+        return grouped(specs, starts) if starts else specs
 
     def reserve_windows(self) -> QueryStore | None:
         """Allocate the windows' queries; None where nothing can be compacted anyway."""
