@@ -178,7 +178,7 @@ def test_a_worker_knows_the_group_that_is_compacted() -> None:
     assert [one.layer_name for one in evictable] == ["a", "b"]
     assert suitability.evictable_layers(layers[:1]) == layers[:1]
     for groups, index in (([windows, full], 1), ([full, states], 0), ([full], 0)):
-        assert suitability.full_attention_group(groups) == index
+        assert suitability.full_attention_groups(groups) == (index,)
         assert suitability.grouping_refusals(groups, evictable, False) == []
         assert len(suitability.grouping_refusals(groups, evictable, True)) == (len(groups) > 1)
 

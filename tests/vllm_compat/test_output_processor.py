@@ -34,7 +34,7 @@ def test_each_report_counts_what_is_new(counted: list[tuple[Any, ...]]) -> None:
     state, tally = SimpleNamespace(), Tally(context.id, "snapkv", 100, 50)
     for evicted, freed in ((0, 0), (50, 3), (10, 1), (10, 0)):
         if evicted:
-            tally.add(evicted, freed)
+            tally.add(evicted, [freed])
         report = output(tally)
         _take_report(report, state)
         assert report.kv_transfer_params is None
@@ -52,10 +52,10 @@ def test_each_report_counts_what_is_new(counted: list[tuple[Any, ...]]) -> None:
 def test_what_comes_after_the_front_end_has_ended_a_request_counts_nowhere(counted: list[tuple[Any, ...]]) -> None:
     context = RequestContext(decision=Decision(None, kv=KvSpec("snapkv", keep="0.5")))
     state, tally = SimpleNamespace(), Tally(context.id, "snapkv", 100, 50)
-    tally.add(50, 3)
+    tally.add(50, [3])
     _take_report(output(tally), state)
     usage = context.usage()
-    tally.add(9, 1)
+    tally.add(9, [1])
     late = output(tally)
     _take_report(late, None)
     assert late.kv_transfer_params is None

@@ -63,7 +63,7 @@ def grouped(specs: Mapping[str, KVCacheSpec], starts: Sequence[int]) -> dict[str
         )
     if starts[-1] >= len(specs):
         raise ValueError(
-            f"kv.layer_groups names layer {starts[-1]}, and the model has layers 0 to {len(specs) - 1}; name one of them"
+            f"kv.layer_groups names layer {starts[-1]}, and the model has layers 0 to {len(specs) - 1}; name those"
         )
     firsts = [max(start for start in (0, *starts) if start <= number) for number in range(len(specs))]
     return {

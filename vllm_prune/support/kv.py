@@ -14,6 +14,11 @@ from ..kv.suitability import SCHEDULER, WORKER, speculation_refusals
 from . import signals
 from .workers import workers_of
 
+LAYERED = (
+    "{!r} keeps fewer rows in later layers, and all layers of this server share one block table, where they would free "
+    "nothing; set kv.layer_groups in its configuration, or name another strategy"
+)
+
 
 def findings(vllm_config: Any) -> list[Finding]:
     """Why no budget is honoured on this server; empty when budgets are."""
@@ -33,6 +38,8 @@ def missing(spec: KvSpec, vllm_config: Any) -> Finding | None:
         detail = f"{spec.window}, and they hold {largest}; give at most that, or start with vllm-prune serve"
         return kv_finding("window", detail, "pruning.kv.window")
     strategy = KV.create(spec.strategy, json.loads(spec.options))
+    if strategy.layered and not WorkerFacts.of(vllm_config).layer_groups:
+        return kv_finding("layer_groups", LAYERED.format(strategy.name), "pruning.kv.strategy")
     for name in sorted(strategy.wanted()):
         if (finding := signals.KV[name](vllm_config)) is not None:
             return replace(finding, text=f"KV strategy {spec.strategy!r} cannot run here: {finding.text}")
@@ -71,7 +78,7 @@ def _speculation(vllm_config: Any) -> list[Finding]:
         return []
     if speculative.method != "ngram":
         return [kv_finding("speculative", f"that of {speculative.method} has its own cache")]
-    if model.is_hybrid or _has_window(model):
+    if model.is_hybrid or _has_window(model) or WorkerFacts.of(vllm_config).layer_groups:
         return speculation_refusals(2, True)
     if vllm_config.use_v2_model_runner:
         # The host counts drafts as computed before they are verified, and what is observed follows its counts.
