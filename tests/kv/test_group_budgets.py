@@ -19,20 +19,19 @@ LAYERS = (14, 14)
 
 def item(offset: int, length: int, mask: list[bool] | None = None) -> Any:
     """A media item of a prompt."""
-    place = SimpleNamespace(offset=offset, length=length, is_embed=None if mask is None else torch.tensor(mask))
-    return SimpleNamespace(mm_position=place)
+    return SimpleNamespace(offset=offset, length=length, is_embed=None if mask is None else torch.tensor(mask))
 
 
 PICTURE = [item(10, 80)]
 
 
-def divided(spec: KvSpec, prompt: int = 100, features: Any = PICTURE, layers: tuple[int, ...] = LAYERS) -> GroupBudgets:
-    return GroupBudgets.of(spec, prompt, features, LIMITS, layers)
+def divided(spec: KvSpec, prompt: int = 100, places: Any = PICTURE, layers: tuple[int, ...] = LAYERS) -> GroupBudgets:
+    return GroupBudgets.of(spec, prompt, places, LIMITS, layers)
 
 
 def test_visual_tokens_before_a_position() -> None:
-    features = [item(2, 4), item(8, 4, [True, False, True, True])]
-    assert [visual_tokens(features, before) for before in (0, 2, 4, 8, 9, 10, 11, 12, 99)] == [
+    places = [item(2, 4), item(8, 4, [True, False, True, True])]
+    assert [visual_tokens(places, before) for before in (0, 2, 4, 8, 9, 10, 11, 12, 99)] == [
         0,
         0,
         2,
@@ -78,7 +77,7 @@ def test_an_exit_evicts_after_prefill_only() -> None:
     # The last window of the prompt, then nothing.
     assert budgets.observed_from([0, 0]) == 92
     assert budgets.observed_from([0, 80]) is None
-    pictureless = divided(KvSpec("visual_exit", keep="0.6"), features=[])
+    pictureless = divided(KvSpec("visual_exit", keep="0.6"), places=[])
     assert pictureless.counts == (100, 100)
     assert not pictureless.due(1, 900, False)
     assert pictureless.observed_from([0, 0]) is None
@@ -109,7 +108,7 @@ def test_text_that_stays_is_said(spec: KvSpec, entry: tuple[str, float, float] |
 
 
 def test_visual_tokens_of_the_window_stay_like_text() -> None:
-    assert divided(KvSpec("visual_exit", keep="0.1"), features=[item(0, 100)]).counts == (100, 8)
+    assert divided(KvSpec("visual_exit", keep="0.1"), places=[item(0, 100)]).counts == (100, 8)
 
 
 def test_a_tally_names_the_groups_where_there_are_several() -> None:

@@ -13,7 +13,7 @@ from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-from vllm_prune.kv.layer_groups import LayerGroups, LayerGroupSpec, grouped
+from vllm_prune.kv.layer_groups import LayerGroups, LayerGroupSpec, grouped, of_engine
 
 SHAPE: dict[str, Any] = {"block_size": 16, "num_kv_heads": 2, "head_size": 8, "dtype": torch.float32}
 FULL = FullAttentionSpec(**SHAPE)
@@ -85,3 +85,37 @@ def test_models_with_other_layers_are_refused_at_start() -> None:
         grouped(mixed, (1,))
     with pytest.raises(ValueError, match="names layer 4, and the model has layers 0 to 3"):
         grouped(layers(4), (2, 4))
+
+
+def engine(starts: list[int], **changes: Any) -> Any:
+    """vLLM's configuration, as far as it matters."""
+    parallel = {
+        "pipeline_parallel_size": 1,
+        "decode_context_parallel_size": 1,
+        "prefill_context_parallel_size": 1,
+        "use_ubatching": False,
+    }
+    return SimpleNamespace(
+        additional_config={"vllm_prune": {"layer_groups": starts}},
+        parallel_config=SimpleNamespace(**{name: changes.get(name, value) for name, value in parallel.items()}),
+        speculative_config=changes.get("speculative_config"),
+        kv_transfer_config=changes.get("kv_transfer_config"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"speculative_config": object()}, "speculative decoding"),
+        ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
+        ({"decode_context_parallel_size": 2}, "context parallelism"),
+        ({"prefill_context_parallel_size": 2}, "context parallelism"),
+        ({"use_ubatching": True}, "micro-batch overlap"),
+        ({"kv_transfer_config": object()}, "a KV connector"),
+    ],
+)
+def test_engines_that_are_not_proven_are_refused_at_start(changes: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=f"has not been proven exact beside {name}"):
+        of_engine(layers(4), engine([2], **changes))
+    assert of_engine(layers(4), engine([], **changes)) == layers(4)
+    assert of_engine(layers(4), engine([2])) == grouped(layers(4), (2,))

@@ -115,7 +115,8 @@ def track(
     strategy = KV.create(spec.strategy, json.loads(spec.options))
     slots = store.acquire(limits.slots_of(spec, len(prompt)))
     sum_slot = sums.acquire() if sums is not None and "moments" in strategy.wanted() else None
-    budgets = GroupBudgets.of(spec, len(prompt), features, limits, layers)
+    places = [feature.mm_position for feature in features]
+    budgets = GroupBudgets.of(spec, len(prompt), places, limits, layers)
     # Looked up here, as finding them on the device would wait for it.
     rows = ((media == index).nonzero().squeeze(1) for index in range(len(features)))
     items = tuple(async_tensor_h2d(tokens, device=store.device) for tokens in rows if len(tokens))

@@ -39,7 +39,7 @@ class GroupBudgets:
         cls,
         spec: KvSpec,
         prompt: int,
-        features: Sequence[Any],
+        places: Sequence[Any],
         limits: WindowLimits,
         layers: tuple[int, ...] = ONE_GROUP,
     ) -> GroupBudgets:
@@ -48,7 +48,7 @@ class GroupBudgets:
         Args:
             spec: as the request names it.
             prompt: rows of the prompt.
-            features: vLLM's multimodal features of the request.
+            places: vLLM's `PlaceholderRange`s of its media items.
             limits: the engine's.
             layers: number of layers of each group.
         """
@@ -56,7 +56,7 @@ class GroupBudgets:
         if len(layers) == 1:
             return cls(spec, prompt, layers, (spec.count(prompt),))
         strategy = KV.create(spec.strategy, json.loads(spec.options))
-        visual = visual_tokens(features, prompt - spec.window) if strategy.layered else 0
+        visual = visual_tokens(places, prompt - spec.window) if strategy.layered else 0
         counts = strategy.group_counts(DepthBudget(spec.count(prompt), spec.window, prompt, visual, layers))
         return cls(spec, prompt, layers, counts, strategy.once)
 
@@ -117,16 +117,15 @@ def _text_kept(name: str, requested: float, applied: float) -> dict[str, Any]:
     return {"param": f"pruning.kv.{name}", "requested": requested, "applied": applied, "reason": "text_kept"}
 
 
-def visual_tokens(features: Sequence[Any], before: int) -> int:
+def visual_tokens(places: Sequence[Any], before: int) -> int:
     """Visual tokens among the first `before` tokens of a prompt.
 
     Args:
-        features: vLLM's multimodal features of the request.
+        places: vLLM's `PlaceholderRange`s of its media items.
         before: a position.
     """
     total = 0
-    for feature in features:
-        place = feature.mm_position
+    for place in places:
         inside = max(0, min(place.length, before - place.offset))
         total += inside if place.is_embed is None else int(place.is_embed[:inside].sum())
     return total

@@ -14,6 +14,8 @@ from typing import Any, Self
 
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec, replace_as
 
+from ..config.worker_facts import WorkerFacts
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGroupSpec(FullAttentionSpec):
@@ -41,6 +43,32 @@ class LayerGroupSpec(FullAttentionSpec):
         # vLLM's copies the fields that it knows.
         merged: Any = FullAttentionSpec.merge([replace_as(s, FullAttentionSpec, drop=("first_layer",)) for s in specs])
         return replace_as(merged, cls, first_layer=first)
+
+
+def of_engine(specs: Mapping[str, KVCacheSpec], vllm_config: Any) -> Mapping[str, KVCacheSpec]:
+    """VLLM's descriptions of the layers, told apart where the operator has configured several groups.
+
+    Args:
+        specs: vLLM's, by name of the layer.
+        vllm_config: vLLM's configuration.
+
+    Raises:
+        ValueError: the engine, or the model, is of a kind for which several groups have not been proven exact.
+    """
+    starts, parallel = WorkerFacts.of(vllm_config).layer_groups, vllm_config.parallel_config
+    if not starts:
+        return specs
+    unproven = {
+        "speculative decoding": vllm_config.speculative_config is not None,
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
+        "micro-batch overlap (DBO)": parallel.use_ubatching,
+        "a KV connector": vllm_config.kv_transfer_config is not None,
+    }
+    for name, used in unproven.items():
+        if used:
+            raise ValueError(f"kv.layer_groups has not been proven exact beside {name}; take one of the two out")
+    return grouped(specs, starts)
 
 
 def grouped(specs: Mapping[str, KVCacheSpec], starts: Sequence[int]) -> dict[str, KVCacheSpec]:

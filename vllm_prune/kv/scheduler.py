@@ -106,7 +106,8 @@ class CompactingMixin:
         elif spec is not None:
             prompt = request.num_prompt_tokens
             limits = self.windows.limits
-            budgets = GroupBudgets.of(spec, prompt, request.mm_features, limits, self.groups.layers)
+            places = [feature.mm_position for feature in request.mm_features]
+            budgets = GroupBudgets.of(spec, prompt, places, limits, self.groups.layers)
             clamped = [*limits.clamped(spec, prompt), *budgets.clamped()]
             tally = Tally.of(budgets, clamped, self.groups.firsts)
             self.budgets[request.request_id] = budgets

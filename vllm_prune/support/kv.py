@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from ..budget.errors import Finding, kv_finding
 from ..budget.kv import KvSpec
 from ..catalogue import KV
 from ..config.worker_facts import WorkerFacts
+from ..kv.group_budgets import GroupBudgets
 from ..kv.suitability import SCHEDULER, WORKER, speculation_refusals
+from ..kv.window_slots import WindowLimits
 from . import signals
 from .workers import workers_of
 
@@ -45,6 +49,21 @@ def missing(spec: KvSpec, vllm_config: Any) -> Finding | None:
             return replace(finding, text=f"KV strategy {spec.strategy!r} cannot run here: {finding.text}")
     problem = strategy.unfit(int(vllm_config.model_config.get_head_size()))
     return None if problem is None else kv_finding("options", problem, "pruning.kv.options")
+
+
+def predicted(spec: KvSpec, prompt: int, places: Sequence[Any], vllm_config: Any) -> GroupBudgets:
+    """The budget as the engine will divide it over the groups of layers.
+
+    Args:
+        spec: the budget; `missing` has not refused it.
+        prompt: tokens of the prompt.
+        places: vLLM's `PlaceholderRange`s of its media items.
+        vllm_config: vLLM's configuration.
+    """
+    starts = WorkerFacts.of(vllm_config).layer_groups
+    bounds = [0, *starts, int(vllm_config.model_config.hf_text_config.num_hidden_layers)] if starts else [0, 1]
+    layers = tuple(end - start for start, end in pairwise(bounds))
+    return GroupBudgets.of(spec, prompt, places, WindowLimits.of(vllm_config), layers)
 
 
 def beam_search() -> Finding:

@@ -7,7 +7,7 @@ becomes physical: block tables, sequence lengths and slots.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import groupby
 from operator import attrgetter
@@ -24,7 +24,7 @@ from ..cache import UnknownLayout, open_rows
 from ..commands import Compaction
 from ..compaction import CachedRequest, Compactor, track, transient_bytes
 from ..coordinates import AXES, CoordinateStore
-from ..layer_groups import LayerGroups, grouped
+from ..layer_groups import LayerGroups, of_engine
 from ..lengths import GroupLengths
 from ..prompt_queries import PromptQueries, SumPlan
 from ..query_window import QueryStore, StepPlan
@@ -83,11 +83,9 @@ class CompactingRunner:
     def _evictable_layers(self) -> list[Any]:
         return evictable_layers(decoder_attention(self.compilation_config))
 
-    def get_kv_cache_spec(self) -> dict[str, Any]:
+    def get_kv_cache_spec(self) -> Mapping[str, Any]:
         """As vLLM's, told apart by layer group where the operator has configured several."""
-        specs = super().get_kv_cache_spec()  # type: ignore[misc]
-        starts = WorkerFacts.of(self.vllm_config).layer_groups
-        return grouped(specs, starts) if starts else specs
+        return of_engine(super().get_kv_cache_spec(), self.vllm_config)  # type: ignore[misc]
 
     def reserve_windows(self) -> QueryStore | None:
         """Allocate the windows' queries; None where nothing can be compacted anyway."""
