@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from vllm.v1.core import kv_cache_utils
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec, UniformTypeKVCacheSpecs
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
@@ -24,7 +25,9 @@ def layers(count: int) -> dict[str, Any]:
 
 
 def cache_groups(specs: dict[str, Any]) -> list[Any]:
-    """As vLLM forms them."""
+    """As vLLM forms them; 0.33 has moved that to a module of its own."""
+    moved = importlib.util.find_spec("vllm.v1.core.kv_cache_planning") is not None
+    planning = importlib.import_module(f"vllm.v1.core.{'kv_cache_planning' if moved else 'kv_cache_utils'}")
     scheduler = SimpleNamespace(disable_hybrid_kv_cache_manager=False)
     config: Any = SimpleNamespace(
         scheduler_config=scheduler,
@@ -34,7 +37,8 @@ def cache_groups(specs: dict[str, Any]) -> list[Any]:
         ),
         speculative_config=None,
     )
-    return kv_cache_utils.get_kv_cache_groups(config, specs)
+    groups: list[Any] = planning.get_kv_cache_groups(config, specs)
+    return groups
 
 
 @pytest.mark.parametrize(
