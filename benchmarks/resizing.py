@@ -1,9 +1,8 @@
-"""Pruning beside plain resizing, on pictures whose elements span several visual tokens: `python -m benchmarks.resizing`.
+"""Pruning beside plain resizing, where elements span several visual tokens: `python -m benchmarks.resizing --save`.
 
 Where an element is one visual token large, as in the tasks of `benchmarks.quality`, no smaller picture can show it and
 resizing loses for that reason alone. Here elements are twice as large in each direction, for every strategy alike, and
-the checkpoint that answers was taught them at sizes between once and 2.2 times. Writes `resizing.json`, `.csv` and `.png` under
-`benchmarks/results/`.
+the checkpoint that answers was taught them at sizes between once and 2.2 times. Writes JSON, CSV and a plot.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from vllm_prune.sweep import run, visual_arms
+from vllm_prune.sweep import run
 from vllm_prune.sweep.client import Client
 from vllm_prune.sweep.report import table, write
 
 from .machine import RESULTS, hardware
-from .quality import DEMO, Table, chosen, held_out, strategies
+from .quality import DEMO, Table, arms, chosen, held_out, strategies
 from .servers import Server
 
 CHECKPOINT = DEMO / "enlarged"
@@ -37,7 +36,7 @@ def measure(client: Client, model: str, n: int, store: Path | None, only: list[s
     for part, task in TASKS.items():
         if names := chosen(strategies(client, MODALITIES[part]), part, only):
             samples = held_out([task], n)
-            cells = run(client, model, samples, visual_arms(names, KEEPS), store)
+            cells = run(client, model, samples, arms(names, KEEPS), store)
             tables.append(Table(f"{task}, {n} samples", part, samples, cells))
     return tables
 

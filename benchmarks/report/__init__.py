@@ -28,6 +28,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "settings": settings.sections,
     "budgets": lambda: quality.budgets(RESULTS),
     "quality": lambda: quality.tables(RESULTS),
+    "resizing": lambda: quality.resizing(RESULTS),
     "demo": lambda: quality.demo(EVALUATION),
     "evaluation": lambda: quality.evaluation(EVALUATION),
     "speed": lambda: engine_results.speed(RESULTS),
