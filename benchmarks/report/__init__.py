@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "kv_catalogue": strategies.kv_table,
     "options": strategies.visual_options,
     "kv_options": strategies.kv_options,
+    "strategy_cost": lambda: strategies.costs(RESULTS),
     "settings": settings.sections,
     "budgets": lambda: quality.budgets(RESULTS),
     "quality": lambda: quality.tables(RESULTS),
