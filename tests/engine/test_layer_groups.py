@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from prometheus_client import REGISTRY
 
-from vllm_prune.budget.kv import KEY, KvSpec
+from vllm_prune.budget.kv import KEY, REPORT, KvSpec
 from vllm_prune.catalogue import KV
 
 from ..runner_v2 import asynchronous_scheduling
@@ -128,7 +126,7 @@ def test_an_exit_frees_the_visual_rows_of_late_layers(engines: EnginePool) -> No
     llm = engine_of(engines, family, THREE)
     [request], spec = requests_of(family)[:1], KvSpec("visual_exit", keep="0.01", ticket="t")
     scheduler, size = scheduler_of(llm), scheduler_of(llm).block_size
-    held, compact, freed = [], scheduler.compacting.compact, group_blocks_freed()
+    held, compact = [], scheduler.compacting.compact
 
     def watch(request_id: str, lengths: Any) -> Any:
         lengths = list(lengths)
@@ -150,17 +148,16 @@ def test_an_exit_frees_the_visual_rows_of_late_layers(engines: EnginePool) -> No
     assert lengths == [(1, prompt, text), (2, prompt, text)]
     assert after == [before[0], -(-text // size), -(-text // size)]
     assert after[1] < before[1]
-    counted = Counter(group_blocks_freed())
-    counted.subtract(freed)
-    assert (counted["0"], counted["1"], counted["2"]) == (0, before[1] - after[1], before[1] - after[1])
-
-
-def group_blocks_freed() -> dict[str, int]:
-    """The metric, by first layer of a group, over all models that this process has served."""
-    name, totals = "vllm_prune_kv_group_blocks_freed_total", Counter[str]()
-    for sample in (sample for metric in REGISTRY.collect() for sample in metric.samples if sample.name == name):
-        totals[sample.labels["first_layer"]] += int(sample.value)
-    return dict(totals)
+    report, fewer = output.kv_transfer_params[REPORT], before[1] - after[1]
+    assert report["layer_groups"] == [
+        {"first_layer": 0, "kept_tokens": prompt, "freed_blocks": 0},
+        {"first_layer": 1, "kept_tokens": text, "freed_blocks": fewer},
+        {"first_layer": 2, "kept_tokens": text, "freed_blocks": fewer},
+    ]
+    assert report["freed_blocks"] == 2 * fewer
+    assert report["kept_tokens"] == (prompt + 2 * text) // 3
+    [clamped] = report["clamped"]
+    assert clamped["reason"] == "text_kept"
 
 
 def test_later_turns_find_the_prompt_and_nothing_else(engines: EnginePool) -> None:
