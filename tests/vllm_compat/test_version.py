@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -27,6 +30,31 @@ def test_an_unknown_version_is_refused(monkeypatch: pytest.MonkeyPatch, version:
     assert f"{version} is installed" in message
     assert all(f"{minor}.x" in message for minor in SUPPORTED)
     assert f"pip install 'vllm{requirement()}'" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("-c", "import vllm_prune; vllm_prune.register()"), 1),
+        (("-m", "vllm_prune.cli.main", "serve", "ORG/MODEL"), 2),
+    ],
+)
+def test_an_unknown_version_is_refused_before_anything_of_it_is_used(
+    arguments: tuple[str, ...], code: int, tmp_path: Path
+) -> None:
+    """By the plugin, as `vllm serve` calls it, and by the launcher; here that vLLM has no module at all."""
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm/__init__.py").write_text('__version__ = "0.34.0"\n')
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "400"}
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    said = done.stdout + done.stderr
+    assert "0.34.0 is installed" in said
+    assert f"pip install 'vllm{requirement()}'" in said
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu", "0.33.0", "0.33.2+cu130"])
