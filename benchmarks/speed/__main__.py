@@ -51,6 +51,10 @@ def plans(servers: Sequence[str], loads: Sequence[Load], given: Sequence[str]) -
     common = ["--max-model-len", str(max(8192, rows)), "--max-num-seqs", str(most), "--limit-mm-per-prompt", limits]
     frames = max((load.workload.video or (32,))[0] for load in loads)
     common += ["--media-io-kwargs", json.dumps({"video": {"num_frames": frames}})]
+    if not has_cuda():
+        # Else each server first runs its tower on the longest picture that fits, two minutes on a core for nothing:
+        # the size of the KV cache is set.
+        common += ["--skip-mm-profiling"]
     # Ours preloads these by itself; the comparison is not about OpenMP runtimes.
     preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, installed_libraries()))}
     result = []
@@ -122,8 +126,8 @@ def main(
         bool, typer.Option(help="Five rounds of four requests with a smaller screen, ours at 25% only, within 330 s.")
     ] = False,
     strategy: Annotated[str, typer.Option(help="Strategy of the pruned arms.")] = "divprune",
-    rows: Annotated[int | None, typer.Option(help="Screen height in tokens of 28 pixels; 32, quick 16.")] = None,
-    cols: Annotated[int | None, typer.Option(help="Screen width in tokens; 48, quick 32.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Screen height in tokens of 28 pixels; 32, quick 14.")] = None,
+    cols: Annotated[int | None, typer.Option(help="Screen width in tokens; 48, quick 24.")] = None,
     shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
     all_arms: Annotated[bool, typer.Option("--matrix", help="All arms instead of the few.")] = False,
     workload: Annotated[list[str] | None, typer.Option(help="With --matrix; may repeat. All by default.")] = None,

@@ -28,6 +28,7 @@ class Form:
         keeps: shares of the visual tokens.
         limit: seconds for all of it; rounds that do not fit are left out.
         quiet: seconds of pause before each measurement.
+        warm: requests that warm up under load, all of a round by default.
     """
 
     rounds: int = 7
@@ -36,9 +37,10 @@ class Form:
     keeps: tuple[float, ...] = (0.5, 0.25)
     limit: float = float("inf")
     quiet: float | None = None
+    warm: int | None = None
 
 
-QUICK = Form(5, 4, (16, 32), (0.25,), 330.0, QUICK_QUIET_SECONDS)
+QUICK = Form(5, 4, (14, 24), (0.25,), 330.0, QUICK_QUIET_SECONDS, 1)
 """Ends within six minutes on two cores, what ends the servers included."""
 
 
@@ -63,5 +65,5 @@ def few_loads(sizes: Sizes, concurrency: int, form: Form) -> list[Load]:
     screenshot = workloads(replace(sizes, screen=form.screen))["screenshot"]
     return [
         Load(screenshot.answering(1), 1, 1, CELL, quiet=quiet),
-        Load(screenshot, concurrency, form.requests, CELL, quiet=quiet),
+        Load(screenshot, concurrency, form.requests, CELL, quiet=quiet, warm=form.warm),
     ]
