@@ -72,16 +72,16 @@ def test_it_is_for_glibc_on_a_cpu(clean: pytest.MonkeyPatch) -> None:
 
 
 FAULTS = """
-import resource, torch
+import resource, numpy
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.zeros(1 << 26)
+numpy.ones(1 << 25)
 before = faults()
 for _ in range(4):
-    torch.zeros(1 << 24)
+    numpy.ones(1 << 23)
 print(faults() - before)
 """
-"""Page faults of four tensors of 64 MiB, one after the other."""
+"""Page faults of four arrays of 64 MiB, one after the other, where one of 256 MiB was before."""
 
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another C library")
@@ -92,4 +92,5 @@ def test_a_process_that_is_started_then_takes_the_same_pages_again(clean: pytest
     pages = 4 * (1 << 26) // os.sysconf("SC_PAGE_SIZE")
     fresh = faults()
     reuse_freed_memory()
-    assert faults() < pages / 16 < pages / 2 < fresh
+    # One of the four may lie across the end of what was kept.
+    assert faults() < pages / 2 < 0.9 * pages < fresh
