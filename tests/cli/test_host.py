@@ -72,16 +72,17 @@ def test_it_is_for_glibc_on_a_cpu(clean: pytest.MonkeyPatch) -> None:
 
 
 FAULTS = """
-import resource, numpy
+import resource
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-numpy.ones(1 << 25)
+size = 1 << 28
+b"x" * size
 before = faults()
-for _ in range(4):
-    numpy.ones(1 << 23)
+for size in [1 << 26] * 4:
+    b"x" * size
 print(faults() - before)
 """
-"""Page faults of four arrays of 64 MiB, one after the other, where one of 256 MiB was before."""
+"""Page faults of four texts of 64 MiB, one after the other, where one of 256 MiB was before."""
 
 
 @pytest.mark.skipif("CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="another C library")
