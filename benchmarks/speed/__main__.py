@@ -131,6 +131,10 @@ def main(
     shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
     all_arms: Annotated[bool, typer.Option("--matrix", help="All arms instead of the few.")] = False,
     workload: Annotated[list[str] | None, typer.Option(help="With --matrix; may repeat. All by default.")] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="With --matrix; arms whose name has this text, beside stock. May repeat, all by default."),
+    ] = None,
     limit: Annotated[
         float | None, typer.Option(help="Seconds for everything; rounds that do not fit are left out, and it is said.")
     ] = None,
@@ -150,7 +154,7 @@ def main(
     sizes, levels = replace(CPU, screen=form.screen), concurrency or ([1, 8, 32] if all_arms else [4])
     if all_arms:
         name, loads = "speed_matrix", _loads(sizes, workload, levels)
-        arms = list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS))
+        arms = _chosen(list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS)), arm)
         result = _with_bounds(arms, Shape.of(folder), ttft_target)
     else:
         name, loads, arms, result = "speed", few_loads(sizes, levels[0], form), few_arms(strategy, form.keeps), _few
@@ -196,6 +200,16 @@ def _with_bounds(
         return {"speeds": asdict(speeds), "loads": cells}
 
     return result
+
+
+def _chosen(arms: Sequence[Arm], texts: Sequence[str] | None) -> list[Arm]:
+    """Stock, and the arms whose name has one of these texts; all without any."""
+    for text in texts or ():
+        if not any(text in one.name for one in arms):
+            raise typer.BadParameter(
+                f"no arm has {text!r} in its name; there are {', '.join(one.name for one in arms)}"
+            )
+    return [one for one in arms if not texts or one.server == STOCK or any(text in one.name for text in texts)]
 
 
 def _loads(sizes: Sizes, names: Sequence[str] | None, levels: Sequence[int]) -> list[Load]:

@@ -297,6 +297,15 @@ def test_the_quick_form_says_what_it_is() -> None:
     assert alone.workload.visual_tokens == QUICK.screen[0] * QUICK.screen[1] < Form.screen[0] * Form.screen[1]
 
 
+def test_arms_are_chosen_by_a_part_of_their_name() -> None:
+    everything = list(matrix([STOCK, EVS, OURS], command.KEEPS, command.KV_KEEPS))
+    chosen = [one.name for one in command._chosen(everything, ["evs", "25% behind"])]
+    assert chosen == ["stock", "evs 25%", "keep 25% behind the tower"]
+    assert command._chosen(everything, None) == everything
+    with pytest.raises(typer.BadParameter, match="keep 75% in the tower"):
+        command._chosen(everything, ["evs", "26%"])
+
+
 def test_fewer_rounds_than_wanted_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     for rounds, words in ((3, "only 3 of 5 rounds"), (5, "medians of 5 rounds")):
         show(summarise(measured(stock=[1.0] * rounds)), "tiny")
