@@ -59,6 +59,11 @@ def sketch(rows: Tensor) -> Tensor:
     return unit_rows(torch.cat([part.float() @ signs for part in rows.split(_CHUNK_ROWS)]))
 
 
+def short(rows: Tensor) -> Tensor:
+    """Rows of the width of their `sketch` with the lengths that they have, float32 [M, min(D, SKETCH)]."""
+    return sketch(rows) * rows.float().norm(dim=1, keepdim=True)
+
+
 @lru_cache(maxsize=16)
 def _signs(width: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(_SKETCH_SEED)
