@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,23 +15,6 @@ from vllm_prune.catalogue import VISUAL
 from .cases import Case
 
 Namespace = Mapping[str, Any]
-Kept = Callable[[Namespace, Case], Tensor]
-"""From what the authors' file defines and a case to the cells that they keep, int64, ascending."""
-
-
-@dataclass(frozen=True)
-class Visual:
-    """A visual strategy and how its authors' code is called.
-
-    Attributes:
-        theirs: what they keep.
-        options: of ours.
-        prepare: makes of a case the one that both see.
-    """
-
-    theirs: Kept
-    options: Mapping[str, Any]
-    prepare: Callable[[Case], Case] = lambda case: case
 
 
 def ours(name: str, case: Case, count: int, options: Mapping[str, Any]) -> Tensor:

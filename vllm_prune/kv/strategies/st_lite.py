@@ -44,16 +44,11 @@ class StLite(KvStrategy):
     - Trajectory-aware semantic gating: of all visual tokens of earlier screenshots, the share that the budget takes
       away goes last, those first that are most like one of the current screenshot. The authors compare hidden states;
       those are not kept when serving, so the values in the cache, a linear map of them, stand for them.
-
-    The paper's text has other formulas for both: one minus the mean cosine to the eight cells around a token as its
-    saliency, and a count of tokens that stay in the place of one that goes.
     """
 
     name = "st_lite"
     paper = "ST-Lite, arXiv 2603.00188, by the formulas of the authors' code; values compared for hidden states"
-    summary = (
-        "attended rows, salient neighbourhoods of the current screenshot; what it shows again of earlier ones last"
-    )
+    summary = "attended rows, salient neighbourhoods of the current screenshot; what it repeats of earlier ones last"
     needs = frozenset({"queries", "saliency", "values", "coordinates"})
     Options = StLiteOptions
     options: StLiteOptions

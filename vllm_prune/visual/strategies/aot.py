@@ -15,7 +15,7 @@ from ...shares import even_shares, largest_remainder
 from ._attention import received
 from ._merging import MergingStrategy
 from .base import Context, NoOptions, Reduction, places_of
-from .maths import highest, short, sinkhorn, unit_rows
+from .maths import compared, highest, sinkhorn, unit_rows
 
 _WINDOW = 9
 _HARD = 0.1
@@ -61,8 +61,7 @@ class Aot(MergingStrategy):
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
         attention = received(self.name, tokens, grid, context)
-        # With the lengths of the tokens, means of short rows point where means of tokens do.
-        rows = short(tokens)
+        rows = compared(tokens, grid.per_frame)
         clips = [range(t, min(t + self.options.clip, grid.frames)) for t in range(0, grid.frames, self.options.clip)]
         caps = [len(clip) * grid.per_frame for clip in clips]
         shares = largest_remainder(count, caps, caps, 1 if count >= len(clips) else 0)

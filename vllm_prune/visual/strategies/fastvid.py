@@ -14,7 +14,7 @@ from ...shares import even_shares, largest_remainder
 from ._attention import received
 from ._merging import MergingStrategy
 from .base import Context, NoOptions, Reduction, places_of
-from .maths import absorb, density_peaks, highest, nearest, neighbour_similarity, scenes, short, sketch
+from .maths import absorb, compared, density_peaks, highest, nearest, neighbour_similarity, scenes, sketch
 
 
 class FastVidOptions(NoOptions):
@@ -63,7 +63,7 @@ class FastVid(MergingStrategy):
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
         attention, units = received(self.name, tokens, grid, context), sketch(tokens)
-        rows = short(tokens) / math.sqrt(tokens.shape[1])
+        rows = compared(tokens, grid.per_frame) / math.sqrt(tokens.shape[1])
         segments = scenes(neighbour_similarity(tokens, grid), self.options.scenes, self.options.alike)
         caps = [len(frames) * grid.per_frame for frames in segments]
         shares = largest_remainder(count, caps, caps, 1 if count >= len(segments) else 0)

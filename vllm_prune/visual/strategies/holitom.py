@@ -14,7 +14,7 @@ from ...shares import largest_remainder
 from ._attention import received
 from ._merging import MergingStrategy
 from .base import Context, NoOptions, Reduction, best_per_frame, places_of
-from .maths import absorb, density_peaks, highest, mean_by, nearest, short, unit_rows
+from .maths import absorb, compared, density_peaks, highest, mean_by, nearest, unit_rows
 
 _NEIGHBOURS = 7
 
@@ -59,7 +59,10 @@ class HoliTom(MergingStrategy):
 
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
-        attention, rows = received(self.name, tokens, grid, context), short(tokens) / math.sqrt(tokens.shape[1])
+        attention, rows = (
+            received(self.name, tokens, grid, context),
+            compared(tokens, grid.per_frame) / math.sqrt(tokens.shape[1]),
+        )
         frames = unit_rows(rows).view(grid.frames, grid.per_frame, -1)
         similar = (frames[1:] * frames[:-1]).sum(-1)
         windows = best_windows(similar > self.options.alike)
