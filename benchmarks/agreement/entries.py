@@ -128,7 +128,8 @@ ENTRIES: dict[str, Entry] = {
         visual.cdpruner,
         lambda: cases([(1, 20, 20), (4, 10, 10)], [96], [0.08, 0.16], 3),
         _images(512, 0.25),
-        "relevance counts as it is; theirs takes CLIP's cosines negative. More than 64 picks are made per segment",
+        "a ridge in the kernel decides where picks add next to nothing; more than 64 picks are made per segment. "
+        "Theirs takes CLIP's cosines negative, here the language model's are taken as they are",
         objective=volume,
     ),
     "divprune": Entry(
@@ -141,8 +142,8 @@ ENTRIES: dict[str, Entry] = {
         visual.divprune,
         lambda: cases([(1, 16, 16)], [96], [0.1, 0.25, 0.5], 3),
         _images(512, 0.1, 0.25),
-        "over a whole video the first pick is the cell farthest from the mean; one other pick at the start changes most of "
-        "those that follow, and what counts is the smallest distance",
+        "over a whole video the first pick is the cell farthest from the mean, and another first pick changes most of "
+        "those that follow; large K is chosen in segments",
         objective=smallest_distance,
     ),
     "fastvid": Entry(
@@ -168,8 +169,8 @@ ENTRIES: dict[str, Entry] = {
         visual.flashvlm,
         _images(96, 0.1, 0.25),
         _images(512, 0.1, 0.25),
-        "the first half of K is theirs; in the second, equal likenesses in another order move every later pair, and more "
-        "than eight are dropped at a time",
+        "half of K by score is the same (1/3 is that half alone); in the other half a swap of two equal likenesses "
+        "changes every later pair",
         prepare=_equal_text,
     ),
     "gui_kv": Entry(
@@ -182,8 +183,7 @@ ENTRIES: dict[str, Entry] = {
         kv.gui_kv,
         _caches(1),
         None,
-        "theirs chooses for every query head, here every KV head has one choice; what is ranked last never comes before "
-        "what has no attention",
+        "theirs chooses for every query head, here every KV head has one choice",
     ),
     "holitom": Entry(
         (
@@ -245,8 +245,8 @@ ENTRIES: dict[str, Entry] = {
         kv.star_kv,
         _caches(2),
         None,
-        "profiles are the request's own, not running over an agent's requests; weighted scores of all heads are summed, "
-        "where theirs weighs the mean of all heads by the head that scores a row most",
+        "profiles are the request's own, not running over requests; weighted scores of all heads are summed, where "
+        "theirs weighs the mean of all by the head that scores a row most",
     ),
     "vcast": Entry(
         (
@@ -258,7 +258,7 @@ ENTRIES: dict[str, Entry] = {
         visual.vcast,
         _videos(96, 0.1, 0.25),
         _videos(512, 0.1, 0.25),
-        "what rounding leaves over goes to the largest remainders; theirs gives all of it to the frame with the largest",
+        "what rounding leaves over goes to the largest remainders; theirs gives all of it to one frame",
     ),
     "vidcom2": Entry(
         (

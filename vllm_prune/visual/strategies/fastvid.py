@@ -67,22 +67,21 @@ class FastVid(MergingStrategy):
         segments = scenes(neighbour_similarity(tokens, grid), self.options.scenes, self.options.alike)
         caps = [len(frames) * grid.per_frame for frames in segments]
         shares = largest_remainder(count, caps, caps, 1 if count >= len(segments) else 0)
-        absorbing, attended = list[tuple[Tensor, Tensor]](), []
+        absorbing, attended = list[tuple[slice, Tensor, Tensor]](), []
         for frames, share in zip(segments, shares, strict=True):
+            inside = slice(frames.start * grid.per_frame, frames.stop * grid.per_frame)
             centers, seen = self._segment(rows, attention, grid, frames, share)
             attended.append(seen)
             for of_frame in centers:
-                owner = torch.full((grid.tokens,), len(of_frame), device=tokens.device)
-                inside = slice(frames.start * grid.per_frame, frames.stop * grid.per_frame)
-                owner[inside] = nearest(units[inside], units[of_frame])
-                absorbing.append((of_frame, owner.index_fill_(0, seen, len(of_frame))))
+                owner = nearest(units[inside], units[of_frame]).index_fill_(0, seen - inside.start, len(of_frame))
+                absorbing.append((inside, of_frame - inside.start, owner))
         alone = torch.cat(attended)
 
         def merge(every: Tensor) -> Tensor:
-            merged = [absorb(every, centers, owner, self.options.least) for centers, owner in absorbing]
+            merged = [absorb(every[span], centers, owner, self.options.least) for span, centers, owner in absorbing]
             return torch.cat([*merged, every[alone].float()])
 
-        return Reduction(torch.cat([*(centers for centers, _ in absorbing), alone]), merge)
+        return Reduction(torch.cat([*(centers + span.start for span, centers, _ in absorbing), alone]), merge)
 
     def _segment(
         self, rows: Tensor, attention: Tensor, grid: Grid, frames: range, count: int

@@ -19,7 +19,7 @@ _OVER_TEXT, _OVER_CELLS, _POWER = 0.05, 0.01, 2.5
 _TOP, _OTHERS = 0.005, 0.1
 _SMALLEST = 1e-6
 # Duplicates that are dropped in one go, or one of so many that are left where that is more.
-_DROPS, _SHARE = 8, 16
+_DROPS, _SHARE = 8, 8
 
 
 class FlashVlmOptions(NoOptions):
@@ -44,7 +44,7 @@ class FlashVlm(Strategy):
       Of those in its even places some that are most like one in an odd place are dropped, and the others of the even
       places move in front of those of the odd ones, the most alike first; and again, until the other half is left.
 
-    Eight are dropped at a time, as in the authors' code, or a sixteenth of the rest where that is more; likeness is
+    Eight are dropped at a time, as in the authors' code, or an eighth of the rest where that is more; likeness is
     that of a 128-wide sketch. No floor per frame is promised, as the method has none.
     """
 

@@ -59,10 +59,8 @@ class HoliTom(MergingStrategy):
 
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
-        attention, rows = (
-            received(self.name, tokens, grid, context),
-            compared(tokens, grid.per_frame) / math.sqrt(tokens.shape[1]),
-        )
+        attention = received(self.name, tokens, grid, context)
+        rows = compared(tokens, grid.per_frame) / math.sqrt(tokens.shape[1])
         frames = unit_rows(rows).view(grid.frames, grid.per_frame, -1)
         similar = (frames[1:] * frames[:-1]).sum(-1)
         windows = best_windows(similar > self.options.alike)
