@@ -15,7 +15,7 @@ class Source:
     """A file of a public repository.
 
     Attributes:
-        repository: owner and name.
+        repository: its name, without its owner.
         commit: that the figures were measured at.
         licence: of the repository.
         file: path in it.
@@ -34,7 +34,7 @@ class Source:
         """The file's text.
 
         Args:
-            directory: holds a checkout of the repository, named as it is, without its owner.
+            directory: holds a checkout of the repository under its name.
 
         Raises:
             FileNotFoundError: no such checkout.
@@ -49,7 +49,7 @@ class Source:
 
     def path(self, directory: Path) -> Path:
         """Where the file lies."""
-        return directory / self.repository.split("/")[1] / self.file
+        return directory / self.repository / self.file
 
 
 def blob_of(content: bytes) -> str:

@@ -97,18 +97,18 @@ def volume(case: Case, kept: Tensor) -> float:
 
 def _star(name: str, blob: str) -> Source:
     commit = "9f36ecf36a96198e92e3056e8061ac1d684fd6aa"
-    return Source("kawhiiiileo/STaR-KV", commit, NONCOMMERCIAL, f"starkv/{name}.py", blob)
+    return Source("STaR-KV", commit, NONCOMMERCIAL, f"starkv/{name}.py", blob)
 
 
 def _rkv(file: str, blob: str) -> Source:
-    return Source("Zefan-Cai/R-KV", "d15c9767e67c2bd9807128fecc35223fa2484a69", APACHE, f"rkv/{file}", blob)
+    return Source("R-KV", "d15c9767e67c2bd9807128fecc35223fa2484a69", APACHE, f"rkv/{file}", blob)
 
 
 ENTRIES: dict[str, Entry] = {
     "aot": Entry(
         (
             Source(
-                "TyroneLi/AOT", "88455ee3ebd80eff65c55dfe434e8b21daf05e76", APACHE,
+                "AOT", "88455ee3ebd80eff65c55dfe434e8b21daf05e76", APACHE,
                 "LLaVA-NeXT/llava/model/llava_arch.py", "46d18bf4bdd2bd972e21bdc553c3d29cfb2e56bb",
                 "    def prepare_inputs_labels_for_multimodal",
             ),
@@ -121,7 +121,7 @@ ENTRIES: dict[str, Entry] = {
     "cdpruner": Entry(
         (
             Source(
-                "Theia-4869/CDPruner", "9541616c40fcd5625de1cdb8ea6c33c129eb7864", APACHE,
+                "CDPruner", "9541616c40fcd5625de1cdb8ea6c33c129eb7864", APACHE,
                 "llava/model/llava_arch.py", "fa6550433722016ebe460000889c3d65d8605d34",
             ),
         ),
@@ -135,7 +135,7 @@ ENTRIES: dict[str, Entry] = {
     "divprune": Entry(
         (
             Source(
-                "vbdi/divprune", "799e2d950aa01ba7860907f5a6d86061f885dca6", NONCOMMERCIAL,
+                "divprune", "799e2d950aa01ba7860907f5a6d86061f885dca6", NONCOMMERCIAL,
                 "LLaVA/llava/model/llava_arch.py", "5df2de4d639bbe7c2f737fd4fc3c441ff61910e2",
             ),
         ),
@@ -149,7 +149,7 @@ ENTRIES: dict[str, Entry] = {
     "fastvid": Entry(
         (
             Source(
-                "LunarShen/FastVID", "a40a109cb8df20e8c2c17c6850f8269717369990", "MIT",
+                "FastVID", "a40a109cb8df20e8c2c17c6850f8269717369990", "MIT",
                 "fastvid_llavaonevision/LLaVA-NeXT/llava/model/language_model/modeling_qwen2.py",
                 "01479961ceaf2ccd9f1711641d17b3fc9b77069a",
             ),
@@ -162,7 +162,7 @@ ENTRIES: dict[str, Entry] = {
     "flashvlm": Entry(
         (
             Source(
-                "CaiKaitong/FlashVLM", "e1a80e87f8bbc16c17f2327263941139b7a64f40", "MIT",
+                "FlashVLM", "e1a80e87f8bbc16c17f2327263941139b7a64f40", "MIT",
                 "llava/model/llava_arch.py", "941558f0336f6061a13713beb46332c490524218",
             ),
         ),
@@ -176,7 +176,7 @@ ENTRIES: dict[str, Entry] = {
     "gui_kv": Entry(
         (
             Source(
-                "SalesforceAIResearch/GUI-KV", "b301d413e67143387f995941f6739a7c7a839461", NONCOMMERCIAL,
+                "GUI-KV", "b301d413e67143387f995941f6739a7c7a839461", NONCOMMERCIAL,
                 "gui_kv/gui_kv_utils.py", "a28c65e5cd6ebbd9efc27228093a0542641636c2",
             ),
         ),
@@ -188,7 +188,7 @@ ENTRIES: dict[str, Entry] = {
     "holitom": Entry(
         (
             Source(
-                "cokeshao/HoliTom", "e9b2972f6895c9e7d7fe74eb8c3a2ecaab8056e0", APACHE,
+                "HoliTom", "e9b2972f6895c9e7d7fe74eb8c3a2ecaab8056e0", APACHE,
                 "holitom/llava_arch.py", "463b22c2bbba8c0569b35005913a969248f2bbfb",
             ),
         ),
@@ -200,7 +200,7 @@ ENTRIES: dict[str, Entry] = {
     "idpruner": Entry(
         (
             Source(
-                "Tencent/AngelSlim", "67394ce55f6b6cfae702575fbc3c7a05c13fdd74", APACHE,
+                "AngelSlim", "67394ce55f6b6cfae702575fbc3c7a05c13fdd74", APACHE,
                 "angelslim/compressor/token_compressor/algorithm/idpruner.py",
                 "4c166c6e166d9bae0c3ad1c12056c0c1e37b505c",
             ),
@@ -225,7 +225,7 @@ ENTRIES: dict[str, Entry] = {
     "snapkv": Entry(
         (
             Source(
-                "FasterDecoding/SnapKV", "e216ddc84c5bd210378cbdbbba12ba02102aa640", APACHE,
+                "SnapKV", "e216ddc84c5bd210378cbdbbba12ba02102aa640", APACHE,
                 "snapkv/monkeypatch/snapkv_utils.py", "d49145da0ee6ab0cb8745d8b01878a4c90e6e3de",
             ),
         ),
@@ -251,7 +251,7 @@ ENTRIES: dict[str, Entry] = {
     "vcast": Entry(
         (
             Source(
-                "xinyouu/V-CAST", "c235ef3c0a88a77edf5e84956a02d90d718325c6", "MIT and Apache-2.0",
+                "V-CAST", "c235ef3c0a88a77edf5e84956a02d90d718325c6", "MIT and Apache-2.0",
                 "compressor/v_cast/modeling_qwen3_vl_v_cast.py", "dfc3f9bcfc6ff1c1f75e68fe82c26f72944efdd1",
             ),
         ),
@@ -263,7 +263,7 @@ ENTRIES: dict[str, Entry] = {
     "vidcom2": Entry(
         (
             Source(
-                "xuyang-liu16/VidCom2", "944a17d14f4848ad080a65eab2b0711a760fa154", APACHE,
+                "VidCom2", "944a17d14f4848ad080a65eab2b0711a760fa154", APACHE,
                 "token_compressor/vidcom2/vidcom2.py", "555852064be59ea6b14e1801812297057a19ab62",
             ),
         ),

@@ -44,7 +44,7 @@ this is no Python
 
 
 def source(text: str, until: str | None = "this is") -> Source:
-    return Source("owner/Name", "0" * 40, "MIT", "code/file.py", blob_of(text.encode()), until)
+    return Source("Name", "0" * 40, "MIT", "code/file.py", blob_of(text.encode()), until)
 
 
 def test_a_file_loads_without_the_packages_around_it(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_another_version_of_a_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "Name" / "code" / "file.py"
     file.parent.mkdir(parents=True)
     file.write_text(THEIRS + "\n")
-    with pytest.raises(ValueError, match=f"at {'0' * 40}; check that commit of owner/Name out"):
+    with pytest.raises(ValueError, match=f"at {'0' * 40}; check that commit of Name out"):
         source(THEIRS).read(tmp_path)
     # Git's id of an empty file.
     assert blob_of(b"") == "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
