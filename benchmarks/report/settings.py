@@ -12,7 +12,7 @@ from vllm_prune.config.load import Defaults
 from vllm_prune.config.logging import Logging
 from vllm_prune.config.media import Media
 from vllm_prune.config.playground import Playground
-from vllm_prune.config.scorers import Stts, VisionSelectorWeights
+from vllm_prune.config.scorers import Stts, TrainedLayers, VisionSelectorWeights
 from vllm_prune.config.tenants import Rate, Tenant
 
 from .files import table
@@ -33,6 +33,7 @@ SECTIONS: dict[str, type[Any]] = {
     "playground": Playground,
     "stts": Stts,
     "vision_selector": VisionSelectorWeights,
+    "weights": TrainedLayers,
 }
 """Every section of the file that has keys of its own, by its place in the file."""
 

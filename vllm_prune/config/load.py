@@ -19,7 +19,7 @@ from .limits import Limits
 from .logging import Logging
 from .media import Media
 from .playground import Playground
-from .scorers import Stts, VisionSelectorWeights
+from .scorers import Stts, TrainedLayers, VisionSelectorWeights
 from .section import Section
 from .tenants import ENV as TENANTS_ENV
 from .tenants import Tenant, Tenants, from_environment, named
@@ -78,6 +78,7 @@ class PruneConfig(Section):
     playground: Playground = Playground()
     stts: Stts = Stts()
     vision_selector: VisionSelectorWeights = VisionSelectorWeights()
+    weights: TrainedLayers = TrainedLayers()
 
     @model_validator(mode="after")
     def _usable(self) -> PruneConfig:

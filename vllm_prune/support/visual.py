@@ -25,7 +25,7 @@ def tower_refusal(vllm_config: Any, spec: VisualSpec) -> Finding | None:
 def _problems(vllm_config: Any, part: Part) -> Iterator[Finding]:
     options: dict[str, Any] = json.loads(part.options)
     for name in sorted(VISUAL.create(part.strategy, options).wanted()):
-        if (finding := signals.VISUAL[name](vllm_config)) is not None:
+        if (finding := signals.VISUAL[name](vllm_config, part.strategy)) is not None:
             yield replace(finding, text=f"strategy {part.strategy!r} cannot run here: {finding.text}")
     if options.get("where") == "tower":
         yield from _cut_problems(vllm_config, options["after"])

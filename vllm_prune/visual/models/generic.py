@@ -17,6 +17,7 @@ from ...config.worker_facts import WorkerFacts
 from ...grid import MODALITIES
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
+from ..scorers.trained import networks_of
 from .choice import choose
 from .placing import PlacedModel
 from .positions import StepOffsets, attach
@@ -46,6 +47,7 @@ class GenericModel(PlacedModel):
         self._offsets = StepOffsets(vllm_config.scheduler_config.max_num_batched_tokens + 1024)
         self._width = int(vllm_config.model_config.get_inputs_embeds_size())
         self._facts = WorkerFacts.of(vllm_config)
+        self._networks = networks_of(vllm_config)
 
     @property
     def output_width(self) -> int:
@@ -74,7 +76,8 @@ class GenericModel(PlacedModel):
 
     def _prune(self, output: Tensor, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
         """Kept rows of an item, [K, width] or with their place in the run, [K, width + 6]."""
-        rows, kept = choose(plan, output, self._facts)
+        text = self.embedded_text(plan, output.device)
+        rows, kept = choose(plan, output, self._facts, text, self._networks)
         if self.family.positions == "compact":
             return rows
         return attach(rows, self._relative(plan, fields, modality).to(kept.device)[:, kept])

@@ -39,6 +39,7 @@ from ..frontend.item_cache import CHANNELS
 from ..frontend.processor import PrunedProcessor
 from ..item_plan import ItemPlan, decode, field_name
 from ..scorers.tower_shape import MOLMO2_SIDE
+from ..scorers.trained import networks_of
 from ..strategies.base import Cells
 from ..tower.molmo2 import FrameAttention, FrameTower, joined_pooling
 from ..tower.scored_cut import TowerScorer
@@ -176,6 +177,7 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         vit = getattr(self.vision_backbone, "image_vit", None)
         blocks = () if vit is None else vit.transformer.resblocks
         self._scorer = TowerScorer.of(vllm_config, [block.attention for block in blocks])
+        self._networks = networks_of(vllm_config)
         self._facts = WorkerFacts.of(vllm_config)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
@@ -238,7 +240,8 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         self, rows: Tensor, plan: ItemPlan, grid: Grid, captured: Mapping[VisualSignal, Tensor | None]
     ) -> Tensor:
         cells = rows.view(grid.frames, grid.per_frame + MARKS, -1)[:, 1:-1].flatten(0, 1)
-        cells, kept = kept_rows(plan, ItemSource(grid, cells, captured, self._facts), cells)
+        source = ItemSource(grid, cells, captured, self._facts, networks=self._networks)
+        cells, kept = kept_rows(plan, source, cells)
         origins, places = layout(kept, plan, grid)
         return rows[origins].index_copy_(0, places, cells)
 

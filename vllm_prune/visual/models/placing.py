@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from vllm.multimodal.utils import copy_mm_embedding_modality
+from vllm.utils.torch_utils import async_tensor_h2d
 
+from ..item_plan import ItemPlan
 from .positions import StepOffsets, detach
 
 
@@ -27,6 +30,14 @@ class PlacedModel:
     def output_width(self) -> int:
         """Columns of the parent's encoder output."""
         raise NotImplementedError
+
+    def embedded_text(self, plan: ItemPlan, device: torch.device) -> Tensor | None:
+        """Embeddings of the text that an item's strategy reads, by the language model's own table, [L, D]."""
+        if plan.text is None:
+            return None
+        ids = async_tensor_h2d(list(plan.text), device=device, dtype=torch.int64)
+        rows: Tensor = self.get_language_model().embed_input_ids(ids)  # type: ignore[attr-defined]
+        return rows
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None

@@ -20,6 +20,7 @@ from ...grid import Grid
 from ...signals import VisualSignal
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
+from ..scorers.trained import networks_of
 from ..tower.cut import TowerCut
 from ..tower.key_bias import biased_attention
 from ..tower.projector import ProjectorSensitivity
@@ -57,6 +58,7 @@ class PrunedModel(PlacedModel, TowerCut):
         blocks = getattr(self.visual, "blocks", ())
         self._scorer = TowerScorer.of(vllm_config, [block.attn for block in blocks])
         self._facts = WorkerFacts.of(vllm_config)
+        self._networks = networks_of(vllm_config)
 
     @property
     def feature_width(self) -> int:
@@ -142,15 +144,9 @@ class PrunedModel(PlacedModel, TowerCut):
         self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, captured: Any
     ) -> Tensor:
         grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
-        text = None if plan.text is None else self._embedded(plan.text, embedding.device)
-        source = ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts, text)
+        text = self.embedded_text(plan, embedding.device)
+        source = ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts, text, self._networks)
         return self._place(*kept_rows(plan, source, embedding), grid, kwargs, modality, index)
-
-    def _embedded(self, text: Sequence[int], device: torch.device) -> Tensor:
-        """Embeddings of token ids by the language model's own table, [L, D]."""
-        ids = async_tensor_h2d(list(text), device=device, dtype=torch.int64)
-        rows: Tensor = self.get_language_model().embed_input_ids(ids)  # type: ignore[attr-defined]
-        return rows
 
     def _grid(self, thw: Any) -> Grid:
         # A tensor from the runner, a list from vLLM's encoder-graph manager; on the CPU either way.
