@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from vllm_prune.config.admission import Admission
+from vllm_prune.config.feature_cache import FeatureCacheSize
 from vllm_prune.config.kv import Kv
 from vllm_prune.config.limits import KvLimits, Limits
 from vllm_prune.config.load import Defaults
@@ -34,6 +35,7 @@ SECTIONS: dict[str, type[Any]] = {
     "stts": Stts,
     "vision_selector": VisionSelectorWeights,
     "weights": TrainedLayers,
+    "feature_cache": FeatureCacheSize,
 }
 """Every section of the file that has keys of its own, by its place in the file."""
 

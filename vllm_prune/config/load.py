@@ -14,6 +14,7 @@ from ..budget.canonical import canonical, canonical_kv
 from ..budget.errors import BudgetError
 from ..budget.fields import KvField, PruningField, VisualField
 from .admission import Admission
+from .feature_cache import FeatureCacheSize
 from .kv import Kv
 from .limits import Limits
 from .logging import Logging
@@ -79,6 +80,7 @@ class PruneConfig(Section):
     stts: Stts = Stts()
     vision_selector: VisionSelectorWeights = VisionSelectorWeights()
     weights: TrainedLayers = TrainedLayers()
+    feature_cache: FeatureCacheSize = FeatureCacheSize()
 
     @model_validator(mode="after")
     def _usable(self) -> PruneConfig:

@@ -38,6 +38,7 @@ class WorkerFacts:
         max_window: largest observation window that any request may have.
         observed_requests: most requests with such a window at once; None for all that can run.
         prompt_queries: most requests at once whose prompt's queries are summed up.
+        feature_cache_bytes: memory of a worker for the vision tower's outputs of items seen before.
         weights: file or folder of the trained layers of each strategy that has some, by its name.
     """
 
@@ -48,6 +49,7 @@ class WorkerFacts:
     observed_requests: int | None = None
     prompt_queries: int = 0
     weights: dict[str, str] = field(default_factory=dict)
+    feature_cache_bytes: int = 0
 
     @classmethod
     def of(cls, vllm_config: Any) -> WorkerFacts:
@@ -63,7 +65,8 @@ class WorkerFacts:
         scorer, selector = (None if path is None else str(Path(path).absolute()) for path in paths)
         layers = {name: str(Path(path).absolute()) for name, path in config.weights if path is not None}
         kv = config.kv
-        return cls(True, scorer, selector, config.largest_window, kv.observed_requests, kv.prompt_queries, layers)
+        reserved = (kv.observed_requests, kv.prompt_queries)
+        return cls(True, scorer, selector, config.largest_window, *reserved, layers, config.feature_cache.max_bytes)
 
     def wire(self) -> dict[str, Any]:
         """The facts that differ from the defaults.

@@ -70,6 +70,7 @@ ROWS = (
     Row("vidcom2", "image video"),
     Row("vision_selector", "image video"),
     Row("vqtoken_kmeans", "image video"),
+    Row("vtc_cls", "image video"),
     Row("zoo", "image video"),
 )
 PRUNING = [row for row in ROWS if row.name not in ("none", "resize")]
@@ -175,6 +176,9 @@ def test_unknown_option_is_refused(name: str):
         ("qtsplus", {"reencode": 1}),
         ("cacovid", {"policy": 1.5}),
         ("cacovid", {"most": 0.5}),
+        ("vtc_cls", {"tower_blocks": 0}),
+        ("recv_attn", {"skip_blocks": -1}),
+        ("aot", {"tower_blocks": "all"}),
     ],
 )
 def test_bad_option_is_refused(name: str, options: dict[str, Any]):

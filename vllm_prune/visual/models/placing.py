@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,11 @@ from torch import Tensor
 from vllm.multimodal.utils import copy_mm_embedding_modality
 from vllm.utils.torch_utils import async_tensor_h2d
 
+from ...config.worker_facts import WorkerFacts
 from ..item_plan import ItemPlan
+from ..scorers.trained import networks_of
+from ..strategies._trained import Network
+from ..tower.feature_cache import FeatureCache
 from .positions import StepOffsets, detach
 
 
@@ -25,6 +29,20 @@ class PlacedModel:
     vllm_prune_adapter: ClassVar[bool] = True
     one_row: ClassVar[bool] = False
     _offsets: StepOffsets
+    _facts: WorkerFacts
+    _networks: dict[str, Network]
+    _features: FeatureCache
+
+    def prepare(self, vllm_config: Any) -> None:
+        """Take what strategies need beside the tower, once the parent is made. Raises: see `FeatureCache.of`."""
+        self._facts = WorkerFacts.of(vllm_config)
+        self._networks = networks_of(vllm_config)
+        self._features = FeatureCache.of(vllm_config, self.output_width)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
+        """See the parent; features that other weights have made are forgotten."""
+        self._features.clear()
+        return super().load_weights(weights)  # type: ignore[misc]
 
     @property
     def output_width(self) -> int:

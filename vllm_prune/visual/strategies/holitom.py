@@ -9,16 +9,16 @@ from pydantic import Field
 from torch import Tensor
 
 from ...grid import Grid
-from ._attention import received
+from ._attention import AttentionOptions, received
 from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction, to_device
+from .base import Context, Reduction, to_device
 from .maths import absorb, cosine, highest, mean_by, quantise, sketch, unit_rows
 
 # Candidates that are compared with all kept ones at once.
 _ROWS = 1024
 
 
-class HoliTomOptions(NoOptions):
+class HoliTomOptions(AttentionOptions):
     """Options of `holitom`; the defaults are the authors'.
 
     Attributes:

@@ -31,7 +31,8 @@ class ItemSource:
     Attributes:
         grid: shape of the item.
         features: [M, *], what its strategy looks at, one row per cell.
-        captured: float32 [M] each, what was computed while the tower ran; None where it was not.
+        captured: float32 [M] each, what was computed while the tower ran; None where it was not. Of attention one row
+            for each block, [B, M], that of the last block first.
         facts: what this worker knows of the configuration.
         text: [L, D], embeddings of the request's text, where the plan has any.
         networks: trained layers by the name of their strategy.
@@ -58,13 +59,18 @@ class Provider:
     provide: Callable[[ItemSource, ItemPlan], Tensor | Network | None]
 
 
+def _mean_attention(source: ItemSource, plan: ItemPlan) -> Tensor | None:
+    blocks = source.captured.get("tower_attention")
+    return None if blocks is None else blocks[plan.attention_blocks].mean(0)
+
+
 def _selector_scores(source: ItemSource, plan: ItemPlan) -> Tensor | None:
     path = source.facts.selector
     return None if path is None else SELECTOR.load(Path(path)).score(source.features, [source.grid])
 
 
 PROVIDERS: dict[VisualSignal, Provider] = {
-    "tower_attention": Provider("tower_attention", lambda source, _: source.captured.get("tower_attention")),
+    "tower_attention": Provider("tower_attention", _mean_attention),
     "pixels": Provider(None, lambda source, _: None),
     "scorer": Provider("scores", lambda source, _: source.captured.get("scorer")),
     "selector": Provider("scores", _selector_scores),
@@ -87,6 +93,12 @@ def needed(plans: Iterable[ItemPlan | None]) -> frozenset[VisualSignal]:
     """The signals that any of the items needs."""
     needs = [VISUAL.create(plan.strategy, plan.option_values).wanted() for plan in plans if plan is not None]
     return frozenset[VisualSignal]().union(*needs)
+
+
+def attended(plans: Iterable[ItemPlan | None]) -> int | None:
+    """How many of the tower's last blocks the items need attention of; None for all."""
+    ends = [plan.attention_blocks.stop for plan in plans if plan is not None]
+    return None if None in ends else max(ends, default=0)
 
 
 class Captures(ExitStack):
