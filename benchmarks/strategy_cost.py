@@ -71,7 +71,7 @@ def _layers(name: str, width: int, device: torch.device, dtype: torch.dtype) -> 
     wide = ("scoring_layers.0.ffn.net.0.bias", "reencode_layers.0.core.ffn.net.0.bias", "layers.0.mlp.gate_proj.weight")
     language = LanguageShape(width, width // 64, max(1, width // 256))
     generator = torch.Generator().manual_seed(1)
-    shapes = cls.layout({open_size: (4 * width,) for open_size in wide}, language)
+    shapes = cls.layout(dict.fromkeys(wide, (4 * width,)), language)
     tensors = {key: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for key, shape in shapes.items()}
     return Network({key: one.to(device, dtype) for key, one in tensors.items()}, language)
 
