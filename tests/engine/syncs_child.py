@@ -14,7 +14,7 @@ from .engines import start
 from .eviction import EVICTING, evict
 
 FAMILY = "qwen2_5_vl"
-CAPTURED = {"tower_attention", "projector", "scorer", "selector"}
+CAPTURED = {"tower_attention", "projector", "scorer", "selector", "weights"}
 """Signals that wait for the ends of the tower's windows, or need weights that this checkpoint does not have."""
 WAITING = ("fastvid", "holitom", "vcast", "vidcom2")
 """Listed in `tests/visual/test_host_syncs.py`: sizes follow from what they see."""

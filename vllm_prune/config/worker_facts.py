@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class WorkerFacts:
         max_window: largest observation window that any request may have.
         observed_requests: most requests with such a window at once; None for all that can run.
         prompt_queries: most requests at once whose prompt's queries are summed up.
+        feature_cache_bytes: memory of a worker for the vision tower's outputs of items seen before.
+        weights: file or folder of the trained layers of each strategy that has some, by its name.
     """
 
     launched: bool = False
@@ -46,21 +48,25 @@ class WorkerFacts:
     max_window: int = MAX_WINDOW
     observed_requests: int | None = None
     prompt_queries: int = 0
+    weights: dict[str, str] = field(default_factory=dict)
+    feature_cache_bytes: int = 0
 
     @classmethod
     def of(cls, vllm_config: Any) -> WorkerFacts:
         """The facts of a server, from vLLM's configuration."""
         additional = getattr(vllm_config, "additional_config", None)
         wire = additional.get(KEY, {}) if isinstance(additional, dict) else {}
-        return cls(**{field.name: wire[field.name] for field in fields(cls) if field.name in wire})
+        return cls(**{one.name: wire[one.name] for one in fields(cls) if one.name in wire})
 
     @classmethod
     def configured(cls, config: PruneConfig) -> WorkerFacts:
         """The facts of a configuration; relative paths are those of this process's working directory."""
         paths = (config.stts.scorer, config.vision_selector.weights)
         scorer, selector = (None if path is None else str(Path(path).absolute()) for path in paths)
+        layers = {name: str(Path(path).absolute()) for name, path in config.weights if path is not None}
         kv = config.kv
-        return cls(True, scorer, selector, config.largest_window, kv.observed_requests, kv.prompt_queries)
+        reserved = (kv.observed_requests, kv.prompt_queries)
+        return cls(True, scorer, selector, config.largest_window, *reserved, layers, config.feature_cache.max_bytes)
 
     def wire(self) -> dict[str, Any]:
         """The facts that differ from the defaults.

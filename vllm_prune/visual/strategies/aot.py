@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ...grid import Grid
 from ...shares import even_shares, largest_remainder
-from ._attention import received
+from ._attention import AttentionOptions, received
 from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction, places_of
+from .base import Context, Reduction, places_of
 from .maths import compared, highest, sinkhorn, unit_rows
 
 _WINDOW = 9
@@ -22,7 +22,7 @@ _HARD = 0.1
 _SPREAD = 1.5
 
 
-class AotOptions(NoOptions):
+class AotOptions(AttentionOptions):
     """Options of `aot`; the defaults are the authors' for short videos.
 
     Attributes:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ...grid import Grid
 from ...shares import even_shares, largest_remainder
-from ._attention import received
+from ._attention import AttentionOptions, received
 from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction, places_of
+from .base import Context, Reduction, places_of
 from .maths import absorb, compared, density_peaks, highest, nearest, neighbour_similarity, scenes, sketch
 
 
-class FastVidOptions(NoOptions):
+class FastVidOptions(AttentionOptions):
     """Options of `fastvid`; the defaults are the authors'.
 
     Attributes:

@@ -9,9 +9,9 @@ from pydantic import Field
 from torch import Tensor
 
 from ...grid import Grid
-from ._attention import received
+from ._attention import AttentionOptions, received
 from ._text import similarity_to_text
-from .base import Context, NoOptions, Strategy
+from .base import Context, Strategy
 from .maths import highest, sketch, spread_to_one
 
 _OVER_TEXT, _OVER_CELLS, _POWER = 0.05, 0.01, 2.5
@@ -22,7 +22,7 @@ _SMALLEST = 1e-6
 _DROPS, _SHARE = 8, 8
 
 
-class FlashVlmOptions(NoOptions):
+class FlashVlmOptions(AttentionOptions):
     """Options of `flashvlm`.
 
     Attributes:

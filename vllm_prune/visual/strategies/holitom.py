@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ...grid import Grid
 from ...shares import largest_remainder
-from ._attention import received
+from ._attention import AttentionOptions, received
 from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction, best_per_frame, places_of
+from .base import Context, Reduction, best_per_frame, places_of
 from .maths import absorb, compared, density_peaks, highest, mean_by, nearest, unit_rows
 
 _NEIGHBOURS = 7
 
 
-class HoliTomOptions(NoOptions):
+class HoliTomOptions(AttentionOptions):
     """Options of `holitom`; the defaults are the authors'.
 
     Attributes:
