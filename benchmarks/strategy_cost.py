@@ -27,6 +27,7 @@ from rich.table import Table
 
 from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid, Modality
+from vllm_prune.visual.strategies._trained import LanguageShape, Network, TrainedStrategy
 from vllm_prune.visual.strategies.base import Context, PixelStrategy
 from vllm_prune.visual.strategies.maths import cells_of
 
@@ -57,8 +58,22 @@ def call(name: str, grid: Grid, count: int, width: int, device: torch.device, dt
         return lambda: _discard(strategy.select_cells(cells_of(pixels, 4, 3), grid, count, ()))
     tokens = torch.randn(grid.tokens, width, generator=generator).to(device, dtype)
     attention = torch.rand(grid.tokens, generator=generator).to(device)
-    context = Context(seed=1, tower_attention=attention, scores=attention, sensitivity=attention, text=tokens[:32])
+    context = Context(1, attention, attention, attention, tokens[:32], _layers(name, width, device, dtype))
     return lambda: _discard(strategy.reduce(tokens, grid, count, context).rows(tokens))
+
+
+def _layers(name: str, width: int, device: torch.device, dtype: torch.dtype) -> Network | None:
+    """Random layers of a strategy that has trained ones, with MLPs four times as wide as the model."""
+    cls = VISUAL.strategy_class(name)
+    if not issubclass(cls, TrainedStrategy):
+        return None
+    # What the layouts leave open: how many layers there are, and how wide their MLPs.
+    wide = ("scoring_layers.0.ffn.net.0.bias", "reencode_layers.0.core.ffn.net.0.bias", "layers.0.mlp.gate_proj.weight")
+    language = LanguageShape(width, width // 64, max(1, width // 256))
+    generator = torch.Generator().manual_seed(1)
+    shapes = cls.layout(dict.fromkeys(wide, (4 * width,)), language)
+    tensors = {key: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for key, shape in shapes.items()}
+    return Network({key: one.to(device, dtype) for key, one in tensors.items()}, language)
 
 
 def _discard(kept: torch.Tensor) -> None:

@@ -6,13 +6,14 @@ import inspect
 from typing import Any
 
 from vllm_prune.config.admission import Admission
+from vllm_prune.config.feature_cache import FeatureCacheSize
 from vllm_prune.config.kv import Kv
 from vllm_prune.config.limits import KvLimits, Limits
 from vllm_prune.config.load import Defaults
 from vllm_prune.config.logging import Logging
 from vllm_prune.config.media import Media
 from vllm_prune.config.playground import Playground
-from vllm_prune.config.scorers import Stts, VisionSelectorWeights
+from vllm_prune.config.scorers import Stts, TrainedLayers, VisionSelectorWeights
 from vllm_prune.config.tenants import Rate, Tenant
 
 from .files import table
@@ -33,6 +34,8 @@ SECTIONS: dict[str, type[Any]] = {
     "playground": Playground,
     "stts": Stts,
     "vision_selector": VisionSelectorWeights,
+    "weights": TrainedLayers,
+    "feature_cache": FeatureCacheSize,
 }
 """Every section of the file that has keys of its own, by its place in the file."""
 

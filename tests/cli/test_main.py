@@ -47,7 +47,7 @@ def test_doctor_passes_here() -> None:
 @pytest.mark.slow
 def test_doctor_names_every_problem(tmp_path: Path) -> None:
     config = tmp_path / "prune.yaml"
-    config.write_text(f"stts: {{scorer: {tmp_path}/none.safetensors}}\n")
+    config.write_text(f"stts: {{scorer: {tmp_path}/none.safetensors}}\nweights: {{qtsplus: {tmp_path}/absent}}\n")
     variables = {
         "VLLM_PLUGINS": "something_else",
         "VLLM_USE_RUST_FRONTEND": "1",
@@ -61,6 +61,8 @@ def test_doctor_names_every_problem(tmp_path: Path) -> None:
     assert "VLLM_PLUGINS" in text
     assert "would ignore budgets" in text
     assert "none.safetensorscannotberead" in text.replace(" ", "")
+    assert "absent,whichdoesnotexist" in text.replace(" ", "")
+    assert "weights:{cacovid:PATH}" in text.replace(" ", "")
 
 
 @pytest.mark.slow

@@ -57,6 +57,10 @@ presets:
         ("presets: {'': 7}\n", 1, "presets"),
         ("stts: {scorer: ''}\n", 1, "scorer"),
         ("vision_selector: {weights: ''}\n", 1, "weights"),
+        ("weights: {uniform: a}\n", 1, "uniform"),
+        ("weights:\n  qtsplus: ''\n", 2, "qtsplus"),
+        ("feature_cache: {max_bytes: -1}\n", 1, "max_bytes"),
+        ("feature_cache: {max_bytes: 1.5}\n", 1, "max_bytes"),
         ("- a list\n", 1, "file"),
     ],
 )

@@ -61,11 +61,14 @@ def test_groups_of_layers_come_through_json() -> None:
 
 def test_paths_are_those_of_the_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    config = PruneConfig.model_validate({"stts": {"scorer": "a"}, "vision_selector": {"weights": "/b"}})
+    trained = {"weights": {"qtsplus": "c"}, "feature_cache": {"max_bytes": 9}}
+    config = PruneConfig.model_validate({"stts": {"scorer": "a"}, "vision_selector": {"weights": "/b"}, **trained})
     config = config.model_copy(update={"kv": Kv(observed_requests=9)})
     assert WorkerFacts.configured(config).observed_requests == 9
     config = config.model_copy(update={"kv": Kv()})
-    assert WorkerFacts.configured(config) == WorkerFacts(True, f"{tmp_path}/a", "/b")
+    assert WorkerFacts.configured(config) == WorkerFacts(
+        True, f"{tmp_path}/a", "/b", weights={"qtsplus": f"{tmp_path}/c"}, feature_cache_bytes=9
+    )
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ from .checks import check, commands
 from .pages import LANGUAGES, ROOT, WITH_EXAMPLES, Example, codes, examples, name
 from .sessions import outputs
 
-SECTION = re.compile(r"(defaults|limits|presets|tenants|admission|media|logging|playground|stts|vision_selector): \{")
+SECTION = re.compile(
+    r"(defaults|limits|presets|tenants|admission|media|logging|playground|stts|vision_selector|weights): \{"
+)
 USAGE = {
     "visual": {"strategy", "input_tokens", "kept_tokens"},
     "kv": {"strategy", "prompt_tokens", "kept_tokens", "evicted_tokens", "freed_blocks", "compactions"},

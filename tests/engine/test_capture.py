@@ -31,8 +31,8 @@ class Recording(received_attention.TowerAttention):
 
     heard: list[list[Tensor]] = []  # noqa: RUF012
 
-    def __init__(self, model: Any, enabled: bool) -> None:
-        super().__init__(model, True)
+    def __init__(self, model: Any, blocks: int | None) -> None:
+        super().__init__(model, 1 if blocks == 0 else blocks)
 
     def per_item(self, grid_thw: Tensor) -> Any:
         found = super().per_item(grid_thw)
@@ -45,7 +45,7 @@ def captured(llm: Any, request: media.Request, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(qwen_vl, "TowerAttention", Recording)
     Recording.heard = []
     generate(llm, [request], 1)
-    return [item.cpu() for batch in Recording.heard for item in batch]
+    return [item[0].cpu() for batch in Recording.heard for item in batch]
 
 
 def block_of(model: Any) -> int:
@@ -89,6 +89,27 @@ def test_frames_of_videos(
     assert len(found) == len(expected) == 2
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-4)
+
+
+def test_chosen_blocks(
+    family: str, engines: EnginePool, oracles: Callable[[str], Oracle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All blocks that attend to whole frames, the last one first."""
+    visual = {"strategy": "vtc_cls", "keep": 0.5}
+    request = media.ask(
+        *[media.image(*size, seed) for seed, size in enumerate(shapes(CELL[family])[:2])], visual=visual
+    )
+    llm, oracle = engines.get(family), oracles(family)
+    inputs, _, _ = oracle.expand(request)
+    captured(llm, request, monkeypatch)
+    [items] = Recording.heard
+    blocks = [block.attn for block in model_of(llm).visual.blocks]
+    places = [blocks.index(one) for one in model_of(llm).tower_attention_blocks()]
+    assert len(places) == (4 if family == "qwen3_vl" else 1)
+    for row, place in enumerate(places):
+        expected = received(oracle, inputs.pixel_values, inputs.image_grid_thw, place)
+        for got, want in zip(items, expected, strict=True):
+            torch.testing.assert_close(got[row].cpu(), want, atol=1e-6, rtol=1e-4)
 
 
 def test_larger_images_use_64_queries(

@@ -22,9 +22,11 @@ from vllm_prune.budget.errors import BudgetError
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.visual.models import derived
 from vllm_prune.visual.models.table import ADAPTERS, FAMILIES, Family
+from vllm_prune.visual.strategies.base import Context
+from vllm_prune.visual.strategies.cdpruner import CdPruner
 
 from . import oracle as qwen
-from .engines import EnginePool, answer_of, generate, model_of, runner_of
+from .engines import EnginePool, answer_of, generate, model_of, reset, runner_of
 from .eviction import EVICTING, Evictor, evict, journal
 from .families import contiguous_products, float32_delta_nets
 from .families.oracle import FamilyOracle
@@ -240,3 +242,38 @@ def test_what_needs_the_tower_is_refused(visual: dict[str, Any], words: str, eng
     llm = start("internvl", engines, "internvl")
     with pytest.raises(BudgetError, match=words):
         generate(llm, [ask(row, cases(row)["i"], visual)], 2)
+
+
+@pytest.mark.skipif(not EVERYTHING, reason="asked with FAMILIES=full")
+def test_a_generic_adapter_reads_the_question_and_keeps_features(
+    engines: EnginePool, checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LLaVA-OneVision, the one generic family that takes strategies which read the question."""
+    name, row, texts, runs = "llava_onevision", ROWS["llava_onevision"], list[Tensor](), list[int]()
+    facts = {"additional_config": {"vllm_prune": {"feature_cache_bytes": 1 << 20}}}
+    assert checkpoints[name]
+    llm = engines.get(for_engine(name), max_num_batched_tokens=row.chunk, limit_mm_per_prompt=row.limits, **facts)
+    select = CdPruner.select
+
+    def noted(self: Any, tokens: Tensor, grid: Any, count: int, context: Context, per_frame: Any = None) -> Tensor:
+        assert context.text is not None
+        texts.append(context.text)
+        return select(self, tokens, grid, count, context, per_frame)
+
+    monkeypatch.setattr(CdPruner, "select", noted)
+    handle = model_of(llm).vision_tower.register_forward_hook(lambda *_: runs.append(1))
+    try:
+        budgets = [{"strategy": strategy, "keep": 0.4} for strategy in ("cdpruner", "divprune", "uniform", "cdpruner")]
+        for shown in (cases(row)["i"], cases(row)["v"]):
+            asked = [ask(row, shown, budget) for budget in budgets]
+            answers = []
+            for request in asked:
+                reset(llm)
+                answers.append(answer_of(generate(llm, [request], 2)[0]))
+            assert answers[0] == answers[3]
+    finally:
+        handle.remove()
+    assert len(runs) == 2
+    ids = llm.get_tokenizer().encode("m0what is it?", add_special_tokens=False)
+    table = model_of(llm).get_language_model().embed_input_ids
+    assert [torch.equal(text, table(torch.tensor(ids))) for text in texts] == [True] * 4

@@ -49,6 +49,11 @@ def _server_lives(server: Any, client: openai.OpenAI, model: str) -> Iterator[No
         ({"visual": {"keep": 0.5, "options": {"x": 1}}}, "pruning.visual.options.x"),
         ({"visual": {"keep": 0.5, "strategy": "evs"}}, "pruning.visual.strategy"),
         ({"visual": {"keep": 0.5, "strategy": "vision_selector"}}, "pruning.visual.strategy"),
+        ({"visual": {"keep": 0.5, "strategy": "qtsplus"}}, "pruning.visual.strategy"),
+        (
+            {"visual": {"keep": 0.5, "strategy": "vtc_cls", "options": {"skip_blocks": 9}}},
+            "pruning.visual.options.skip_blocks",
+        ),
         (
             {"visual": {"keep": 0.5, "strategy": "divprune", "options": {"where": "tower", "after": 2}}},
             "pruning.visual.options.after",

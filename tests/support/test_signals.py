@@ -44,7 +44,7 @@ def served(**additional: Any) -> Any:
 
 
 def test_pixels_are_always_there() -> None:
-    assert signals.VISUAL["pixels"](served()) is None
+    assert signals.VISUAL["pixels"](served(), "gui_dedup") is None
 
 
 @pytest.mark.parametrize("signal", get_args(KvSignal))
@@ -75,13 +75,13 @@ def test_weights_that_the_workers_were_not_told_of(
 ) -> None:
     monkeypatch.setattr(signals, "configuration", lambda: PruneConfig.model_validate(section))
     path = str(Path("x").absolute())
-    finding = signals.VISUAL[signal](served())
+    finding = signals.VISUAL[signal](served(), "any")
     assert finding is not None
     assert "the workers do not know of" in finding.text
     argument = json.dumps({"vllm_prune": {signal: path}})
     assert f"--additional-config '{argument}'" in finding.text
     for facts in ({"launched": True, signal: path}, json.loads(argument)["vllm_prune"]):
-        finding = signals.VISUAL[signal](served(**facts))
+        finding = signals.VISUAL[signal](served(**facts), "any")
         assert finding is not None
         assert "does not exist" in finding.text
 
@@ -89,6 +89,6 @@ def test_weights_that_the_workers_were_not_told_of(
 def test_nothing_is_said_of_weights_that_nobody_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "configuration", lambda: load.PruneConfig())
     for signal, words in (("scorer", "needs a scorer"), ("selector", "needs trained weights")):
-        finding = signals.VISUAL[signal](served())  # type: ignore[index]
+        finding = signals.VISUAL[signal](served(), "any")  # type: ignore[index]
         assert finding is not None
         assert words in finding.text

@@ -78,6 +78,23 @@ def test_a_cut_behind_the_last_block() -> None:
     assert tower_refusal(config(), spec("divprune", where="embed", after=6)) is None
 
 
+def test_attention_of_more_blocks_than_attend_to_whole_frames() -> None:
+    served = config(depth=6)
+    served.model_config.hf_config.vision_config.fullatt_block_indexes = [1, 4, 9]
+    for options in ({"tower_blocks": 2}, {"skip_blocks": 1}, {"tower_blocks": None}):
+        assert tower_refusal(served, spec("recv_attn", **options)) is None
+    for options, field, most in (
+        ({"tower_blocks": 3}, "tower_blocks", 2),
+        ({"tower_blocks": 2, "skip_blocks": 1}, "tower_blocks", 1),
+        ({"tower_blocks": None, "skip_blocks": 2}, "skip_blocks", 1),
+    ):
+        finding = refused(served, spec("vtc_cls", **options))
+        assert finding.param == f"pruning.visual.options.{field}"
+        assert f"2 blocks that attend to whole frames; give at most {most}" in finding.text
+    assert tower_refusal(config(depth=6), spec("recv_attn", tower_blocks=6)) is None
+    assert tower_refusal(served, spec("idpruner", tower_blocks=6)) is None
+
+
 def test_a_backend_that_takes_no_cut() -> None:
     finding = refused(config(backend="AttentionBackendEnum.FLASHINFER"), spec("uniform", where="tower"))
     assert (finding.cause, finding.param) == ("tower_backend", "pruning.visual.options.where")

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from tests.emulated_device import DEVICE, EmulatedDevice, HostSync, on_device, on_host, permissions
+from tests.visual.strategies.trained import network_for
 from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
 from vllm_prune.signals import FRONT_END
 from vllm_prune.visual.item_plan import ItemPlan
 from vllm_prune.visual.models.positions import StepOffsets, attach, detach, grid_positions
+from vllm_prune.visual.strategies._trained import Network
 from vllm_prune.visual.strategies.base import Context
 from vllm_prune.visual.tower.select import choose_cells
 from vllm_prune.visual.tower.signals import ItemSource
@@ -24,7 +26,7 @@ Put = Callable[[Tensor], Tensor]
 GRIDS = {"image": Grid(1, 9, 12), "large image": Grid(1, 20, 30), "video": Grid(6, 4, 5), "even video": Grid(6, 4, 5)}
 PER_FRAME = (9, 0, 4, 20, 1, 2)
 IN_WORKERS = [name for name in VISUAL.names() if name != "none" and not VISUAL.strategy_class(name).needs & FRONT_END]
-BY_NATURE = {"fastvid", "holitom", "vcast", "vidcom2"}
+BY_NATURE = {"cacovid", "fastvid", "holitom", "vcast", "vidcom2"}
 """Shares of frames, scenes and windows come from features: how many tokens each has decides sizes, host numbers."""
 
 
@@ -37,7 +39,10 @@ def chosen(put: Put, name: str, kind: str) -> Tensor:
     count = sum(PER_FRAME) if grid.frames > 1 else grid.tokens // 3
     strategy = VISUAL.create(name)
     text = put(torch.randn(4, 200, generator=source))
-    context = Context(5, tower_attention=scores, scores=scores, sensitivity=scores, text=text)
+    network = network_for(name, 200)
+    if network is not None:
+        network = Network({name: put(tensor) for name, tensor in network.tensors.items()}, network.language)
+    context = Context(5, tower_attention=scores, scores=scores, sensitivity=scores, text=text, network=network)
     kept = strategy.select(features, grid, count, context, per_frame)
     return on_host(kept)
 
@@ -73,7 +78,7 @@ def test_vllms_own_check_lets_only_these_wait(name: str, monkeypatch: pytest.Mon
     allowed = permissions(monkeypatch, "vllm_prune.visual.tower.select.gpu_sync_allowed")
     grid = GRIDS[kinds_of(name)[-1]]
     scores = torch.rand(grid.tokens)
-    context = Context(5, scores, scores, scores, torch.randn(4, 200))
+    context = Context(5, scores, scores, scores, torch.randn(4, 200), network_for(name, 200))
     monkeypatch.setattr("vllm_prune.visual.tower.select.context_of", lambda *_: context)
     source = ItemSource(grid, torch.randn(grid.tokens, 200))
     assert len(choose_cells(ItemPlan(name, "{}", 9, 1), source)) == 9

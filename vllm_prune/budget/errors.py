@@ -54,6 +54,7 @@ VisualCause = Literal[
     "signal",
     "scorer",
     "selector",
+    "weights",
 ]
 """Why visual pruning, or one strategy of it, is refused."""
 
@@ -101,6 +102,7 @@ CAUSE_NAMES: dict[Cause, str] = {
     "tower_depth": "cuts behind the tower's last block",
     "scorer": "strategy stts without a scorer that fits",
     "selector": "strategy vision_selector without weights that fit",
+    "weights": "trained strategies without weights that fit",
 }
 """What each cause is called in `doctor`, in logs and in the text of a 400."""
 

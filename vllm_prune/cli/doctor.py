@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -12,6 +13,7 @@ from ..budget.errors import KV_CAUSES, VISUAL_CAUSES, cause_names
 from ..catalogue import KV, VISUAL
 from ..config.load import ENV, ConfigError, load
 from ..kv.suitability import SCHEDULER, WORKER
+from ..visual.scorers import trained
 from ..visual.scorers.base import ScorerError
 from ..visual.scorers.stts.files import PLACE, read_shape
 from ..visual.scorers.vision_selector import load_selector
@@ -47,6 +49,7 @@ def examine() -> list[Check]:
         _configuration(),
         _stts(),
         _vision_selector(),
+        *_trained(),
         _visual(),
         _kv(),
         _media(),
@@ -65,7 +68,9 @@ def _platform() -> list[Check]:
     name = current_platform.device_name or current_platform.device_type
     runner = (
         "visual budgets and KV eviction: V1 and V2 alike. On CUDA vllm-prune serve selects V1, as KV eviction has run "
-        "on a GPU with V1 only; VLLM_USE_V2_MODEL_RUNNER=1 selects V2. V2 refuses KV budgets beside any speculation"
+        "on a GPU with V1 only; VLLM_USE_V2_MODEL_RUNNER=1 selects V2, which has run in tests on a CPU (by Triton's "
+        "interpreter): never on a GPU, compiled, or with pipeline parallelism. V2 refuses KV budgets beside any "
+        "speculation. On a CPU vLLM has a V2 for tests only"
     )
     return [
         Check("platform", True, f"{current_platform.device_type} ({name})"),
@@ -178,6 +183,26 @@ def _vision_selector() -> Check:
         return Check("vision_selector", True, f"{weights}: for language models of hidden size {selector.width}")
     return Check("vision_selector", True, "no weights configured: the strategy is refused with 400; name a file or "
                  "folder in the configuration, vision_selector: {weights: PATH}")  # fmt: skip
+
+
+def _trained() -> Iterator[Check]:
+    try:
+        configured = list(load().weights)
+    except ConfigError:
+        return
+    for name, path in configured:
+        if path is None:
+            detail = (
+                "no weights configured: the strategy is refused with 400; name a file or folder in the configuration"
+            )
+            yield Check(name, True, f"{detail}, weights: {{{name}: PATH}}")
+            continue
+        try:
+            number = len(trained.find(VISUAL.strategy_class(name), Path(path)))  # type: ignore[arg-type]
+        except ScorerError as error:
+            yield Check(name, False, str(error))
+        else:
+            yield Check(name, True, f"{path}: {number} tensors; whether they fit is decided with the served model")
 
 
 def _visual() -> Check:

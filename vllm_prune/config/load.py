@@ -14,12 +14,13 @@ from ..budget.canonical import canonical, canonical_kv
 from ..budget.errors import BudgetError
 from ..budget.fields import KvField, PruningField, VisualField
 from .admission import Admission
+from .feature_cache import FeatureCacheSize
 from .kv import Kv
 from .limits import Limits
 from .logging import Logging
 from .media import Media
 from .playground import Playground
-from .scorers import Stts, VisionSelectorWeights
+from .scorers import Stts, TrainedLayers, VisionSelectorWeights
 from .section import Section
 from .tenants import ENV as TENANTS_ENV
 from .tenants import Tenant, Tenants, from_environment, named
@@ -78,6 +79,8 @@ class PruneConfig(Section):
     playground: Playground = Playground()
     stts: Stts = Stts()
     vision_selector: VisionSelectorWeights = VisionSelectorWeights()
+    weights: TrainedLayers = TrainedLayers()
+    feature_cache: FeatureCacheSize = FeatureCacheSize()
 
     @model_validator(mode="after")
     def _usable(self) -> PruneConfig:

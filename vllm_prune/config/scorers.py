@@ -1,4 +1,4 @@
-"""Sections `stts` and `vision_selector`: trained weights of the strategies of these names."""
+"""Sections `stts`, `vision_selector` and `weights`: trained weights of strategies."""
 
 from __future__ import annotations
 
@@ -31,3 +31,19 @@ class VisionSelectorWeights(Section):
     """
 
     weights: FileName | None = None
+
+
+class TrainedLayers(Section):
+    """The weights of strategies whose layers others have trained, by the strategy's name.
+
+    Each is a safetensors file, or a folder of them, relative to the working directory: the layers alone or a checkpoint
+    that contains them. The strategies that have none are refused, and the server does not start with weights that do
+    not fit its model.
+
+    Attributes:
+        cacovid: those of CaCoVID's policy.
+        qtsplus: those of QTSplus's selector.
+    """
+
+    cacovid: FileName | None = None
+    qtsplus: FileName | None = None

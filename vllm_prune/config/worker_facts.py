@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,8 @@ class WorkerFacts:
         max_window: largest observation window that any request may have.
         observed_requests: most requests with such a window at once; None for all that can run.
         prompt_queries: most requests at once whose prompt's queries are summed up.
+        feature_cache_bytes: memory of a worker for the vision tower's outputs of items seen before.
+        weights: file or folder of the trained layers of each strategy that has some, by its name.
         layer_groups: numbers of the layers at which another group of layers begins; empty for one group.
     """
 
@@ -47,6 +49,8 @@ class WorkerFacts:
     max_window: int = MAX_WINDOW
     observed_requests: int | None = None
     prompt_queries: int = 0
+    weights: dict[str, str] = field(default_factory=dict)
+    feature_cache_bytes: int = 0
     layer_groups: tuple[int, ...] = ()
 
     @classmethod
@@ -54,7 +58,7 @@ class WorkerFacts:
         """The facts of a server, from vLLM's configuration."""
         additional = getattr(vllm_config, "additional_config", None)
         wire = additional.get(KEY, {}) if isinstance(additional, dict) else {}
-        facts = cls(**{field.name: wire[field.name] for field in fields(cls) if field.name in wire})
+        facts = cls(**{one.name: wire[one.name] for one in fields(cls) if one.name in wire})
         # JSON has no tuples.
         return replace(facts, layer_groups=tuple(facts.layer_groups))
 
@@ -63,9 +67,10 @@ class WorkerFacts:
         """The facts of a configuration; relative paths are those of this process's working directory."""
         paths = (config.stts.scorer, config.vision_selector.weights)
         scorer, selector = (None if path is None else str(Path(path).absolute()) for path in paths)
+        layers = {name: str(Path(path).absolute()) for name, path in config.weights if path is not None}
         kv = config.kv
-        window, sums, groups = config.largest_window, kv.prompt_queries, kv.layer_groups
-        return cls(True, scorer, selector, window, kv.observed_requests, sums, groups)
+        reserved = (config.largest_window, kv.observed_requests, kv.prompt_queries)
+        return cls(True, scorer, selector, *reserved, layers, config.feature_cache.max_bytes, kv.layer_groups)
 
     def wire(self) -> dict[str, Any]:
         """The facts that differ from the defaults.

@@ -15,6 +15,7 @@ from ..config.worker_facts import FLAG, KEY, WorkerFacts
 from ..signals import KvSignal, VisualSignal
 from ..visual.models.abilities import lacks
 from ..visual.models.table import Family, family_of
+from ..visual.scorers import trained
 from ..visual.scorers.base import TrainedWeights
 from ..visual.scorers.stts.weights import STTS
 from ..visual.scorers.vision_selector import SELECTOR
@@ -22,6 +23,9 @@ from .workers import workers_of
 
 Unavailable = Callable[[Any], Finding | None]
 """Why a signal is not to be had under a vLLM configuration, None where it is."""
+
+StrategyUnavailable = Callable[[Any, str], Finding | None]
+"""The same for the strategy of this name, as trained layers are those of one strategy."""
 
 VISUAL_PARAM, KV_PARAM = "pruning.visual.strategy", "pruning.kv.strategy"
 
@@ -71,6 +75,11 @@ def _selector(vllm_config: Any) -> Finding | None:
     return _weights(SELECTOR, "selector", vllm_config)
 
 
+def _trained(vllm_config: Any, strategy: str) -> Finding | None:
+    text = _unknown_layers(strategy, vllm_config) or trained.refusal(strategy, vllm_config)
+    return None if text is None else Finding("weights", VISUAL_PARAM, text)
+
+
 def _weights(weights: TrainedWeights, cause: Literal["scorer", "selector"], vllm_config: Any) -> Finding | None:
     text = _unknown_to_workers(cause, vllm_config) or weights.refusal(vllm_config)
     return None if text is None else Finding(cause, VISUAL_PARAM, text)
@@ -82,7 +91,18 @@ def _unknown_to_workers(cause: Literal["scorer", "selector"], vllm_config: Any) 
     path = getattr(configured, cause)
     if facts.launched or path is None or getattr(facts, cause) is not None:
         return None
-    argument = json.dumps({KEY: {cause: path}})
+    return _tell_workers(path, {cause: path})
+
+
+def _unknown_layers(strategy: str, vllm_config: Any) -> str | None:
+    facts, path = WorkerFacts.of(vllm_config), WorkerFacts.configured(configuration()).weights.get(strategy)
+    if facts.launched or path is None or strategy in facts.weights:
+        return None
+    return _tell_workers(path, {"weights": {strategy: path}})
+
+
+def _tell_workers(path: str, facts: dict[str, Any]) -> str:
+    argument = json.dumps({KEY: facts})
     return f"the workers do not know of {path}: start with vllm-prune serve, or give vllm serve {FLAG} '{argument}'"
 
 
@@ -116,24 +136,27 @@ def served_family(vllm_config: Any) -> Family | None:
     return family_of(getattr(vllm_config.model_config, "architectures", None) or ())
 
 
-def _of_adapter(signal: VisualSignal, unavailable: Unavailable) -> Unavailable:
+def _of_adapter(signal: VisualSignal, unavailable: Unavailable | None = None) -> StrategyUnavailable:
     """What a family's adapter does not give is not to be had, whatever the configuration."""
 
-    def refusal(vllm_config: Any) -> Finding | None:
+    def refusal(vllm_config: Any, strategy: str) -> Finding | None:
         family = served_family(vllm_config)
         text = None if family is None else lacks(family, signal)
-        return unavailable(vllm_config) if text is None else Finding("signal", VISUAL_PARAM, text)
+        if text is not None:
+            return Finding("signal", VISUAL_PARAM, text)
+        return _trained(vllm_config, strategy) if unavailable is None else unavailable(vllm_config)
 
     return refusal
 
 
-VISUAL: dict[VisualSignal, Unavailable] = {
+VISUAL: dict[VisualSignal, StrategyUnavailable] = {
     "tower_attention": _of_adapter("tower_attention", _inside("reads the tower's attention")),
     "pixels": _of_adapter("pixels", _always),
     "scorer": _of_adapter("scorer", _scorer),
     "selector": _of_adapter("selector", _selector),
     "projector": _of_adapter("projector", _inside("runs the tower's projector again")),
     "text": _of_adapter("text", _always),
+    "weights": _of_adapter("weights"),
     "any_size": _of_adapter("any_size", _always),
 }
 KV: dict[KvSignal, Unavailable] = {

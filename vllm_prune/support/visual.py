@@ -24,11 +24,24 @@ def tower_refusal(vllm_config: Any, spec: VisualSpec) -> Finding | None:
 
 def _problems(vllm_config: Any, part: Part) -> Iterator[Finding]:
     options: dict[str, Any] = json.loads(part.options)
-    for name in sorted(VISUAL.create(part.strategy, options).wanted()):
-        if (finding := signals.VISUAL[name](vllm_config)) is not None:
+    wanted = VISUAL.create(part.strategy, options).wanted()
+    for name in sorted(wanted):
+        if (finding := signals.VISUAL[name](vllm_config, part.strategy)) is not None:
             yield replace(finding, text=f"strategy {part.strategy!r} cannot run here: {finding.text}")
+    if "tower_attention" in wanted:
+        yield from _attention_problems(vllm_config, options["skip_blocks"], options["tower_blocks"])
     if options.get("where") == "tower":
         yield from _cut_problems(vllm_config, options["after"])
+
+
+def _attention_problems(vllm_config: Any, skipped: int, averaged: int | None) -> Iterator[Finding]:
+    tower = tower_shape(vllm_config.model_config.hf_config)
+    if tower is None or not tower.whole or skipped + (averaged or 1) <= tower.whole:
+        return
+    field = "skip_blocks" if skipped >= tower.whole else "tower_blocks"
+    most = tower.whole - (1 if field == "skip_blocks" else skipped)
+    text = f"the tower has {tower.whole} blocks that attend to whole frames; give at most {most}"
+    yield Finding("tower_depth", f"pruning.visual.options.{field}", text)
 
 
 def _cut_problems(vllm_config: Any, after: int | None) -> Iterator[Finding]:

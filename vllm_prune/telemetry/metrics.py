@@ -64,6 +64,20 @@ def observe_score(part: str, strategy: str, seconds: float) -> None:
     ).observe(seconds)
 
 
+def count_feature_lookup(result: str, times: int = 1) -> None:
+    """An item that a worker has looked up among the tower's outputs; `result` is "hit" or "miss"."""
+    _counter("feature_cache_lookups", "Items looked up among the vision tower's outputs.", ("result",)).labels(
+        _model_name, result
+    ).inc(times)
+
+
+def set_feature_cache_bytes(size: int) -> None:
+    """Memory that the kept outputs of the vision tower take in this worker."""
+    _gauge("feature_cache_bytes", "Bytes of the vision tower's outputs that workers keep.").labels(_model_name).set(
+        size
+    )
+
+
 def count_compaction(strategy: str, evicted: int, freed: int, times: int = 1) -> None:
     """Compactions that the outputs of a request report."""
     for name, text, amount in (

@@ -36,6 +36,9 @@ def preregister_labels(
     """
     metrics.inflight(0)
     metrics.set_waiting(0)
+    metrics.set_feature_cache_bytes(0)
+    for result in ("hit", "miss"):
+        metrics.count_feature_lookup(result, times=0)
     for entry in strategies:
         if entry["part"] == "kv":
             metrics.count_compaction(entry["name"], 0, 0, times=0)

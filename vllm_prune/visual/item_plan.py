@@ -41,6 +41,7 @@ class ItemPlan:
             text; `per_frame` then has one count per embedded run.
         grid: for generic adapters frames, rows and columns of the item.
         text: token ids of the last user message's text, where the strategy reads it.
+        content: names the item without its budget, for `FeatureCache`.
     """
 
     strategy: str
@@ -53,6 +54,7 @@ class ItemPlan:
     segments: tuple[int, ...] | None = None
     grid: tuple[int, int, int] | None = None
     text: tuple[int, ...] | None = None
+    content: str = ""
 
     def encode(self) -> Tensor:
         """uint8 [bytes]."""
@@ -67,6 +69,13 @@ class ItemPlan:
             return None
         after = options["after"]
         return CUT_AFTER if after is None else int(after)
+
+    @property
+    def attention_blocks(self) -> slice:
+        """Which of the tower's blocks the strategy takes attention from, counted from the last."""
+        options = self.option_values
+        first, blocks = options.get("skip_blocks", 0), options.get("tower_blocks", 1)
+        return slice(first, None if blocks is None else first + blocks)
 
     @property
     def option_values(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -15,8 +16,11 @@ from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
 from vllm_prune.shares import even_shares
 from vllm_prune.visual.strategies._merging import MergingStrategy
+from vllm_prune.visual.strategies._trained import TrainedStrategy
 from vllm_prune.visual.strategies.base import Context, PixelStrategy
 from vllm_prune.visual.strategies.maths import cells_of
+
+from .trained import network_for
 
 
 class Row(NamedTuple):
@@ -28,6 +32,8 @@ class Row(NamedTuple):
 ROWS = (
     Row("aot", "image video"),
     Row("aot", "image video", {"clip": 2, "fresh": 1}),
+    Row("cacovid", "video"),
+    Row("cacovid", "video", {"policy": 1.0, "most": 8.0}),
     Row("cdpruner", "image video"),
     Row("centerclip", "image video"),
     Row("divprune", "image video"),
@@ -48,6 +54,7 @@ ROWS = (
     Row("mc_evs", "video", {"radius": 0}),
     Row("none", "image video"),
     Row("pixel_exact", "image video"),
+    Row("qtsplus", "image video"),
     Row("random", "image video"),
     Row("recv_attn", "image video"),
     Row("resize", "image video"),
@@ -63,6 +70,7 @@ ROWS = (
     Row("vidcom2", "image video"),
     Row("vision_selector", "image video"),
     Row("vqtoken_kmeans", "image video"),
+    Row("vtc_cls", "image video"),
     Row("zoo", "image video"),
 )
 PRUNING = [row for row in ROWS if row.name not in ("none", "resize")]
@@ -82,16 +90,21 @@ class Item(NamedTuple):
         if isinstance(strategy, PixelStrategy):
             earlier = [cells_of(self.pixels[:3])]
             return strategy.select_cells(cells_of(self.pixels), self.grid, count, earlier, per_frame)
-        return strategy.select(self.tokens, self.grid, count, self.context, per_frame)
+        return strategy.select(self.tokens, self.grid, count, self.context_for(row.name), per_frame)
+
+    def context_for(self, name: str) -> Context:
+        return replace(self.context, network=network_for(name, self.tokens.shape[1]))
 
 
 @st.composite
-def items(draw: st.DrawFn, modalities: str = "image video") -> Item:
+def items(draw: st.DrawFn, row: Row) -> Item:
+    modalities = row.modalities
     frames = draw(st.integers(1, 6)) if "video" in modalities else 1
     grid = Grid(frames, draw(st.integers(1, 7)), draw(st.integers(1, 7)))
     kind = draw(st.sampled_from(["random", "static", "constant", "zero", "few"]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    width = draw(st.sampled_from([1, 6, 160]))
+    trained = issubclass(VISUAL.strategy_class(row.name), TrainedStrategy)
+    width = 32 if trained else draw(st.sampled_from([1, 6, 160]))
     tokens = content(torch.randn(grid.tokens, width, generator=generator), kind, grid).to(draw(st.sampled_from(DTYPES)))
     pixels = content(torch.rand(grid.tokens, 24, generator=generator), kind, grid)
     attention = torch.rand(grid.tokens, generator=generator)
@@ -160,6 +173,12 @@ def test_unknown_option_is_refused(name: str):
         ("trajectory", {"radius": 4}),
         ("centerclip", {"frames": 0}),
         ("vqtoken_kmeans", {"steps": -1}),
+        ("qtsplus", {"reencode": 1}),
+        ("cacovid", {"policy": 1.5}),
+        ("cacovid", {"most": 0.5}),
+        ("vtc_cls", {"tower_blocks": 0}),
+        ("recv_attn", {"skip_blocks": -1}),
+        ("aot", {"tower_blocks": "all"}),
     ],
 )
 def test_bad_option_is_refused(name: str, options: dict[str, Any]):
@@ -176,7 +195,7 @@ def test_unknown_name():
 @CASES
 @given(data=st.data())
 def test_exact_ascending_and_repeatable(row: Row, data: st.DataObject):
-    item = data.draw(items(row.modalities))
+    item = data.draw(items(row))
     count = data.draw(st.integers(1, item.grid.tokens))
     kept = item.choose(row, count)
     assert kept.dtype == torch.int64
@@ -193,7 +212,7 @@ def test_exact_ascending_and_repeatable(row: Row, data: st.DataObject):
 @CASES
 @given(data=st.data())
 def test_counts_per_frame(row: Row, data: st.DataObject):
-    item = data.draw(items(row.modalities))
+    item = data.draw(items(row))
     frame = st.integers(0, item.grid.per_frame)
     per_frame = data.draw(st.lists(frame, min_size=item.grid.frames, max_size=item.grid.frames).filter(any))
     kept = item.choose(row, sum(per_frame), per_frame)
@@ -208,11 +227,13 @@ def test_what_is_left_are_means(row: Row, data: st.DataObject):
     """Of a constant column nothing but the constant is left; kept cells are those of `select`; any width will do."""
     if issubclass(VISUAL.strategy_class(row.name), PixelStrategy):
         return
-    item = data.draw(items(row.modalities))
+    item = data.draw(items(row))
     count = data.draw(st.integers(1, item.grid.tokens))
     per_frame = even_shares(count, item.grid.frames, item.grid.per_frame) if data.draw(st.booleans()) else None
     strategy = VISUAL.create(row.name, row.options)
-    reduction = strategy.reduce(item.tokens, item.grid, count, item.context, per_frame)
+    if strategy.rewrites:
+        return
+    reduction = strategy.reduce(item.tokens, item.grid, count, item.context_for(row.name), per_frame)
     assert torch.equal(reduction.kept, item.choose(row, count, per_frame))
     rows = torch.rand(item.grid.tokens, 3, generator=torch.Generator().manual_seed(1)).to(item.tokens.dtype)
     rows[:, 1] = 0.75
@@ -236,7 +257,7 @@ def test_what_is_left_are_means(row: Row, data: st.DataObject):
 @CASES
 @given(data=st.data())
 def test_keeping_all_is_identity(row: Row, data: st.DataObject):
-    item = data.draw(items(row.modalities))
+    item = data.draw(items(row))
     assert torch.equal(item.choose(row, item.grid.tokens), torch.arange(item.grid.tokens))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vllm_prune.visual.item_plan import ItemPlan
 from vllm_prune.visual.scorers.vision_selector import SELECTOR
 from vllm_prune.visual.tower.received_attention import Listener
 from vllm_prune.visual.tower.select import choose_cells, kept_rows
-from vllm_prune.visual.tower.signals import Captures, ItemSource, context_of, needed
+from vllm_prune.visual.tower.signals import Captures, ItemSource, attended, context_of, needed
 
 GRID, FEATURES = Grid(1, 2, 3), torch.randn(6, 4)
 
@@ -24,9 +25,11 @@ def plan(strategy: str, count: int = 2) -> ItemPlan:
 
 
 def test_only_what_is_needed_is_given() -> None:
-    attention, scores = torch.rand(6), torch.rand(6)
+    attention, scores = torch.rand(1, 6), torch.rand(6)
     source = ItemSource(GRID, FEATURES, {"tower_attention": attention, "scorer": scores})
-    assert context_of(plan("recv_attn"), {"tower_attention"}, source).tower_attention is attention
+    given = context_of(plan("recv_attn"), {"tower_attention"}, source).tower_attention
+    assert given is not None
+    assert torch.equal(given, attention[0])
     assert context_of(plan("stts"), {"scorer"}, source).scores is scores
     for needs in (frozenset[Any](), frozenset[Any]({"pixels"})):
         context = context_of(plan("uniform"), needs, source)
@@ -69,14 +72,37 @@ def test_options_decide_which_signals_are_captured() -> None:
     assert needed([by("norm"), by("attention")]) == {"tower_attention"}
 
 
+def test_attention_of_chosen_blocks_is_averaged() -> None:
+    """Rows are blocks from the last on; an item gets its own mean whatever else its batch has captured."""
+    blocks = torch.rand(4, 6)
+    source = ItemSource(GRID, FEATURES, {"tower_attention": blocks})
+
+    def of(strategy: str, **options: int | None) -> ItemPlan:
+        return ItemPlan(strategy, json.dumps(options), 2, 7)
+
+    cases = [
+        (of("recv_attn"), blocks[0], 1),
+        (of("recv_attn", tower_blocks=2, skip_blocks=1), blocks[1:3].mean(0), 3),
+        (of("recv_attn", tower_blocks=None, skip_blocks=2), blocks[2:].mean(0), None),
+        (of("vtc_cls", tower_blocks=None), blocks.mean(0), None),
+    ]
+    for one, expected, last in cases:
+        given = context_of(one, {"tower_attention"}, source).tower_attention
+        assert given is not None
+        assert torch.equal(given, expected)
+        assert attended([None, one]) == last
+    assert attended([case[0] for case in cases[:2]]) == 3
+    assert attended([case[0] for case in cases]) is None
+
+
 class Sums(Listener):
     """Captures the sums of the rows that go into a module."""
 
     def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._received.append(args[0].sum(1))
+        self._received[module].append(args[0].sum(1))
 
     def per_item(self, sizes: list[int]) -> list[Tensor | None]:
-        return list(torch.cat(self._received).split(sizes))
+        return list(self._joined()[0].split(sizes))
 
 
 def test_captures_listen_while_they_are_open() -> None:

@@ -210,7 +210,7 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
             budget.strategy, budget.options, count, grant.seed, per_frame, indices, grant.kept_key, segments
         )
         shape = None if segments is None else (grid.frames, grid.rows, grid.cols)
-        return replace(plan_of_item, grid=shape, text=grant.text).encode()
+        return replace(plan_of_item, grid=shape, text=grant.text, content=f"{modality}:{grant.base}").encode()
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         parent = super()._get_mm_fields_config(hf_inputs, without_budget(hf_processor_mm_kwargs))  # type: ignore[misc]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,13 +11,20 @@ from torch import Tensor
 from ...config.worker_facts import WorkerFacts
 from ...grid import Grid
 from ..item_plan import ItemPlan
+from ..strategies._trained import Network
 from ..tower.kept_store import KEPT
 from ..tower.select import kept_rows
 from ..tower.signals import ItemSource
 from .segments import runs_of
 
 
-def choose(plan: ItemPlan, features: Tensor, facts: WorkerFacts) -> tuple[Tensor, Tensor]:
+def choose(
+    plan: ItemPlan,
+    features: Tensor,
+    facts: WorkerFacts,
+    text: Tensor | None = None,
+    networks: Mapping[str, Network] | None = None,
+) -> tuple[Tensor, Tensor]:
     """What is left of an item: rows, [K, width], and which tokens they are of, int64 [K], ascending.
 
     Runs of one length are treated as the frames of a video: a strategy compares them with each other and chooses inside
@@ -27,6 +34,8 @@ def choose(plan: ItemPlan, features: Tensor, facts: WorkerFacts) -> tuple[Tensor
         plan: with `segments` and `grid`.
         features: [M, width], what the tower has put out.
         facts: of this worker.
+        text: [L, D], embeddings of the request's text, where the plan has any.
+        networks: trained layers by the name of their strategy.
 
     Raises:
         ValueError: the tower's output is not of the plan's size.
@@ -36,20 +45,22 @@ def choose(plan: ItemPlan, features: Tensor, facts: WorkerFacts) -> tuple[Tensor
     grid, runs = Grid(*plan.grid), runs_of(plan.segments)
     if len(features) != grid.tokens:
         raise ValueError(f"the tower gave {len(features)} rows for an item of {grid.tokens} visual tokens")
+    source = ItemSource(grid, features, facts=facts, text=text, networks=networks or {})
     if plan.per_frame is None or len(runs) == grid.frames:
-        return kept_rows(plan, ItemSource(grid, features, facts=facts), features)
+        return kept_rows(plan, source, features)
     if len(set(runs)) == 1:
-        return kept_rows(plan, ItemSource(Grid(len(runs), 1, runs[0]), features, facts=facts), features)
-    return _run_by_run(plan, features, runs, facts)
+        return kept_rows(plan, replace(source, grid=Grid(len(runs), 1, runs[0])), features)
+    return _run_by_run(plan, source, runs)
 
 
-def _run_by_run(plan: ItemPlan, features: Tensor, runs: Sequence[int], facts: WorkerFacts) -> tuple[Tensor, Tensor]:
+def _run_by_run(plan: ItemPlan, source: ItemSource, runs: Sequence[int]) -> tuple[Tensor, Tensor]:
     assert plan.per_frame is not None
+    features = source.features
     left, parts, first = [], [], 0
     for n, count, rows in zip(runs, plan.per_frame, features.split(list(runs)), strict=True):
         if count:
             alone = replace(plan, count=count, per_frame=None, key="")
-            merged, places = kept_rows(alone, ItemSource(Grid(1, 1, n), rows, facts=facts), rows)
+            merged, places = kept_rows(alone, replace(source, grid=Grid(1, 1, n), features=rows), rows)
             left.append(merged)
             parts.append(first + places)
         first += n

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...config.worker_facts import WorkerFacts
 from ...grid import MODALITIES
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
+from ..tower.feature_cache import Encoded
 from .choice import choose
 from .placing import PlacedModel
 from .positions import StepOffsets, attach
@@ -45,7 +45,7 @@ class GenericModel(PlacedModel):
         # Graph capture may pad a step up to the largest captured size.
         self._offsets = StepOffsets(vllm_config.scheduler_config.max_num_batched_tokens + 1024)
         self._width = int(vllm_config.model_config.get_inputs_embeds_size())
-        self._facts = WorkerFacts.of(vllm_config)
+        self.prepare(vllm_config)
 
     @property
     def output_width(self) -> int:
@@ -59,22 +59,29 @@ class GenericModel(PlacedModel):
             RuntimeError: the parent's outputs are not one per item.
         """
         rows = {m: kwargs.pop(field_name(m), None) for m in MODALITIES}
-        outputs = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         plans = [
             (decode(row), m, i) for m in MODALITIES if rows[m] is not None for i, row in enumerate(rows[m])
         ]  # fmt: skip
         if not any(plan for plan, _, _ in plans):
-            return outputs
-        if len(plans) != len(outputs):
-            raise RuntimeError(f"{type(self).__name__} gave {len(outputs)} outputs for {len(plans)} items")
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+
+        def run(items: Sequence[int]) -> list[Encoded]:
+            outputs = super(GenericModel, self).embed_multimodal(**kwargs)  # type: ignore[misc]
+            if len(items) != len(outputs):
+                raise RuntimeError(f"{type(self).__name__} gave {len(outputs)} outputs for {len(items)} items")
+            return [Encoded(output) for output in outputs]
+
+        # Which fields belong to which item is the parent's business, so a batch is run as a whole.
+        encoded = self._features.encode([plan for plan, _, _ in plans], run, apart=False)
         return tuple(
-            output if plan is None else self._prune(output, plan, _item_fields(kwargs, modality, i), modality)
-            for output, (plan, modality, i) in zip(outputs, plans, strict=True)
+            item.rows if plan is None else self._prune(item.rows, plan, _item_fields(kwargs, modality, i), modality)
+            for item, (plan, modality, i) in zip(encoded, plans, strict=True)
         )
 
     def _prune(self, output: Tensor, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
         """Kept rows of an item, [K, width] or with their place in the run, [K, width + 6]."""
-        rows, kept = choose(plan, output, self._facts)
+        text = self.embedded_text(plan, output.device)
+        rows, kept = choose(plan, output, self._facts, text, self._networks)
         if self.family.positions == "compact":
             return rows
         return attach(rows, self._relative(plan, fields, modality).to(kept.device)[:, kept])

@@ -39,11 +39,13 @@ from ..frontend.item_cache import CHANNELS
 from ..frontend.processor import PrunedProcessor
 from ..item_plan import ItemPlan, decode, field_name
 from ..scorers.tower_shape import MOLMO2_SIDE
+from ..scorers.trained import networks_of
 from ..strategies.base import Cells
+from ..tower.feature_cache import refuse_feature_cache
 from ..tower.molmo2 import FrameAttention, FrameTower, joined_pooling
 from ..tower.scored_cut import TowerScorer
 from ..tower.select import PrunePoint, build_cut, kept_rows, prune_point
-from ..tower.signals import Captures, ItemSource, needed
+from ..tower.signals import Captures, ItemSource, attended, needed
 
 FLAT = {"pixel_values_videos": "video_num_crops", "video_token_pooling": "video_num_pooled_patches",
         "video_tokens": "num_video_tokens"}  # fmt: skip
@@ -176,6 +178,8 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         vit = getattr(self.vision_backbone, "image_vit", None)
         blocks = () if vit is None else vit.transformer.resblocks
         self._scorer = TowerScorer.of(vllm_config, [block.attention for block in blocks])
+        refuse_feature_cache(vllm_config, "Molmo2")
+        self._networks = networks_of(vllm_config)
         self._facts = WorkerFacts.of(vllm_config)
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
@@ -222,7 +226,7 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         return [Grid(frames, height, width) for frames in videos["video_num_crops"].tolist()]
 
     def _encode_whole(self, videos: dict[str, Any], plans: Sequence[ItemPlan | None]) -> list[Tensor]:
-        received = FrameAttention(self.vision_backbone, enabled="tower_attention" in needed(plans))
+        received = FrameAttention(self.vision_backbone, attended(plans) if "tower_attention" in needed(plans) else 0)
         with Captures({"tower_attention": received}) as captures:
             embedded = super().embed_multimodal(**videos)
         cells, patches = (videos[name].tolist() for name in ("video_num_pooled_patches", "video_num_patches"))
@@ -238,7 +242,7 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
         self, rows: Tensor, plan: ItemPlan, grid: Grid, captured: Mapping[VisualSignal, Tensor | None]
     ) -> Tensor:
         cells = rows.view(grid.frames, grid.per_frame + MARKS, -1)[:, 1:-1].flatten(0, 1)
-        cells, kept = kept_rows(plan, ItemSource(grid, cells, captured, self._facts), cells)
+        cells, kept = kept_rows(plan, ItemSource(grid, cells, captured, self._facts, networks=self._networks), cells)
         origins, places = layout(kept, plan, grid)
         return rows[origins].index_copy_(0, places, cells)
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from vllm.multimodal.utils import copy_mm_embedding_modality
+from vllm.utils.torch_utils import async_tensor_h2d
 
+from ...config.worker_facts import WorkerFacts
+from ..item_plan import ItemPlan
+from ..scorers.trained import networks_of
+from ..strategies._trained import Network
+from ..tower.feature_cache import FeatureCache
 from .positions import StepOffsets, detach
 
 
@@ -22,11 +29,33 @@ class PlacedModel:
     vllm_prune_adapter: ClassVar[bool] = True
     one_row: ClassVar[bool] = False
     _offsets: StepOffsets
+    _facts: WorkerFacts
+    _networks: dict[str, Network]
+    _features: FeatureCache
+
+    def prepare(self, vllm_config: Any) -> None:
+        """Take what strategies need beside the tower, once the parent is made. Raises: see `FeatureCache.of`."""
+        self._facts = WorkerFacts.of(vllm_config)
+        self._networks = networks_of(vllm_config)
+        self._features = FeatureCache.of(vllm_config, self.output_width)
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> Any:
+        """See the parent; features that other weights have made are forgotten."""
+        self._features.clear()
+        return super().load_weights(weights)  # type: ignore[misc]
 
     @property
     def output_width(self) -> int:
         """Columns of the parent's encoder output."""
         raise NotImplementedError
+
+    def embedded_text(self, plan: ItemPlan, device: torch.device) -> Tensor | None:
+        """Embeddings of the text that an item's strategy reads, by the language model's own table, [L, D]."""
+        if plan.text is None:
+            return None
+        ids = async_tensor_h2d(list(plan.text), device=device, dtype=torch.int64)
+        rows: Tensor = self.get_language_model().embed_input_ids(ids)  # type: ignore[attr-defined]
+        return rows
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None

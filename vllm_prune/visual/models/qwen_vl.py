@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -15,22 +16,25 @@ import torch
 from torch import Tensor
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from ...config.worker_facts import WorkerFacts
 from ...grid import Grid
 from ...signals import VisualSignal
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
 from ..tower.cut import TowerCut
+from ..tower.feature_cache import Encoded
 from ..tower.key_bias import biased_attention
 from ..tower.projector import ProjectorSensitivity
 from ..tower.received_attention import Listener, TowerAttention
 from ..tower.scored_cut import TowerScorer
 from ..tower.select import PrunePoint, build_cut, kept_rows, prune_point
-from ..tower.signals import Captures, ItemSource, needed
+from ..tower.signals import Captures, ItemSource, attended, needed
 from .placing import PlacedModel
 from .positions import COLUMNS, Run, StepOffsets, attach, grid_positions, lay_out, slots_of
 
 MODALITIES = ("image", "video")
+CPU_PATCHES = 4096
+"""Patches that a CPU's tower takes at once: more make it no faster, and every tensor of more than 32 MiB comes in pages
+that the kernel fills with zeros first."""
 
 
 class PrunedModel(PlacedModel, TowerCut):
@@ -50,13 +54,13 @@ class PrunedModel(PlacedModel, TowerCut):
         scheduler = vllm_config.scheduler_config
         merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
         self._merge = int(merge)
-        self._micro_batch_patches = int(scheduler.max_num_encoder_input_tokens) * self._merge**2
+        self._micro_batch_patches = patches_at_once(vllm_config, self._merge**2)
         # Graph capture may pad a step up to the largest captured size.
         padded = scheduler.max_num_batched_tokens + 1024
         self._offsets = StepOffsets(padded)
         blocks = getattr(self.visual, "blocks", ())
         self._scorer = TowerScorer.of(vllm_config, [block.attn for block in blocks])
-        self._facts = WorkerFacts.of(vllm_config)
+        self.prepare(vllm_config)
 
     @property
     def feature_width(self) -> int:
@@ -75,10 +79,11 @@ class PrunedModel(PlacedModel, TowerCut):
         """Attention modules of the tower whose received attention may be captured, last first."""
         raise NotImplementedError
 
-    def listeners(self, needs: frozenset[VisualSignal]) -> dict[VisualSignal, Listener]:
+    def listeners(self, plans: Sequence[ItemPlan | None]) -> dict[VisualSignal, Listener]:
         """What captures signals while the tower runs; a listener that is not needed is idle."""
+        needs = needed(plans)
         return {
-            "tower_attention": TowerAttention(self, enabled="tower_attention" in needs),
+            "tower_attention": TowerAttention(self, attended(plans) if "tower_attention" in needs else 0),
             "projector": ProjectorSensitivity(self, enabled="projector" in needs),
         }
 
@@ -130,27 +135,29 @@ class PrunedModel(PlacedModel, TowerCut):
         return biased_attention(self.visual.blocks[number].attn, self._scorer.wide, bias)
 
     def _encode_whole(self, kwargs: dict[str, Any], modality: str, plans: Sequence[ItemPlan | None]) -> list[Tensor]:
-        with Captures(self.listeners(needed(plans))) as captures:
-            embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        captured = captures.per_item(len(plans), kwargs[f"{modality}_grid_thw"])
+        run = partial(self._run_tower, kwargs, modality, plans)
+        encoded = self._features.encode(plans, run)
         return [
-            embedding if plan is None else self._prune(embedding, plan, kwargs, modality, i, captured[i])
-            for i, (embedding, plan) in enumerate(zip(embeddings, plans, strict=True))
+            item.rows if plan is None else self._prune(item.rows, plan, kwargs, modality, i, item.captured)
+            for i, (item, plan) in enumerate(zip(encoded, plans, strict=True))
         ]
+
+    def _run_tower(
+        self, kwargs: dict[str, Any], modality: str, plans: Sequence[ItemPlan | None], members: Sequence[int]
+    ) -> list[Encoded]:
+        part = kwargs if len(members) == len(plans) else self._subset(kwargs, modality, members)
+        with Captures(self.listeners([plans[i] for i in members])) as captures:
+            embeddings = super().embed_multimodal(**part)  # type: ignore[misc]
+        captured = captures.per_item(len(members), part[f"{modality}_grid_thw"])
+        return [Encoded(*item) for item in zip(embeddings, captured, strict=True)]
 
     def _prune(
         self, embedding: Tensor, plan: ItemPlan, kwargs: dict[str, Any], modality: str, index: int, captured: Any
     ) -> Tensor:
         grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
-        text = None if plan.text is None else self._embedded(plan.text, embedding.device)
-        source = ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts, text)
+        text = self.embedded_text(plan, embedding.device)
+        source = ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts, text, self._networks)
         return self._place(*kept_rows(plan, source, embedding), grid, kwargs, modality, index)
-
-    def _embedded(self, text: Sequence[int], device: torch.device) -> Tensor:
-        """Embeddings of token ids by the language model's own table, [L, D]."""
-        ids = async_tensor_h2d(list(text), device=device, dtype=torch.int64)
-        rows: Tensor = self.get_language_model().embed_input_ids(ids)  # type: ignore[attr-defined]
-        return rows
 
     def _grid(self, thw: Any) -> Grid:
         # A tensor from the runner, a list from vLLM's encoder-graph manager; on the CPU either way.
@@ -219,6 +226,17 @@ class PrunedModel(PlacedModel, TowerCut):
                 if plan := decode(row):
                     index = indices[place]
                     dest[index] = self._prune(dest[index], plan, batch_mm_kwargs, modality, place, {})  # type: ignore[arg-type]
+
+
+def patches_at_once(vllm_config: Any, per_cell: int) -> int:
+    """Most patches in a call of the tower for several items; one item is never split.
+
+    Args:
+        vllm_config: vLLM's configuration. Its scheduler counts kept tokens, so its batches may be many times as large.
+        per_cell: patches of a visual token.
+    """
+    most = int(vllm_config.scheduler_config.max_num_encoder_input_tokens) * per_cell
+    return min(most, CPU_PATCHES) if vllm_config.device_config.device_type == "cpu" else most
 
 
 def _pieces(rows: Tensor, ends: Sequence[int], members: Sequence[int]) -> Tensor:

@@ -24,14 +24,14 @@ Kind = Literal["Qwen2.5-VL", "Qwen3-VL", "generic"]
 Extent = Literal["item", "frame"]
 """What takes a range of positions of its own on a grid: the whole item, or each of its frames."""
 
-TOWER: frozenset[VisualSignal] = frozenset({"tower_attention", "pixels", "scorer", "selector"})
+TOWER: frozenset[VisualSignal] = frozenset({"tower_attention", "pixels", "scorer", "selector", "weights"})
 """Signals of an adapter that knows the vision tower."""
 QWEN: frozenset[VisualSignal] = TOWER | {"any_size", "projector", "text"}
 """The same where the processor makes as many visual tokens as a picture's size says, the projector can be run again and
 prompts are in ChatML."""
-PATCHES: frozenset[VisualSignal] = frozenset({"pixels", "selector"})
+PATCHES: frozenset[VisualSignal] = frozenset({"pixels", "selector", "weights"})
 """Signals of a generic adapter where the processor gives the patches of each visual token."""
-OUTPUTS: frozenset[VisualSignal] = frozenset({"selector"})
+OUTPUTS: frozenset[VisualSignal] = frozenset({"selector", "weights"})
 """Signals of a generic adapter that sees nothing but the tower's outputs."""
 
 DERIVED = "vllm_prune.visual.models.derived"
@@ -173,7 +173,8 @@ FAMILIES: dict[str, Family] = {
         "Intern-S1", "interns1:InternS1ForConditionalGeneration", per_frame=True, tested=_BY_INHERITANCE
     ),
     "LlavaOnevisionForConditionalGeneration": _generic(
-        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration", kv="yes"
+        "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration",
+        signals=OUTPUTS | {"text"}, kv="yes",
     ),
     "Mistral3ForConditionalGeneration": _generic(
         "Mistral 3", "mistral3:Mistral3ForConditionalGeneration", modalities=("image",),

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor
 
 from ...grid import Grid
-from .base import Context
+from .base import Context, NoOptions
+
+
+class AttentionOptions(NoOptions):
+    """Options of a strategy that looks at the tower's attention; only blocks that attend to whole frames are counted.
+
+    Attributes:
+        tower_blocks: blocks of the tower whose attention is averaged, counted from the last one; null for all.
+        skip_blocks: how many of the last blocks are left out before counting.
+    """
+
+    tower_blocks: Annotated[int, Field(ge=1, le=128)] | None = 1
+    skip_blocks: Annotated[int, Field(ge=0, le=127)] = 0
 
 
 def received(strategy: str, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
-    """Attention that each cell receives in a late layer of the tower, float32 [M]; 1 is a frame's average.
+    """Attention that each cell receives in late layers of the tower, float32 [M]; 1 is a frame's average.
 
     Args:
         strategy: its name, for the error.

@@ -19,7 +19,12 @@ def similarity_to_text(strategy: str, tokens: Tensor, context: Context) -> tuple
     Raises:
         ValueError: the model adapter did not give the text.
     """
+    text = text_of(strategy, tokens, context)
+    return unit_rows(tokens) @ unit_rows(text).T, text.norm(dim=1)
+
+
+def text_of(strategy: str, tokens: Tensor, context: Context) -> Tensor:
+    """The text's embeddings, float32 [L, D], on the device of the tokens; see `similarity_to_text`."""
     if context.text is None:
         raise ValueError(f"strategy {strategy!r} needs the signal 'text', which was not given")
-    text = context.text.to(tokens.device).float()
-    return unit_rows(tokens) @ unit_rows(text).T, text.norm(dim=1)
+    return context.text.to(tokens.device).float()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -51,6 +51,7 @@ class Context:
         scores: [M] float32, what a trained scorer of the model gives each cell; likewise.
         sensitivity: [M] float32, how much the model's projector reacts to each cell; likewise.
         text: [L, D], the language model's embeddings of the last user message's text, L >= 1; likewise.
+        network: the strategy's trained layers, a `Network` of `_trained`; likewise.
     """
 
     seed: int = 0
@@ -58,6 +59,7 @@ class Context:
     scores: Tensor | None = None
     sensitivity: Tensor | None = None
     text: Tensor | None = None
+    network: Any = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Strategy(ABC):
         needs: signals that are captured only for strategies that declare them; see `wanted`.
         frame_split: how K is split over frames where the split has to be known before the tower runs.
         floor: whether every frame keeps at least one token when the count allows it.
+        rewrites: whether trained layers compute what is left, so that it is no mean of the item's own rows.
         automatic: whether it can say by itself how many tokens to keep; then it has `PixelStrategy.needed_cells`.
         Options: pydantic model of the strategy's options.
     """
@@ -104,6 +107,7 @@ class Strategy(ABC):
     needs: ClassVar[frozenset[VisualSignal]] = frozenset()
     frame_split: ClassVar[Literal["even", "energy"]] = "even"
     floor: ClassVar[bool] = True
+    rewrites: ClassVar[bool] = False
     automatic: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = NoOptions
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ...grid import Grid
 from ...signals import VisualSignal
-from .base import Context, NoOptions, Strategy
+from ._attention import AttentionOptions
+from .base import Context, Strategy
 from .maths import diverse_order, sketch, spread_to_one
 
 _SIGNALS: dict[str, VisualSignal] = {"selector": "selector", "attention": "tower_attention"}
 
 
-class IdPrunerOptions(NoOptions):
+class IdPrunerOptions(AttentionOptions):
     """Options of `idpruner`.
 
     Attributes:

@@ -100,29 +100,31 @@ def _sequences(attention: Any, lengths: dict[str, Tensor]) -> Iterator[None]:
 
 
 class FrameAttention(Listener):
-    """Listens to the last block while the stock tower runs.
+    """Listens to the last blocks while the stock tower runs.
 
     Args:
         backbone: vLLM's `Molmo2VisionBackbone`.
-        enabled: whether anything is captured.
+        blocks: how many; None for all.
     """
 
-    def __init__(self, backbone: Any, enabled: bool) -> None:
-        super().__init__(backbone.image_vit.transformer.resblocks[-1].attention if enabled else None)
+    def __init__(self, backbone: Any, blocks: int | None) -> None:
+        resblocks = list(backbone.image_vit.transformer.resblocks)
+        super().__init__(*[block.attention for block in resblocks[::-1][:blocks]])
 
     def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._received.append(received(module, args[0]))
+        self._received[module].append(received(module, args[0]))
 
     def per_item(self, pooling: Tensor, cells: list[int]) -> list[Tensor | None]:
-        """Attention that the cells of each item received, float32 [M], or None where not captured.
+        """Attention that the cells of each item received, float32 [blocks, M], or None where not captured.
 
         Args:
             pooling: int64 [sum of M, patches of a cell], indices into the patches of the whole batch.
             cells: M of each item.
         """
-        if not self._received:
+        heard = self._joined()
+        if not len(heard):
             return [None] * len(cells)
-        return list(torch.cat(self._received).flatten()[pooling].mean(1).split(cells))
+        return list(heard.flatten(1)[:, pooling].mean(2).split(cells, 1))
 
 
 def received(module: Any, hidden: Tensor) -> Tensor:

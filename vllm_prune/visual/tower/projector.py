@@ -24,33 +24,31 @@ class ProjectorSensitivity(Listener):
     """Listens to the tower's merger, and runs it again beside each cell; only for items whose strategy needs that."""
 
     def __init__(self, model: Any, enabled: bool) -> None:
-        super().__init__(model.visual.merger if enabled else None)
+        super().__init__(*[model.visual.merger] * enabled)
         self._model = model
 
     def __enter__(self) -> Self:
         # vLLM decorates mergers with `support_torch_compile`, whose call goes past hooks, straight to this attribute.
-        if self._module is not None:
-            project = self._module.forward
+        for module in self._modules:
+            project = module.forward
 
-            def forward(x: Tensor) -> Tensor:
-                self._received.append(sensitivity(project, x, self._model._merge**2))
-                projected: Tensor = project(x)
-                return projected
+            def forward(x: Tensor, project: Callable[[Tensor], Tensor] = project, module: Any = module) -> Tensor:
+                self._received[module].append(sensitivity(project, x, self._model._merge**2))
+                return project(x)
 
-            self._module.forward = forward
+            module.forward = forward
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._module is not None:
-            del self._module.forward
+        for module in self._modules:
+            del module.forward
 
     def per_item(self, grid_thw: Tensor) -> list[Tensor | None]:
         """Sensitivity of each item's cells, float32 [M] in raster order, or None where it was not measured."""
-        if not self._received:
-            return [None] * len(grid_thw)
-        return list(in_raster_order(self._model, torch.cat(self._received), grid_thw))
+        received = self._joined()
+        return list(in_raster_order(self._model, received[0], grid_thw)) if len(received) else [None] * len(grid_thw)
 
 
 def sensitivity(project: Callable[[Tensor], Tensor], patches: Tensor, unit: int) -> Tensor:

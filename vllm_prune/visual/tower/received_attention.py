@@ -16,33 +16,38 @@ from torch import Tensor
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 QUERIES = 64
+_NOTHING = torch.empty(0)
 
 
 class Listener:
-    """Context manager that records the inputs of one module of the tower.
+    """Context manager that records the inputs of modules of the tower.
 
     Args:
-        module: the module, or None where nothing is captured.
+        modules: the modules, none where nothing is captured.
     """
 
-    def __init__(self, module: Any) -> None:
-        self._module = module
-        self._handle: Any = None
-        self._received: list[Tensor] = []
+    def __init__(self, *modules: Any) -> None:
+        self._modules = modules
+        self._handles: list[Any] = []
+        self._received: dict[Any, list[Tensor]] = {module: [] for module in modules}
 
     def __enter__(self) -> Self:
-        if self._module is not None:
-            self._handle = self._module.register_forward_pre_hook(self._listen, with_kwargs=True)
+        self._handles = [one.register_forward_pre_hook(self._listen, with_kwargs=True) for one in self._modules]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handle is not None:
-            self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise NotImplementedError
+
+    def _joined(self) -> Tensor:
+        """What all modules have received, one row for each; empty where nothing was captured."""
+        parts = [torch.cat(parts) for parts in self._received.values() if parts]
+        return torch.stack(parts) if parts else _NOTHING
 
     def per_item(self, *batch: Any) -> list[Tensor | None]:
         """What was captured for each item's cells, float32 [M] in raster order, or None where nothing was."""
@@ -50,31 +55,36 @@ class Listener:
 
 
 class TowerAttention(Listener):
-    """Listens to one attention module while the tower runs."""
+    """Listens to attention modules while the tower runs.
 
-    def __init__(self, model: Any, enabled: bool) -> None:
-        super().__init__(model.tower_attention_blocks()[0] if enabled else None)
+    Args:
+        model: the adapter.
+        blocks: how many of the last blocks that attend to whole frames are listened to; None for all.
+    """
+
+    def __init__(self, model: Any, blocks: int | None) -> None:
+        super().__init__(*model.tower_attention_blocks()[:blocks])
         self._model = model
 
     def _listen(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["x"]
-        self._received.append(
+        self._received[module].append(
             received_attention(
                 module, hidden, kwargs["rotary_pos_emb_cos"], kwargs["rotary_pos_emb_sin"], kwargs["cu_seqlens"]
             )
         )
 
     def per_item(self, grid_thw: Tensor) -> list[Tensor | None]:
-        """Received attention of each item's cells, float32 [M] in raster order, or None where not captured."""
-        if not self._received:
+        """Received attention of each item's cells, float32 [blocks, M] in raster order, or None where not captured."""
+        received = self._joined()
+        if not len(received):
             return [None] * len(grid_thw)
-        unit = self._model._merge**2
-        cells = torch.cat(self._received).view(-1, unit).mean(1)
-        return list(in_raster_order(self._model, cells, grid_thw))
+        cells = received.unflatten(1, (-1, self._model._merge**2)).mean(2)
+        return [cells.T for cells in in_raster_order(self._model, cells.T, grid_thw)]
 
 
 def in_raster_order(model: Any, cells: Tensor, grid_thw: Tensor) -> Sequence[Tensor]:
-    """Values of a batch's cells, [sum of M] in the tower's order, as [M] in raster order for each item."""
+    """Values of a batch's cells, [sum of M, ...] in the tower's order, as [M, ...] in raster order for each item."""
     sizes = (grid_thw.prod(-1) // model._merge**2).tolist()
     if getattr(model.visual, "get_window_index_thw", None) is not None:
         # The tower works in window order; undo it for the whole batch.

@@ -19,6 +19,7 @@ from ...grid import Grid
 from ...signals import VisualSignal
 from ..item_plan import ItemPlan
 from ..scorers.vision_selector import SELECTOR
+from ..strategies._trained import Network
 from ..strategies.base import Context
 from .received_attention import Listener
 
@@ -30,9 +31,11 @@ class ItemSource:
     Attributes:
         grid: shape of the item.
         features: [M, *], what its strategy looks at, one row per cell.
-        captured: float32 [M] each, what was computed while the tower ran; None where it was not.
+        captured: float32 [M] each, what was computed while the tower ran; None where it was not. Of attention one row
+            for each block, [B, M], that of the last block first.
         facts: what this worker knows of the configuration.
         text: [L, D], embeddings of the request's text, where the plan has any.
+        networks: trained layers by the name of their strategy.
     """
 
     grid: Grid
@@ -40,6 +43,7 @@ class ItemSource:
     captured: Mapping[VisualSignal, Tensor | None] = field(default_factory=dict)
     facts: WorkerFacts = field(default_factory=WorkerFacts)
     text: Tensor | None = None
+    networks: Mapping[str, Network] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,23 +55,29 @@ class Provider:
         provide: computes it for one item, as the field has it.
     """
 
-    field: Literal["tower_attention", "scores", "sensitivity", "text"] | None
-    provide: Callable[[ItemSource], Tensor | None]
+    field: Literal["tower_attention", "scores", "sensitivity", "text", "network"] | None
+    provide: Callable[[ItemSource, ItemPlan], Tensor | Network | None]
 
 
-def _selector_scores(source: ItemSource) -> Tensor | None:
+def _mean_attention(source: ItemSource, plan: ItemPlan) -> Tensor | None:
+    blocks = source.captured.get("tower_attention")
+    return None if blocks is None else blocks[plan.attention_blocks].mean(0)
+
+
+def _selector_scores(source: ItemSource, plan: ItemPlan) -> Tensor | None:
     path = source.facts.selector
     return None if path is None else SELECTOR.load(Path(path)).score(source.features, [source.grid])
 
 
 PROVIDERS: dict[VisualSignal, Provider] = {
-    "tower_attention": Provider("tower_attention", lambda source: source.captured.get("tower_attention")),
-    "pixels": Provider(None, lambda source: None),
-    "scorer": Provider("scores", lambda source: source.captured.get("scorer")),
+    "tower_attention": Provider("tower_attention", _mean_attention),
+    "pixels": Provider(None, lambda source, _: None),
+    "scorer": Provider("scores", lambda source, _: source.captured.get("scorer")),
     "selector": Provider("scores", _selector_scores),
-    "projector": Provider("sensitivity", lambda source: source.captured.get("projector")),
-    "text": Provider("text", lambda source: source.text),
-    "any_size": Provider(None, lambda source: None),
+    "projector": Provider("sensitivity", lambda source, _: source.captured.get("projector")),
+    "text": Provider("text", lambda source, _: source.text),
+    "weights": Provider("network", lambda source, plan: source.networks.get(plan.strategy)),
+    "any_size": Provider(None, lambda source, _: None),
 }
 """The visual signals."""
 
@@ -75,7 +85,7 @@ PROVIDERS: dict[VisualSignal, Provider] = {
 def context_of(plan: ItemPlan, needs: Iterable[VisualSignal], source: ItemSource) -> Context:
     """What a strategy with these needs may look at."""
     providers = [PROVIDERS[name] for name in sorted(needs)]
-    fields: dict[str, Any] = {one.field: one.provide(source) for one in providers if one.field is not None}
+    fields: dict[str, Any] = {one.field: one.provide(source, plan) for one in providers if one.field is not None}
     return Context(plan.seed, **fields)
 
 
@@ -83,6 +93,12 @@ def needed(plans: Iterable[ItemPlan | None]) -> frozenset[VisualSignal]:
     """The signals that any of the items needs."""
     needs = [VISUAL.create(plan.strategy, plan.option_values).wanted() for plan in plans if plan is not None]
     return frozenset[VisualSignal]().union(*needs)
+
+
+def attended(plans: Iterable[ItemPlan | None]) -> int | None:
+    """How many of the tower's last blocks the items need attention of; None for all."""
+    ends = [plan.attention_blocks.stop for plan in plans if plan is not None]
+    return None if None in ends else max(ends, default=0)
 
 
 class Captures(ExitStack):

@@ -1,0 +1,199 @@
+"""Strategies with trained layers against the same layers of PyTorch and transformers in float64, and their rules."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
+from vllm_prune.visual.strategies._trained import LanguageShape, LayoutError, Network, TrainedStrategy
+from vllm_prune.visual.strategies.base import Context
+
+from .trained import LANGUAGE, LAYOUTS, qtsplus, weights
+
+NAMES = tuple(LAYOUTS)
+Tensors = dict[str, Tensor]
+
+
+def random(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def double(tensors: Tensors) -> Tensors:
+    return {name: tensor.double() for name, tensor in tensors.items()}
+
+
+def cross_attention(w: Tensors, name: str, rows: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """QTSplus's layer, head by head: what becomes of the rows, and the shares of attention [heads, n, m]."""
+
+    def norm(x: Tensor, which: str) -> Tensor:
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * w[f"{name}{which}.weight"]
+
+    def project(x: Tensor, which: str) -> Tensor:
+        return x @ w[f"{name}{which}_proj.weight"].T + w[f"{name}{which}_proj.bias"]
+
+    size, group = 8, 2
+    q, seen = project(norm(rows, "q_norm"), "q"), norm(memory, "kv_norm")
+    k, v = project(seen, "k"), project(seen, "v")
+    shares, mixed = [], []
+    for head in range(4):
+        mine, theirs = slice(head * size, (head + 1) * size), slice(head // group * size, (head // group + 1) * size)
+        share = (q[:, mine] @ k[:, theirs].T / math.sqrt(size)).softmax(-1)
+        shares.append(share)
+        mixed.append(share @ v[:, theirs])
+    rows = rows + torch.cat(mixed, 1) @ w[f"{name}o_proj.weight"].T
+    inner = functional.gelu(norm(rows, "ffn_norm") @ w[f"{name}ffn.net.0.weight"].T + w[f"{name}ffn.net.0.bias"])
+    return rows + inner @ w[f"{name}ffn.net.2.weight"].T + w[f"{name}ffn.net.2.bias"], torch.stack(shares)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_qtsplus_is_its_formula(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LAYOUTS, "qtsplus", lambda language: qtsplus(language, layers))
+    tensors = weights("qtsplus")
+    tokens, text, grid = random(30, 32, seed=1), random(5, 32, seed=2), Grid(2, 3, 5)
+    context = Context(text=text, network=Network(tensors, LANGUAGE))
+    reduction = VISUAL.create("qtsplus").reduce(tokens, grid, 7, context)
+    w, rows = double(tensors), text.double()
+    for i in range(layers):
+        rows, shares = cross_attention(w, f"scoring_layers.{i}.", rows, tokens.double())
+    expected = shares.amax((0, 1)).topk(7).indices.sort().values
+    assert torch.equal(reduction.kept, expected)
+    left = tokens[expected].double()
+    for i in range(layers):
+        left, _ = cross_attention(w, f"reencode_layers.{i}.core.", left, left)
+    wide = torch.cat([tokens, random(30, 3, seed=3)], 1)
+    found = reduction.rows(wide)
+    torch.testing.assert_close(found[:, :32].double(), left, atol=1e-4, rtol=1e-4)
+    assert torch.equal(found[:, 32:], wide[expected, 32:])
+    plain = VISUAL.create("qtsplus", {"reencode": False}).reduce(tokens, grid, 7, context)
+    assert torch.equal(plain.kept, expected)
+    assert torch.equal(plain.rows(wide), wide[expected])
+
+
+def test_qtsplus_without_layers_behind_the_choice() -> None:
+    tensors = {name: tensor for name, tensor in weights("qtsplus").items() if not name.startswith("reencode")}
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    names = VISUAL.strategy_class("qtsplus").check(shapes, LANGUAGE)  # type: ignore[attr-defined]
+    assert names
+    assert not [name for name in names if not name.startswith("scoring_layers.0.")]
+    context = Context(text=random(2, 32, seed=2), network=Network(tensors, LANGUAGE))
+    tokens = random(12, 32, seed=1)
+    reduction = VISUAL.create("qtsplus").reduce(tokens, Grid(1, 3, 4), 4, context)
+    assert torch.equal(reduction.rows(tokens), tokens[reduction.kept])
+
+
+def policy(tensors: Tensors, tokens: Tensor, text: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Ratings of tokens and frames by transformers' decoder layer without a mask, and PyTorch's modules, in float64."""
+    from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RotaryEmbedding
+
+    config = Qwen2Config(
+        hidden_size=32, intermediate_size=96, num_attention_heads=4, num_key_value_heads=2, rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0}, num_hidden_layers=1,
+        attn_implementation="eager",
+    )  # fmt: skip
+    layer = Qwen2DecoderLayer(config, 0).double().eval()
+    prefix = "layers.0."
+    of_layer = {name.removeprefix(prefix): one for name, one in double(tensors).items() if name.startswith(prefix)}
+    layer.load_state_dict(of_layer)
+    rows = torch.cat([tokens, text]).double()[None]
+    places = torch.arange(rows.shape[1])[None]
+    with torch.no_grad():
+        angles = Qwen2RotaryEmbedding(config)(rows, places)
+        output = layer(rows, attention_mask=None, position_ids=places, position_embeddings=angles)
+        seen = (output[0] if isinstance(output, tuple) else output).view(-1, 32)[: len(tokens)]
+        ratings = []
+        for head, part in (("token_compress", seen), ("frame_compress", seen.view(frames, -1, 32).mean(1))):
+            maps = [torch.nn.Linear(*tensors[f"{head}.{2 * i}.weight"].T.shape).double() for i in range(5)]
+            for i, one in enumerate(maps):
+                names = {name: tensors[f"{head}.{2 * i}.{name}"].double() for name in ("weight", "bias")}
+                one.load_state_dict(names)
+            stack = torch.nn.Sequential(*[step for one in maps for step in (one, torch.nn.SiLU())][:-1])
+            normed = part / (part.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * tensors["layernorm.weight"].double()
+            logits = stack(normed)
+            ratings.append(logits[:, 1] - logits[:, 0])
+    return ratings[0], ratings[1]
+
+
+def test_cacovid_is_its_formula() -> None:
+    grid, count = Grid(4, 3, 5), 24
+    tokens = random(60, 32, seed=4) + 3 * random(4, 32, seed=7).repeat_interleave(15, 0)
+    text, tensors = random(6, 32, seed=5), weights("cacovid", seed=1)
+    # Frames are told apart by what their logits have in common taken off.
+    tensors["frame_compress.8.bias"] -= torch.tensor([0.0, policy(tensors, tokens, text, 4)[1].mean().item()])
+    ratings, frames = policy(tensors, tokens, text, 4)
+    # Frames share 12 of the 24 by clipped softmax, of 15 tokens at most int(0.5 * 15 * 1.5 * 0.4) = 4 each.
+    powers = (frames / frames.abs().max() * 3).softmax(0).clip(1 / 8, 1.5 / 4)
+    shares = (powers / powers.sum() * 12).round().clip(1, 4).long()
+    while shares.sum() > 12:
+        shares[shares.argmax()] -= 1
+    while shares.sum() < 12:
+        shares[shares.argmin()] += 1
+    assert len(shares.unique()) > 1
+    by_frame = ratings.view(4, 15)
+    picks = torch.cat([by_frame[t].topk(int(n)).indices + 15 * t for t, n in enumerate(shares)])
+    left = torch.tensor([i for i in range(60) if i not in picks.tolist()])
+    expected = torch.cat([picks, left[torch.linspace(0, 47, 12).round().long()]])
+    context = Context(text=text, network=Network(tensors, LANGUAGE))
+    kept = VISUAL.create("cacovid").select(tokens, grid, count, context)
+    assert kept.tolist() == sorted(expected.tolist())
+    # Another question, other tokens; and all of K by the policy is another choice again.
+    other = Context(text=random(1, 32, seed=6).expand(400, 32), network=context.network)
+    assert not torch.equal(VISUAL.create("cacovid").select(tokens, grid, count, other), kept)
+    assert not torch.equal(VISUAL.create("cacovid", {"policy": 1.0}).select(tokens, grid, count, context), kept)
+
+
+def test_cacovid_inside_frames_with_given_counts() -> None:
+    tokens, text, tensors = random(30, 32, seed=4), random(6, 32, seed=5), weights("cacovid", seed=1)
+    ratings, _ = policy(tensors, tokens, text, 2)
+    context = Context(text=text, network=Network(tensors, LANGUAGE))
+    kept = VISUAL.create("cacovid").select(tokens, Grid(2, 3, 5), 7, context, (6, 1))
+    first = ratings[:15].topk(3).indices
+    left = torch.tensor([i for i in range(15) if i not in first.tolist()])
+    # Of one token none is the policy's; the first place is the only one of an even spacing.
+    assert kept.tolist() == [*sorted([*first.tolist(), *left[torch.tensor([0, 6, 11])].tolist()]), 15]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_weights_are_computed_in_float32(name: str) -> None:
+    tensors = {key: tensor.bfloat16() for key, tensor in weights(name).items()}
+    tokens, text, grid = random(60, 32, seed=4), random(6, 32, seed=5), Grid(4, 3, 5)
+    narrow = Context(text=text, network=Network(tensors, LANGUAGE))
+    wide = Context(text=text, network=Network({key: one.float() for key, one in tensors.items()}, LANGUAGE))
+    strategy = VISUAL.create(name)
+    assert torch.equal(strategy.select(tokens, grid, 20, narrow), strategy.select(tokens, grid, 20, wide))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layout_that_does_not_fit(name: str) -> None:
+    cls = VISUAL.strategy_class(name)
+    assert issubclass(cls, TrainedStrategy)
+    shapes = LAYOUTS[name](LANGUAGE)
+    needed = cls.check(shapes, LANGUAGE)
+    assert set(needed) <= set(shapes)
+    # What is not used is what the strategy leaves to the budget.
+    assert {part.split(".")[0] for part in set(shapes) - set(needed)} == {
+        "budget" if name == "qtsplus" else "mode_selection"
+    }
+    for tensor in needed:
+        with pytest.raises(LayoutError):
+            cls.check({other: shape for other, shape in shapes.items() if other != tensor}, LANGUAGE)
+        with pytest.raises(LayoutError):
+            cls.check({**shapes, tensor: (*shapes[tensor][:-1], shapes[tensor][-1] + 1)}, LANGUAGE)
+    with pytest.raises(LayoutError, match="needs \\[64, 64\\]"):
+        cls.check(shapes, LanguageShape(64, 4, 2))
+    with pytest.raises(LayoutError, match="4 of them for keys"):
+        cls.check(shapes, LanguageShape(32, 4, 4))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_was_not_given_is_named(name: str) -> None:
+    tokens, network = random(24, 32, seed=1), Network(weights(name), LANGUAGE)
+    for context, words in ((Context(network=network), "'text'"), (Context(text=tokens[:3]), "'weights'")):
+        with pytest.raises(ValueError, match=words):
+            VISUAL.create(name).select(tokens, Grid(2, 3, 4), 5, context)
