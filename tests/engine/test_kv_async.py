@@ -54,7 +54,7 @@ def test_answers_are_those_of_the_masked_reference(
 
     def watched() -> Any:
         plans = plan()
-        pending.extend(scheduler.requests[one.command.request_id].num_output_placeholders for one in plans)
+        pending.extend(scheduler.requests[one.request_id].num_output_placeholders for one in plans)
         return plans
 
     monkeypatch.setattr(scheduler, "_plan", watched)

@@ -143,7 +143,8 @@ def test_running_ahead_of_the_worker_counts_right(engines: EnginePool, monkeypat
     commands, lengths, planned = [], [], []
 
     def preempt() -> None:
-        planned.extend((one.command.rows, one.command.keep, one.command.evicted) for one in scheduler.planned)
+        commands = (command for one in scheduler.planned for command in one.commands)
+        planned.extend((command.rows, command.keep, command.evicted) for command in commands)
         scheduler.running.remove(request)
         scheduler._preempt_request(request, 0.0)
 

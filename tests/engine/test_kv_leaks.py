@@ -63,6 +63,7 @@ def test_requests_leave_nothing_behind(count: int, blocks: int, engines: EngineP
         return original(*args, **kwargs)
 
     scheduler._preempt_request = preempt
+    [compacting] = scheduler.compacting.compacting.values()
     shared = [rng.randrange(3, 250) for _ in range(200)]
     while started < count or engine.has_unfinished_requests():
         while started < count and len(live) < 24:
@@ -77,7 +78,7 @@ def test_requests_leave_nothing_behind(count: int, blocks: int, engines: EngineP
         done = [output.request_id for output in engine.step() if output.finished]
         finished += len(done)
         # Rows that are left, and those that follow, are no text that a prefix could match.
-        held = [block for name in scheduler.compacting.evicted for block in scheduler.compacting.req_to_blocks[name]]
+        held = [block for name in compacting.evicted for block in compacting.req_to_blocks[name]]
         assert all(block.block_hash is None for block in held)
         private += len(held)
         live = [name for name in live if name not in done]
