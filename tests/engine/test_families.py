@@ -87,6 +87,9 @@ def stand_in(row: Row) -> None:
         float32_delta_nets.install()
     if row.transposed_input:
         contiguous_products.install()
+    if row.latent is not None:
+        # Read again each time that vLLM asks for it.
+        os.environ["VLLM_MLA_DISABLE"] = str(int(not row.latent))
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,7 @@ def test_answers_are_those_of_transformers(family: str, played: Rounds) -> None:
                 worst = max(worst, compare(answer, played.expected[name]))
             except Mismatch as error:
                 raise Mismatch(f"{name}: {error}") from None
-    assert played.prefix_hits > 0
+    assert (played.prefix_hits > 0) == ROWS[family].cached
     print(f"\n{family}: {len(played.asked)} requests twice, worst log-probability error {worst:.1e}")
 
 

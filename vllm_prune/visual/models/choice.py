@@ -18,19 +18,30 @@ from .segments import runs_of
 
 
 def choose(plan: ItemPlan, features: Tensor, facts: WorkerFacts) -> tuple[Tensor, Tensor]:
-    """What is left of an item: rows, [K, width], and which tokens they are of, int64 [K], ascending.
+    """What is left of an item: rows, [K + marks, width], and which tokens they are of, int64 [K + marks], ascending.
 
     Runs of one length are treated as the frames of a video: a strategy compares them with each other and chooses inside
     each. Runs of several lengths are chosen from one by one.
 
     Args:
         plan: with `segments` and `grid`.
-        features: [M, width], what the tower has put out.
+        features: [M + marks, width], what the tower has put out.
         facts: of this worker.
 
     Raises:
         ValueError: the tower's output is not of the plan's size.
     """
+    before, behind = plan.marks
+    if not before and not behind:
+        return _choose(plan, features, facts)
+    last = len(features) - behind
+    rows, kept = _choose(plan, features[before:last], facts)
+    numbers = torch.arange(len(features), device=kept.device)
+    rows = torch.cat([features[:before], rows, features[last:]])
+    return rows, torch.cat([numbers[:before], before + kept, numbers[last:]])
+
+
+def _choose(plan: ItemPlan, features: Tensor, facts: WorkerFacts) -> tuple[Tensor, Tensor]:
     assert plan.segments is not None
     assert plan.grid is not None
     grid, runs = Grid(*plan.grid), runs_of(plan.segments)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ...config.worker_facts import WorkerFacts
-from ...grid import MODALITIES
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
 from .choice import choose
@@ -58,10 +57,11 @@ class GenericModel(PlacedModel):
         Raises:
             RuntimeError: the parent's outputs are not one per item.
         """
-        rows = {m: kwargs.pop(field_name(m), None) for m in MODALITIES}
+        sent_as = self.family.sent_as
+        rows = {m: kwargs.pop(field_name(m), None) for m in sent_as}
         outputs = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         plans = [
-            (decode(row), m, i) for m in MODALITIES if rows[m] is not None for i, row in enumerate(rows[m])
+            (decode(row), m, i) for m in sent_as if rows[m] is not None for i, row in enumerate(rows[m])
         ]  # fmt: skip
         if not any(plan for plan, _, _ in plans):
             return outputs
