@@ -26,7 +26,7 @@ from vllm_prune.visual.models.table import ADAPTERS, FAMILIES, Family
 from . import oracle as qwen
 from .engines import EnginePool, answer_of, generate, model_of, runner_of
 from .eviction import EVICTING, Evictor, evict, journal
-from .families import contiguous_products, float32_delta_nets
+from .families import contiguous_products, float32_delta_nets, interleaved_rotation
 from .families.oracle import FamilyOracle
 from .families.rows import BUDGETS, ROWS, STEPS, Row, ask, cases, for_engine, requests
 from .families.vllm_prompt import VllmPromptOracle
@@ -88,6 +88,7 @@ def stand_in(row: Row) -> None:
     if row.transposed_input:
         contiguous_products.install()
     if row.latent is not None:
+        interleaved_rotation.install()
         # Read again each time that vLLM asks for it.
         os.environ["VLLM_MLA_DISABLE"] = str(int(not row.latent))
 

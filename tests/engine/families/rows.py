@@ -29,6 +29,11 @@ BUDGETS: dict[str, Visual] = {
     "all": {"strategy": "uniform", "keep": 1.0},
     "divprune": {"strategy": "divprune", "keep": 0.3},
 }
+APART: dict[str, Visual] = {
+    "apart": {"strategy": "uniform", "image": {"keep": 0.2}, "video": {"max_tokens": 9}},
+    "images": {"strategy": "uniform", "keep": 0.5, "video": None},
+}
+"""For families whose pictures and videos are one modality of vLLM."""
 QWEN_CASES = ("i", "v", "iv", "ivi")
 """Cases of the two families of Qwen-VL that their kin are asked, unless all are wanted."""
 
@@ -212,11 +217,11 @@ ROWS = {
     "kimi_vl": replace(KIMI, video=None, rewrite=kimi.vl, chunks=False, options={}),
     "opencua": Row(
         opencua.twin, None, opencua.TOKENS, "<|media_begin|><|media_placeholder|><|media_end|>", None,
-        ("<|media_placeholder|>",), rewrite=opencua.opencua, embed=opencua.tower, slow=True,
+        ("<|media_placeholder|>",), rewrite=opencua.opencua, embed=opencua.tower, kv=True, slow=True,
     ),
     "ovis2_5": Row(
         ovis.twin, None, ovis.TOKENS, "<image>", "<video>", ("<|image_pad|>",), videos=1, rewrite=ovis.ovis,
-        embed=ovis.tower, grid=ovis.grid, marks=(1, 1), slow=True,
+        embed=ovis.tower, grid=ovis.grid, marks=(1, 1), kv=True, slow=True,
     ),
     "llama4": Row(
         recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), transposed_input=True,
@@ -241,7 +246,7 @@ def requests(name: str, everything: bool = False) -> dict[str, Request]:
     return {
         f"{case}, {budget}": ask(row, items, visual)
         for case, items in chosen.items()
-        for budget, visual in BUDGETS.items()
+        for budget, visual in {**BUDGETS, **(APART if row.chunks else {})}.items()
     }
 
 
