@@ -114,10 +114,10 @@ def _generic(name: str, parent: str, **more: Any) -> Family:
     return Family(name, parent, **{"kv": _UNTRIED, **more})
 
 
-def _ovis(name: str, tested: str = "CPU, tiny model") -> Family:
+def _ovis(name: str, tested: str = "CPU, tiny model", kv: str = "untried") -> Family:
     return _generic(
         name, "ovis2_5:Ovis2_5", patch_grids={"image": "grids", "video": "video_grids"},
-        cell_side="vit_config.hidden_stride", marks=(1, 1), tested=tested,
+        cell_side="vit_config.hidden_stride", marks=(1, 1), tested=tested, kv=kv,
     )  # fmt: skip
 
 
@@ -207,8 +207,9 @@ FAMILIES: dict[str, Family] = {
     "OpenCUAForConditionalGeneration": _generic(
         "OpenCUA", "opencua:OpenCUAForConditionalGeneration", modalities=("image",), signals=PATCHES,
         tested="CPU, tiny model with the processor of vLLM 0.33; that of 0.32 takes no picture with transformers 5",
+        kv="yes",
     ),
-    "Ovis2_5": _ovis("Ovis 2.5"),
+    "Ovis2_5": _ovis("Ovis 2.5", kv="yes"),
     "Ovis2_6ForCausalLM": _ovis("Ovis 2.6, dense", _BY_INHERITANCE),
     "Ovis2_6_MoeForCausalLM": _ovis("Ovis 2.6, MoE", _BY_INHERITANCE),
     "Gemma3ForConditionalGeneration": _generic(
