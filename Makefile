@@ -47,10 +47,11 @@ endif
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo '  Variables: MODEL, HOST, PORT, ARGS="--any-vllm-serve-argument ...", VENV, PYTHON,'
-	@echo '  RUNNER=v2 for engine tests on Model Runner V2, VLLM=0.33 for tests of the Python integration of another vLLM'
+	@echo '  RUNNER=v2 for engine tests on Model Runner V2, VLLM=0.33 to serve with another vLLM (CUDA),'
+	@echo '  or to test its Python integration'
 
 serve: ## set up .venv and serve MODEL on HOST:PORT
-	@$(SETUP)
+	@$(SETUP)$(if $(strip $(VLLM)), --vllm "$(strip $(VLLM))")
 	@exec "$(BIN)/vllm-prune" serve "$(MODEL)" --host "$(HOST)" --port "$(PORT)" $(ARGS)
 
 ifeq ($(strip $(VLLM)),)

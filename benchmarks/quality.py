@@ -31,7 +31,7 @@ from vllm_prune.sweep.statistics import paired
 
 from .machine import RESULTS, hardware
 from .servers import Server
-from .tasks import GENERATORS, sample
+from .tasks import ENLARGED, GENERATORS, sample
 from .tasks import Sample as Generated
 from .tasks.draw import CELL
 
@@ -39,10 +39,13 @@ DEMO = Path(__file__).parent / "demo_model"
 CHECKPOINT = DEMO / "checkpoint"
 KEEPS = (0.75, 0.5, 0.25, 0.1, 0.05)
 KV_KEEPS = (0.4, 0.2, 0.1, 0.05)
-FILMS = ("clips", "video")
+INSIDE = "@tower"
+"""Behind a strategy's name: its choice is made inside the vision tower."""
+FILMS = ("clips", "video", "enlarged_clips")
 """Tasks whose samples are videos."""
 LARGE = ("detail",)
 """Tasks of up to 1,800 visual tokens, which take as long as all others together."""
+TASKS = {**GENERATORS, **ENLARGED}
 PARTS = ("none", "visual", "video", "kv")
 """Order of the rows."""
 ANSWERED = 0.7
@@ -69,7 +72,7 @@ def screens(n: int, extra: dict[str, Any] | None = None) -> list[Sample]:
 def held_out(tasks: Sequence[str], n: int, extra: dict[str, Any] | None = None) -> list[Sample]:
     """The first `n` held-out samples of each task, a third as many of `LARGE`, grouped by task."""
     return [
-        request_of(GENERATORS[task]("test", i), f"{task}-{i}", task, extra)
+        request_of(TASKS[task]("test", i), f"{task}-{i}", task, extra)
         for task in tasks
         for i in track(range(n // 3 if task in LARGE else n), description=f"drawing {task}", transient=True)
     ]
@@ -109,9 +112,22 @@ def beats_random(chosen: Sequence[bool], random: Sequence[bool], margin: float =
 
 
 def strategies(client: Client, modality: str) -> list[str]:
-    """What the server has for images or videos."""
-    entries = client.get("/v1/pruning/strategies")["data"]
-    return [one["name"] for one in entries if modality in one["modality"] and one["name"] != "none"]
+    """What the server has for images or videos, `NAME@tower` for a choice inside the vision tower."""
+    entries = [one for one in client.get("/v1/pruning/strategies")["data"] if modality in one["modality"]]
+    inside = [f"{one['name']}{INSIDE}" for one in entries if "where" in one["options"].get("properties", {})]
+    return [one["name"] for one in entries if one["name"] != "none"] + inside
+
+
+def arms(names: Sequence[str], keeps: Sequence[float]) -> list[Arm]:
+    """Every strategy and the baselines at every ratio; names as in `strategies`."""
+    outside = visual_arms([name for name in names if not name.endswith(INSIDE)], keeps)
+    inside = [
+        Arm("visual", name, keep, json.dumps({"visual": budget, "kv": None}))
+        for name in names if name.endswith(INSIDE)
+        for keep in sorted(set(keeps), reverse=True)
+        for budget in ({"strategy": name.removesuffix(INSIDE), "keep": keep, "options": {"where": "tower"}},)
+    ]  # fmt: skip
+    return outside + inside
 
 
 def kv_strategies(client: Client) -> list[str]:
@@ -160,11 +176,11 @@ def measure(
     found = []
     if names := chosen(strategies(client, "image"), "visual", only):
         asked = held_out(images, n)
-        cells = run(client, model, asked, visual_arms(names, KEEPS), store)
+        cells = run(client, model, asked, arms(names, KEEPS), store)
         found.append(Table("visual tokens of images", "visual", asked, cells))
     if films and (names := chosen(strategies(client, "video"), "video", only)):
         asked = held_out(films, n)
-        cells = run(client, model, asked, visual_arms(names, KEEPS), store)
+        cells = run(client, model, asked, arms(names, KEEPS), store)
         found.append(Table("visual tokens of videos", "video", asked, cells))
     if names := chosen(kv_strategies(client), "kv", only):
         asked = held_out(images, n, AFTER_EVICTION)

@@ -1,14 +1,28 @@
-"""Milliseconds that each visual strategy takes to choose, on random features: `python -m benchmarks.strategy_cost`."""
+"""What each visual strategy costs, beside the prefill that pruning saves: `python -m benchmarks.strategy_cost --save`.
+
+Times are of choosing among random features, gathering and merging, on one thread, as the engine's worker has it on two
+cores. They are compared with the unpruned prefill of as many tokens by the language model of `random_model`, inside a
+server: a prompt of text, so that neither the vision tower nor the processor is part of it. Features are as wide as that
+model's. A larger model's prefill grows faster than the cost of choosing, so its shares are smaller.
+"""
 
 from __future__ import annotations
 
-import argparse
+import json
+import random
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
+import httpx
 import torch
+import typer
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from vllm_prune.catalogue import VISUAL
@@ -16,9 +30,15 @@ from vllm_prune.grid import Grid, Modality
 from vllm_prune.visual.strategies.base import Context, PixelStrategy
 from vllm_prune.visual.strategies.maths import cells_of
 
+from . import random_model
+from .machine import RESULTS, hardware
+from .servers import EAGER, Server
+
 FRAME = 256
-SIZES = (256, 1024, 2048, 8192)
+TOKENS = 6144
 SHARES = (4, 2)
+"""Of the visual tokens, one in so many is kept."""
+MODALITIES: tuple[Modality, ...] = ("image", "video")
 
 
 def grid_of(tokens: int, modality: Modality) -> Grid:
@@ -56,42 +76,73 @@ def milliseconds(function: Callable[[], None], repeats: int) -> float:
     return statistics.median(times[2:]) * 1000
 
 
-def table(modality: Modality, arguments: argparse.Namespace) -> Table:
-    """Measure all strategies for a modality; rows are strategies, columns sizes."""
-    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
-    title = f"{modality}, D={arguments.width}, {arguments.dtype}, {arguments.device}, {arguments.threads} thread(s), ms"
-    result = Table("strategy", title=title)
-    cases = [(m, m // share) for m in arguments.sizes for share in SHARES]
-    for m, k in cases:
-        result.add_column(f"{m}→{k}", justify="right")
-    for name in VISUAL.names():
-        if name in ("none", "resize") or modality not in VISUAL.strategy_class(name).modalities:
-            continue
-        cells = []
-        for m, k in cases:
-            function = call(name, grid_of(m, modality), k, arguments.width, device, dtype)
-            cells.append(f"{milliseconds(function, arguments.repeats):.2f}")
-        result.add_row(name, *cells)
+def costs(tokens: int, width: int, device: str, dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
+    """Milliseconds of every strategy, modality and share kept; those that choose nothing are left out."""
+    where, kind = torch.device(device), getattr(torch, dtype)
+    names = [name for name in VISUAL.names() if name not in ("none", "resize")]
+    cases = [
+        (name, modality, share)
+        for name in names
+        for modality in MODALITIES if modality in VISUAL.strategy_class(name).modalities
+        for share in SHARES
+    ]  # fmt: skip
+    for name, modality, share in track(cases, description="choosing", transient=True):
+        function = call(name, grid_of(tokens, modality), tokens // share, width, where, kind)
+        yield {"strategy": name, "modality": modality, "keep": 1 / share, "ms": milliseconds(function, repeats)}
+
+
+def prefill(tokens: int, repeats: int) -> dict[str, Any]:
+    """Median milliseconds of an unpruned prompt of so many tokens on a server, and the model's size.
+
+    Every prompt is another one, and one token is decoded.
+    """
+    folder = random_model.build()
+    log = Path(tempfile.mkdtemp(prefix="vllm-prune-cost-")) / "server.log"
+    arguments = [*EAGER, "--max-model-len", "8192", "--max-num-seqs", "1", "--no-enable-prefix-caching"]
+    times = []
+    with Server(folder, "prune", arguments, log=log) as server, httpx.Client(timeout=600, trust_env=False) as client:
+        for turn in track(range(repeats + 1), description="prefill", transient=True):
+            prompt = random.Random(turn).choices(range(300), k=tokens)
+            body = {"model": str(folder), "prompt": prompt, "max_tokens": 1}
+            started = time.perf_counter()
+            client.post(f"{server.url}/v1/completions", json=body).raise_for_status()
+            times.append(time.perf_counter() - started)
+    return {"ms": statistics.median(times[1:]) * 1000, "parameters": random_model.parameters(folder)}
+
+
+def table(rows: list[dict[str, Any]], unpruned: dict[str, Any] | None) -> Table:
+    """Rows are strategies and modalities, columns the shares kept."""
+    result = Table("strategy", "modality", *(f"{1 / share:.0%} kept" for share in SHARES))
+    cells = {(row["strategy"], row["modality"], row["keep"]): _cell(row["ms"], unpruned) for row in rows}
+    for name, modality in dict.fromkeys((row["strategy"], row["modality"]) for row in rows):
+        result.add_row(name, modality, *(cells[name, modality, 1 / share] for share in SHARES))
     return result
 
 
-def main() -> None:
-    """Print one table per modality."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--modality", choices=["image", "video", "both"], default="both")
-    parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES), help="tokens before pruning, M")
-    parser.add_argument("--width", type=int, default=1024, help="values per token, D")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    modalities: tuple[Modality, ...] = ("image", "video")
-    for modality in modalities:
-        if arguments.modality in (modality, "both"):
-            Console().print(table(modality, arguments))
+def _cell(ms: float, unpruned: dict[str, Any] | None) -> str:
+    return f"{ms:.1f} ms" + (f", {ms / unpruned['ms']:.1%}" if unpruned else "")
+
+
+def main(
+    tokens: Annotated[int, typer.Option(help="Visual tokens before pruning.")] = TOKENS,
+    width: Annotated[int, typer.Option(help="Values per visual token.")] = 768,
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Of the features.")] = "bfloat16",
+    device: Annotated[str, typer.Option(help="Where strategies run; beside a prefill only on cpu.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    repeats: Annotated[int, typer.Option(help="Calls per figure, of which the median counts.")] = 7,
+    save: Annotated[bool, typer.Option(help="Measure the prefill too; write benchmarks/results/.")] = False,
+) -> None:
+    """Measure and print."""
+    torch.set_num_threads(threads)
+    unpruned = prefill(tokens, repeats) if save else None
+    rows = list(costs(tokens, width, device, dtype, repeats))
+    Console().print(table(rows, unpruned))
+    if save:
+        about = {"command": "python -m benchmarks.strategy_cost " + " ".join(sys.argv[1:]), "hardware": hardware(),
+                 "tokens": tokens, "width": width, "dtype": dtype, "threads": threads, "repeats": repeats}  # fmt: skip
+        text = json.dumps({**about, "prefill": unpruned, "rows": rows}, indent=1)
+        (RESULTS / "strategy_cost.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

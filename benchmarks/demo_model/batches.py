@@ -23,6 +23,8 @@ IGNORE = -100
 FRAME_STEP = 2.0
 CLASSES = (1 + len(SHAPES) * len(COLOURS) + len(COLOURS), 1 + len(LABELS), 1 + len(MARKS), 1 + len(DIGITS))
 PADS = ("<|image_pad|>", "<|video_pad|>")
+MARK_AT = 0.76, 0.77
+"""Middle of the letter printed at an icon or a button, as shares of its height and width."""
 
 
 @dataclass
@@ -118,13 +120,25 @@ def classes_of(element: Element) -> tuple[int, int, int, int]:
 
 
 def cell_classes(medium: Media) -> np.ndarray:
-    """int64 [M, 4]: icon, label, mark and digit of every cell."""
+    """int64 [M, 4]: icon, label, mark and digit of every cell; of a larger element, the mark in one of its cells."""
     t, rows, cols = medium.grid
     classes = np.zeros((t, rows, cols, 4), dtype=np.int64)
     for step, elements in enumerate(medium.elements):
         for e in elements:
-            classes[step, e.row, e.col] = classes_of(e)
+            cells = medium.covered(e.row, e.col)
+            for cell in cells:
+                classes[(step, *cell)] = classes_of(e)
+            marked = mark_of(medium, e)
+            for cell in cells if medium.raster else ():
+                classes[(step, *cell, 2)] *= cell == marked
     return classes.reshape(-1, 4)
+
+
+def mark_of(medium: Media, element: Element) -> tuple[int, int]:
+    """The cell in which the middle of a larger icon's or button's letter stands."""
+    down, across = medium.scale
+    row, col = (element.row + MARK_AT[0]) * down - 0.5, (element.col + MARK_AT[1]) * across - 0.5
+    return min(medium.covered(element.row, element.col), key=lambda cell: abs(cell[0] - row) + abs(cell[1] - col))
 
 
 def chat_of(
@@ -194,7 +208,8 @@ def kept_cells(sample: Sample) -> np.ndarray:
     for number, medium in enumerate(sample.media):
         for step, elements in enumerate(medium.elements if medium.video else ()):
             for e in elements:
-                grids[number][step, e.row, e.col] = True
+                for cell in medium.touched(e.row, e.col):
+                    grids[number][(step, *cell)] = True
     return np.concatenate([grid.ravel() for grid in grids])
 
 

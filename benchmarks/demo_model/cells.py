@@ -22,15 +22,16 @@ def histories(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
 
     Both are -100 where a chat has one step only; so is the state of the first step.
     """
-    steps = [(m.grid[1], m.grid[2], list(step)) for m in sample.media for step in m.elements]
-    places = [np.full(rows * cols, number) for number, (rows, cols, _) in enumerate(steps)]
-    states = [np.full(rows * cols, _IGNORE) for rows, cols, _ in steps[:1]]
+    steps = [(m, list(step)) for m in sample.media for step in m.elements]
+    places = [np.full(m.grid[1] * m.grid[2], number) for number, (m, _) in enumerate(steps)]
+    states = [np.full(m.grid[1] * m.grid[2], _IGNORE) for m, _ in steps[:1]]
     known: dict[str, Element] = {}
-    for (_, _, before), (rows, cols, now) in itertools.pairwise(steps):
+    for (_, before), (medium, now) in itertools.pairwise(steps):
         known = {e.shape or e.label: e for e in before} | known
-        grid = np.zeros((rows, cols), dtype=np.int64)
+        grid = np.zeros(medium.grid[1:], dtype=np.int64)
         for e in now:
-            grid[e.row, e.col] = STATES.index(_state(known.get(e.shape or e.label), e))
+            for cell in medium.covered(e.row, e.col):
+                grid[cell] = STATES.index(_state(known.get(e.shape or e.label), e))
         states.append(grid.ravel())
     if len(steps) == 1:
         places[0] = np.full_like(places[0], _IGNORE)

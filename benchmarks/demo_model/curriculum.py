@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from ..tasks import clips, detail, dialogue, history, pages, screens, video
+from ..tasks import clips, detail, dialogue, enlarged, history, pages, screens, video
 from ..tasks.base import Sample
 
 SHARES = {
     "screens": 0.10, "history": 0.26, "video": 0.50, "clips": 0.20, "detail": 0.14, "dialogue": 0.10, "pages": 0.10,
 }  # fmt: skip
+ENLARGED_SHARES = {"enlarged": 0.6, "enlarged_clips": 0.4}
+"""Of a run that teaches the tasks on which pruning is compared with resizing."""
 LEVELS = 6
 PASSED = 0.8
 AHEAD, STARTED = 0.4, 0.4
@@ -44,11 +46,20 @@ class Course:
 
 @dataclass
 class Curriculum:
-    """Courses of all tasks."""
+    """Courses of all tasks.
 
-    courses: dict[str, Course] = field(default_factory=lambda: {name: Course() for name in SHARES})
+    Attributes:
+        shares: of each task in the batches.
+        courses: by task.
+        scores: recent accuracy by task and kind of question; kinds that are not answered yet are asked more often.
+    """
+
+    shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
+    courses: dict[str, Course] = field(init=False)
     scores: dict[str, float] = field(default_factory=dict)
-    """Recent accuracy by task and kind of question; kinds that are not answered yet are asked more often."""
+
+    def __post_init__(self) -> None:
+        self.courses = {name: Course() for name in self.shares}
 
     def state(self) -> dict[str, Any]:
         """Levels and accuracies, to go on from."""
@@ -61,11 +72,11 @@ class Curriculum:
 
     def draw(self, rng: random.Random) -> tuple[str, list[Sample]]:
         """A task and samples that share a grid and a number of media."""
-        names = [name for name in SHARES if name != "pages" or pages.grids("train")]
+        names = [name for name in self.shares if name != "pages" or pages.grids("train")]
         weights = []
         for name in names:
             one = self.courses[name]
-            weights.append(SHARES[name] * (1.2 - one.recent * (0.4 + 0.6 * one.level / LEVELS)))
+            weights.append(self.shares[name] * (1.2 - one.recent * (0.4 + 0.6 * one.level / LEVELS)))
         name = rng.choices(names, weights)[0]
         level = self.courses[name].level
         if rng.random() < AHEAD and self.courses[name].recent > STARTED:
@@ -74,7 +85,10 @@ class Curriculum:
         return name, samples_of(name, rng, level, self.scores)
 
     def lesson(self, rng: random.Random) -> list[Sample]:
-        """Dense screens of what the tower finds hard: rendered pages and badges."""
+        """Dense screens of what the tower finds hard: rendered pages and badges, or elements of any size."""
+        if "enlarged" in self.shares:
+            first = rng.randrange(1 << 40)
+            return [enlarged.screen("train", first + i, None, (4, 5), 1, enlarged.drawn_scale(rng)) for i in range(10)]
         rendered = pages.grids("train")
         if rendered and rng.random() < 0.6:
             numbers = rendered[min(rendered)]
@@ -151,6 +165,23 @@ def _detail(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
     ]
 
 
+def _enlarged(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
+    size, first, scale = _size(rng, level), rng.randrange(1 << 40), enlarged.drawn_scale(rng)
+    return [
+        enlarged.screen("train", first + i, draw(screens.KINDS), size, rng.randint(1, 5), scale)
+        for i in range(_count(round(size[0] * size[1] * scale**2)))
+    ]
+
+
+def _enlarged_clips(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
+    size, first, scale = _size(rng, min(level, 2)), rng.randrange(1 << 40), enlarged.drawn_scale(rng)
+    steps = rng.randint(*clips.STEPS)
+    return [
+        enlarged.clip("train", first + i, draw(clips.KINDS), size, steps, scale)
+        for i in range(_count(round(size[0] * size[1] * steps * scale**2)))
+    ]
+
+
 def _pages(rng: random.Random, level: int, draw: Draw) -> list[Sample]:
     del level, draw
     grids = pages.grids("train")
@@ -170,4 +201,6 @@ _SAMPLES = {
     "detail": _detail,
     "dialogue": _dialogue,
     "pages": _pages,
+    "enlarged": _enlarged,
+    "enlarged_clips": _enlarged_clips,
 }

@@ -12,7 +12,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from .architecture import HIDDEN, config, save, tokenizer
 from .batches import CLASSES, IGNORE, Batch, Lesson, collate, lesson_of
 from .cells import PLACES, STATES
-from .curriculum import Curriculum
+from .curriculum import ENLARGED_SHARES, SHARES, Curriculum
 from .fast import speed_up
 from .muon import Muon
 from .start import borrow
@@ -53,14 +53,15 @@ STATE_WEIGHTS = (0.05, 0.3, 1.0, 1.0, 2.0, 3.0, 3.0, 3.0, 3.0)
 class Trainer:
     """Model, auxiliary heads and optimisers, with the time already spent."""
 
-    def __init__(self, seed: int, start: Path | None = None) -> None:
+    def __init__(self, seed: int, start: Path | None = None, shares: Mapping[str, float] = SHARES) -> None:
         torch.manual_seed(seed)
-        self.curriculum = Curriculum()
+        self.curriculum = Curriculum(shares)
         self.words = tokenizer()
         self.model = Qwen2_5_VLForConditionalGeneration(config(self.words))
         if start:
             borrow(self.model, self.words, start)
-            self.curriculum.courses["screens"].level = START_LEVEL
+            for name in {"screens", "enlarged"} & set(shares):
+                self.curriculum.courses[name].level = START_LEVEL
         speed_up(self.model)
         self.heads = nn.ModuleList(nn.Linear(HIDDEN, classes) for classes in CLASSES)
         self.watch = nn.ModuleList([nn.Linear(HIDDEN, PLACES), nn.Linear(HIDDEN, len(STATES))])
@@ -269,11 +270,12 @@ def main(
     threads: Annotated[int, typer.Option(help="Threads of torch.")] = 2,
     peak: Annotated[float, typer.Option(help="Highest learning rate; less where a trained model goes on.")] = PEAK,
     start: Annotated[Path | None, typer.Option(help="Checkpoint whose fitting weights a new run begins with.")] = None,
+    enlarged: Annotated[bool, typer.Option(help="Only the tasks on which pruning is compared with resizing.")] = False,
 ) -> None:
     """Train, log and save; an interrupted run goes on where it stopped."""
     torch.set_num_threads(threads)
     out.mkdir(parents=True, exist_ok=True)
-    trainer, log = Trainer(seed, start), out / "log.jsonl"
+    trainer, log = Trainer(seed, start, ENLARGED_SHARES if enlarged else SHARES), out / "log.jsonl"
     trainer.peak = peak
     if (out / "state.pt").exists():
         trainer.restore(out / "state.pt")

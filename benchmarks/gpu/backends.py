@@ -55,7 +55,7 @@ def _compare(context: Context, chosen: list[Plan]) -> None:
     """Answers on every backend beside those of the first."""
     without = context.result["not_installed"] = missing()
     chosen = [plan for plan in chosen if plan.name not in without]
-    with Fleet(DEMO, context.work, max(1.0, context.clock.left), context.scale.stop_seconds) as fleet:
+    with Fleet(DEMO, context.work, max(1.0, exact.STARTS * context.clock.left), context.scale.stop_seconds) as fleet:
         errors = fleet.start(chosen, context.scale.at_once)
         context.problems |= {f"start of {name}": text for name, text in errors.items()}
         found: dict[str, Any] = context.result.setdefault("backends", {})

@@ -35,6 +35,8 @@ VISUAL: dict[str, dict[str, Any]] = {
 KV: dict[str, dict[str, Any]] = {
     name: {"strategy": name, "keep": 0.2, "buffer": 16} for name in ("snapkv", "gui_kv", "random")
 }
+STARTS = 0.75
+"""Share of the step's time in which servers have to start."""
 KERNEL_WORDS = ("attention backend", "FlashAttention version", "for vit attention")
 GRAPH_WORDS = (*KERNEL_WORDS, "cudagraph", "CUDA graph", "CUDAGraph")
 
@@ -74,7 +76,8 @@ def plans(context: Context) -> list[Plan]:
 
 
 def _limit(context: Context) -> float:
-    return max(1.0, min(context.scale.start_seconds, context.clock.left))
+    """Seconds for the starts, so that some are left for the questions."""
+    return max(1.0, min(context.scale.start_seconds, STARTS * context.clock.left))
 
 
 def chats() -> Iterator[tuple[str, Workload, Chat]]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from contextlib import suppress
 from pathlib import Path
 
 from .plugin_site import ROOT
@@ -23,7 +26,7 @@ def files() -> list[str]:
 
 def command(report: Path) -> list[str]:
     """A run in this interpreter, without a cache of its own and without plugins that the machine may lack."""
-    return [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}",
+    return [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}",
             *files()]  # fmt: skip
 
 
@@ -33,12 +36,29 @@ def run(context: Context) -> None:
     words = command(report)
     context.result["pytest"] = words[1:]
     with context.part("pytest"):
-        done = subprocess.run(
-            words, cwd=ROOT, capture_output=True, text=True, timeout=max(1.0, context.clock.left), check=False
-        )
-        context.result |= {"exit_code": done.returncode, "output": (done.stdout + done.stderr)[-6000:]}
-        counts = ElementTree.parse(report).getroot()
-        suite = counts if counts.tag == "testsuite" else counts[0]
+        code = _watched(context, words, context.work / "tests.log")
+        suite = _suite(ElementTree.parse(report).getroot())
         context.result["counts"] = {name: int(suite.get(name, "0")) for name in COUNTS}
-        if done.returncode:
-            raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-3000:]}")
+        if code:
+            raise RuntimeError(f"pytest ended with {code}: {context.result['output'][-3000:]}")
+
+
+def _suite(root: ElementTree.Element) -> ElementTree.Element:
+    return root if root.tag == "testsuite" else root[0]
+
+
+def _watched(context: Context, words: list[str], log: Path) -> int:
+    """Exit code of a command. What it printed is in the result, also of one that is stopped.
+
+    Its tests start engines in processes of their own, which would go on to hold its memory: the whole group ends.
+    """
+    with log.open("w") as sink:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, process_group=0)
+        try:
+            code = context.result["exit_code"] = process.wait(max(1.0, context.clock.left))
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            context.result["output"] = log.read_text(errors="replace")[-6000:]
+    return code

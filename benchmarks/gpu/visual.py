@@ -67,6 +67,7 @@ def started(context: Context, shape: Shape) -> tuple[Fleet, str]:
         runner = scale.runners[-1]
         context.tell(f"ours did not start on {scale.runners[0]}; trying {runner}")
         errors[f"{OURS} on {scale.runners[0]}"] = errors.pop(OURS)
+        fleet.start_seconds = max(1.0, min(scale.start_seconds, context.clock.left))
         errors |= fleet.start([scale.plan(OURS, OURS, shape, cache, runner)])
     context.shared["runner"] = runner
     context.result |= {"start_errors": errors, "notes": fleet.notes, "start_seconds": began - context.clock.left}

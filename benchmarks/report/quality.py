@@ -94,18 +94,42 @@ def _by_task(rows: list[dict[str, Any]], part: str, keep: float) -> str:
     return table([f"{keep:.0%} of the {kind}, by task", *tasks], lines)
 
 
-def _by_ratio(title: str, rows: list[dict[str, Any]]) -> str:
+def resizing(results: Path) -> str:
+    """Every strategy beside plain resizing, where elements are larger than a visual token."""
+    result = read(results / "resizing.json")
+    if result is None:
+        return NOT_MEASURED
+    rows = [row for row in result["rows"] if row["n"] and row["group"] == "all"]
+    blocks = [
+        _by_ratio(f"right answers, {TITLES[part]} kept", [row for row in rows if row["part"] == part], "resize")
+        for part in ("visual", "video")
+    ]
+    unpruned = {row["part"]: f"{row['accuracy']:.1%}" for row in result["rows"] if row["strategy"] == "unpruned"}
+    text = (
+        f"A checkpoint of the demo model that was taught elements of any size; {result['samples']} held-out screens "
+        f"and as many clips, elements of 2 x 2 visual tokens, greedy, {result['dtype']}. Unpruned it answers "
+        f"{unpruned['none']} of the screens and {unpruned['video']} of the clips right. In brackets the 95% interval "
+        f"of the paired "
+        f"difference to `resize` at the same ratio, in points; `@tower` chooses inside the vision tower. "
+        f"{result['hardware']['device']}, vLLM {result['hardware']['vllm']}. Command: `{result['command']}`."
+    )
+    return "\n\n".join([*blocks, text])
+
+
+def _by_ratio(title: str, rows: list[dict[str, Any]], baseline: str = "random") -> str:
+    rows = [row for row in rows if row["strategy"] != "unpruned"]
     keeps = sorted({row["keep"] for row in rows}, reverse=True)
-    shares = {(row["strategy"], row["keep"]): _share(row) for row in rows}
+    shares = {(row["strategy"], row["keep"]): _share(row, baseline) for row in rows}
     names = dict.fromkeys(row["strategy"] for row in rows)
     lines = [[f"`{name}`", *(shares.get((name, keep), "not measured") for keep in keeps)] for name in names]
     return table([title, *(f"{keep:.0%}" for keep in keeps)], lines)
 
 
-def _share(row: dict[str, Any]) -> str:
-    if row["strategy"] == "random":
+def _share(row: dict[str, Any], baseline: str) -> str:
+    low, high = row.get(f"over_{baseline}_low"), row.get(f"over_{baseline}_high")
+    if row["strategy"] == baseline or low is None or high is None:
         return f"{row['accuracy']:.1%}"
-    return f"{row['accuracy']:.1%} ({100 * row['over_random_low']:+.0f} to {100 * row['over_random_high']:+.0f})"
+    return f"{row['accuracy']:.1%} ({100 * low:+.0f} to {100 * high:+.0f})"
 
 
 def demo(path: Path) -> str:

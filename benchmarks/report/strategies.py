@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from vllm_prune.catalogue import KV, VISUAL, Catalogue, markdown
 
-from .files import table
+from .files import NOT_MEASURED, read, table
 from .schema import attributes, default, kind
 
+SLOW = 0.06
+"""Share of the unpruned prefill from which on a strategy is called slow."""
 HEAD = ["option", "values", "default", "meaning"]
 
 
@@ -41,6 +44,29 @@ def visual_options() -> str:
 def kv_options() -> str:
     """One table for the KV strategies that take the same options."""
     return _options(KV)
+
+
+def costs(results: Path) -> str:
+    """What choosing takes, beside the prefill of as many tokens."""
+    result = read(results / "strategy_cost.json")
+    if result is None:
+        return NOT_MEASURED
+    whole = result["prefill"]
+    by_case = {(row["strategy"], row["modality"], row["keep"]): row["ms"] for row in result["rows"]}
+    keeps = sorted({keep for _, _, keep in by_case}, reverse=True)
+    lines = []
+    for name, modality in dict.fromkeys((name, modality) for name, modality, _ in by_case):
+        times = [by_case[name, modality, keep] for keep in keeps]
+        cells = [f"{ms:.0f} ms, {ms / whole['ms']:.1%}" for ms in times]
+        lines.append([f"`{name}`", modality, *cells, "slow" if max(times) > SLOW * whole["ms"] else ""])
+    head = ["strategy", "modality", *(f"{keep:.0%} kept" for keep in keeps), f"over {SLOW:.0%}"]
+    return table(head, lines) + (
+        f"\n\nChoosing among {result['tokens']:,} visual tokens of {result['width']} values on one thread, gathering "
+        f"and merging included, and its share of the unpruned prefill of as many tokens, {whole['ms'] / 1000:.1f} s "
+        f"by a language model of a checkpoint of {whole['parameters'] / 1e6:.0f}M parameters; a larger model's prefill "
+        f"grows faster than the cost of choosing. {result['hardware']['device']}, vLLM {result['hardware']['vllm']}. "
+        f"Command: `{result['command']}`."
+    )
 
 
 def _options(catalogue: Catalogue[Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,6 +13,9 @@ from pathlib import Path
 from types import TracebackType
 
 from ..servers import START_SECONDS, Server
+
+LEAST_SECONDS = 10.0
+"""Without so many seconds left a server is not tried a second time."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Fleet:
     Args:
         folder: the checkpoint.
         logs: folder for one log per server.
-        start_seconds: how long one server may take to start.
+        start_seconds: how long a server may take to start, its second try included.
         stop_seconds: how long one may take to end before it is killed.
     """
 
@@ -91,11 +95,16 @@ class Fleet:
 
     def _start_or_note(self, plan: Plan) -> None:
         tries = [plan.arguments] + ([(*plan.arguments, *plan.fallback)] if plan.fallback else [])
+        until = time.monotonic() + self.start_seconds
         for number, arguments in enumerate(tries):
+            left = until - time.monotonic()
+            # A server that was too slow has used the time up; one that broke off has left some.
+            if number and left < LEAST_SECONDS:
+                return
             log = self.logs / f"{plan.name}{number or ''}.log"
             server = Server(
                 self.folder, plan.kind, arguments, log=log, environment=plan.environment,
-                start_seconds=self.start_seconds, stop_seconds=self.stop_seconds,
+                start_seconds=left, stop_seconds=self.stop_seconds,
             )  # fmt: skip
             # Entered in the table before it starts, so that a step that is cut short leaves no process behind.
             self.servers[plan.name] = server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from .draw import CELL, Element
 Split = Literal["train", "validation", "test"]
 SPLITS = {"train": 0, "validation": 1, "test": 2}
 FRAMES_PER_STEP = 2
+EDGE = 1e-6
+"""Of a cell: what rounding may add to a border that lies on the border of a cell."""
 Target = tuple[int, int, int, int]
 
 
@@ -27,17 +30,41 @@ class Media:
         frames: the picture, or the frames of a video (pairs of equal frames, as the tower merges pairs).
         elements: what stands on each temporal step's screen.
         video: whether it is sent as a video.
+        raster: rows and columns of the elements' places where those are larger than a visual token, else None.
     """
 
     frames: tuple[Image.Image, ...]
     elements: tuple[tuple[Element, ...], ...]
     video: bool = False
+    raster: tuple[int, int] | None = None
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """Temporal steps, rows and columns of merged cells."""
         width, height = self.frames[0].size
         return len(self.elements), height // CELL, width // CELL
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Visual tokens per place of an element, down and across."""
+        _, rows, cols = self.grid
+        return (rows / self.raster[0], cols / self.raster[1]) if self.raster else (1.0, 1.0)
+
+    def touched(self, row: int, col: int) -> list[tuple[int, int]]:
+        """Cells that the element at a place overlaps."""
+        (top, bottom), (left, right) = (
+            (math.floor(place * scale + EDGE), math.ceil((place + 1) * scale - EDGE))
+            for place, scale in zip((row, col), self.scale, strict=True)
+        )
+        return [(r, c) for r in range(top, bottom) for c in range(left, right)]
+
+    def covered(self, row: int, col: int) -> list[tuple[int, int]]:
+        """Cells whose centre the element at a place covers; no two elements share one."""
+        (top, bottom), (left, right) = (
+            (math.ceil(place * scale - 0.5 - EDGE), math.ceil((place + 1) * scale - 0.5 - EDGE))
+            for place, scale in zip((row, col), self.scale, strict=True)
+        )
+        return [(r, c) for r in range(top, bottom) for c in range(left, right)]
 
 
 @dataclass(frozen=True)

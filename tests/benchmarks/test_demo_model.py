@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.demo_model.batches import CLASSES, IGNORE, PADS, cell_classes, chat_of, collate, kept_cells, patches_of
 from benchmarks.demo_model.cells import STATES, histories
 from benchmarks.demo_model.evaluate import CHECKPOINT, FOLDER, Judge, accuracy, held_out, wilson
 from benchmarks.demo_model.muon import orthogonal
-from benchmarks.tasks import GENERATORS, sample, video
+from benchmarks.tasks import GENERATORS, enlarged, sample, video
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +88,21 @@ def test_states_say_what_happened() -> None:
         assert {STATES[state] for state in states if state > 0} >= {one.answer if kind == "direction" else "new"}
         assert sorted(set(places.tolist())) == list(range(one.media[0].grid[0]))
         assert kept_cells(one).sum() == sum(map(len, one.media[0].elements))
+
+
+@given(number=st.integers(0, 10_000), scale=st.floats(1.0, 2.2), clip=st.booleans())
+def test_larger_elements_are_labelled_and_held_whole(number: int, scale: float, clip: bool) -> None:
+    one = (enlarged.clip if clip else enlarged.screen)("train", number, scale=scale)
+    (medium,) = one.media
+    classes = cell_classes(medium).reshape(*medium.grid, len(CLASSES))
+    for step, elements in enumerate(medium.elements):
+        named = [(step, *cell) for e in elements for cell in medium.covered(e.row, e.col)]
+        assert len(set(named)) == len(named) >= len(elements)
+        assert {(step, *cell) for cell in np.argwhere(classes[step, ..., :2].sum(-1) > 0).tolist()} == set(named)
+        assert (classes[step, ..., 2] > 0).sum() == len(elements)
+    held = kept_cells(one).reshape(medium.grid)
+    assert all(held[target[1:]] for target in one.targets)
+    assert held.sum() == len({target[1:] for target in one.targets}) or clip
 
 
 def test_updates_are_nearly_orthogonal() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from benchmarks.gpu import backends, cache, exact, plugin_site, runner, tests_st
 from benchmarks.gpu.runner import Clock, Context, Skip, Step, make_context, run_all
 from benchmarks.gpu.scale import GRAPHS, RUNNER, Scale, full, tiny
 from benchmarks.shapes import EIGHT_B, GIB, SEVEN_B
+from benchmarks.speed import fleet
 
 from ..vllm_names import make_arg_parser
 
@@ -170,7 +172,49 @@ def test_files_of_the_gpu_step_have_the_marker() -> None:
     files = tests_step.files()
     assert "tests/kv/test_kernels.py" in files
     assert "tests/benchmarks/test_tasks.py" not in files
-    assert tests_step.command(Path("report.xml"))[1:6] == ["-m", "pytest", "-q", "-m", "gpu"]
+    assert tests_step.command(Path("report.xml"))[1:6] == ["-m", "pytest", "-v", "-m", "gpu"]
+
+
+def test_tests_that_take_too_long_say_how_far_they_came_and_leave_no_process(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An engine in a process of its own, which outlives its parent.
+    child = (
+        "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); print('engine', p.pid, flush=True); p.wait()"
+    )
+    monkeypatch.setattr(tests_step, "command", lambda report: [sys.executable, "-c", child])
+    (line,) = run_all([Step("kernels", 3, 0, tests_step.run)], context, Clock(60))
+    found = read(context, "kernels")
+    assert line["status"] == "failed"
+    assert "TimeoutExpired" in found["problems"]["pytest"]
+    word, pid = found["output"].split()
+    assert word == "engine"
+    state = Path(f"/proc/{pid}/stat")
+    assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+@pytest.mark.parametrize(("takes", "error", "tries"), [(30, RuntimeError, [100.0, 70.0]), (100, TimeoutError, [100.0])])
+def test_a_second_try_is_made_in_what_the_first_has_left(
+    takes: float, error: type[Exception], tries: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, limits = [0.0], []
+
+    class Failing:
+        process = None
+
+        def __init__(self, *_: Any, start_seconds: float, **__: Any) -> None:
+            limits.append(start_seconds)
+
+        def __enter__(self) -> None:
+            now[0] += takes
+            raise error("not started")
+
+    monkeypatch.setattr(fleet, "Server", Failing)
+    monkeypatch.setattr(fleet, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    servers = fleet.Fleet(tmp_path, tmp_path, start_seconds=100)
+    assert servers.start([fleet.Plan("ours", "prune", fallback=("--enforce-eager",))]) == {"ours": "not started"}
+    assert limits == tries
+    assert "ours" not in servers
 
 
 def test_the_plugin_is_found_without_being_installed(tmp_path: Path) -> None:

@@ -81,9 +81,19 @@ def test_the_runner_is_v1_on_cuda_unless_the_user_has_chosen(
 ) -> None:
     monkeypatch.setattr(serve, "has_cuda", lambda: cuda)
     monkeypatch.setattr(os, "environ", {} if chosen is None else {V2_RUNNER: chosen})
-    serve.choose_runner()
+    serve.choose_runner([])
     assert os.environ.get(V2_RUNNER) == runner
     assert (f"{V2_RUNNER}=0" in capsys.readouterr().out) == (runner != chosen)
+
+
+@pytest.mark.parametrize("arguments", [["--worker-cls", "other.Worker"], ["--scheduler_cls=other.Scheduler"]])
+def test_the_runner_is_vllms_choice_where_nothing_is_evicted(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "has_cuda", lambda: True)
+    monkeypatch.setattr(os, "environ", {})
+    serve.choose_runner(arguments)
+    assert V2_RUNNER not in os.environ
 
 
 def test_flags_are_seen_in_either_spelling() -> None:

@@ -37,11 +37,13 @@ class ShufflingMixin(CompactingMixin):
 
     Attributes:
         done: rows of each request when it was last compacted.
+        ordered: compactions so far.
         preempted: preemptions so far.
         ahead: compactions that were ordered before the answer of the step before was there.
     """
 
     done: dict[str, int]
+    ordered = 0
     preempted = 0
     ahead = 0
 
@@ -57,6 +59,7 @@ class ShufflingMixin(CompactingMixin):
             if planned is not None:
                 plans.append(Planned(*planned))
                 self.done[name] = rows
+                self.ordered += 1
                 self.ahead += request.num_output_placeholders > 0
         return plans
 

@@ -115,7 +115,7 @@ def test_uncompacted_requests_are_preempted_first(engines: EnginePool) -> None:
     assert not any(compacted and others for compacted, others in victims)
 
 
-def test_running_ahead_of_the_worker_counts_right(engines: EnginePool) -> None:
+def test_running_ahead_of_the_worker_counts_right(engines: EnginePool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Async scheduling plans several steps before the first output is back."""
     from vllm import SamplingParams
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -140,7 +140,13 @@ def test_running_ahead_of_the_worker_counts_right(engines: EnginePool) -> None:
     params = SamplingParams(max_tokens=50, extra_args={KEY: spec.wire()})
     request = Request("a", list(range(3, 153)), params, None, block_hasher=core.request_block_hasher)
     scheduler.add_request(request)
-    commands, lengths = [], []
+    commands, lengths, planned = [], [], []
+
+    def preempt() -> None:
+        planned.extend((one.command.rows, one.command.keep, one.command.evicted) for one in scheduler.planned)
+        scheduler.running.remove(request)
+        scheduler._preempt_request(request, 0.0)
+
     for _ in range(12):
         output = scheduler.schedule()
         commands.append([(c.rows, c.keep, c.evicted) for c in getattr(output, "compactions", [])])
@@ -150,6 +156,15 @@ def test_running_ahead_of_the_worker_counts_right(engines: EnginePool) -> None:
     # Three chunks; the fourth step carries the first command; then one after every fourth decoded token.
     assert commands == [[], [], [], [(150, 40, 0)], [], [], [], [(44, 40, 110)], [], [], [], [(44, 40, 114)]]
     assert lengths == [64, 128, 150, 41, 42, 43, 44, 41, 42, 43, 44, 41]
+    # Chosen as a victim in the very step that would compact it: nothing is ordered, and nothing counted.
+    for _ in range(3):
+        assert not hasattr(scheduler.schedule(), "compactions")
+    tally, spare = scheduler.tallies["a"].compactions, scheduler._spare_compacted
+    monkeypatch.setattr(scheduler, "_spare_compacted", lambda: spare() or preempt())
+    assert not hasattr(scheduler.schedule(), "compactions")
+    assert planned == [(44, 40, 118)]
+    assert scheduler.tallies["a"].compactions == tally == 3
+    assert scheduler.compacting.evicted == {}
     scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
     assert pool.get_num_free_blocks() == free
     assert scheduler.compacting.evicted == {}

@@ -54,7 +54,7 @@ def test_requests_leave_nothing_behind(count: int, blocks: int, engines: EngineP
     engine, scheduler, before = llm.llm_engine, scheduler_of(llm), free_blocks(llm)
     compactor = engine.model_executor.driver_worker.worker.model_runner
     live: list[str] = []
-    started = finished = aborted = preempted = 0
+    started = finished = aborted = preempted = private = 0
     original = scheduler._preempt_request
 
     def preempt(*args: Any, **kwargs: Any) -> Any:
@@ -76,10 +76,15 @@ def test_requests_leave_nothing_behind(count: int, blocks: int, engines: EngineP
             aborted += 1
         done = [output.request_id for output in engine.step() if output.finished]
         finished += len(done)
+        # Rows that are left, and those that follow, are no text that a prefix could match.
+        held = [block for name in scheduler.compacting.evicted for block in scheduler.compacting.req_to_blocks[name]]
+        assert all(block.block_hash is None for block in held)
+        private += len(held)
         live = [name for name in live if name not in done]
     assert finished + aborted >= count
     assert aborted > count // 100
     assert preempted > 0
+    assert private > count
     assert free_blocks(llm) == before
     assert scheduler.compacting.evicted == {}
     assert scheduler.kv_specs == {}

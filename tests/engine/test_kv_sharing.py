@@ -8,7 +8,7 @@ from vllm_prune.budget.kv import KvSpec
 
 from . import media
 from .checkpoints import CELL
-from .engines import EnginePool, answer_of, reset
+from .engines import DEFAULTS, EnginePool, answer_of, reset
 from .eviction import EVICTING, evict, free_blocks, journal
 from .oracle import compare
 
@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FAMILY = "qwen2_5_vl"
 STEPS = 40
 TIGHT = KvSpec("snapkv", keep="0.2", buffer=8)
+BLOCK = DEFAULTS["block_size"]
 
 
 def test_neighbours_and_later_requests_are_answered_as_by_fresh_servers(engines: EnginePool) -> None:
@@ -56,14 +57,19 @@ def test_the_next_turn_finds_the_same_prefix(engines: EnginePool) -> None:
 def test_a_warm_prompt_keeps_what_a_cold_one_keeps(engines: EnginePool) -> None:
     """A prefix hit leaves a full window to observe, in whatever batch the request runs."""
     cell = CELL[FAMILY]
-    request = media.ask(media.image(6 * cell, 8 * cell, 1), media.image(5 * cell, 8 * cell, 2))
+    shown, visual_tokens = [media.image(6 * cell, 8 * cell, 1), media.image(5 * cell, 8 * cell, 2)], 88
     busy = [media.ask(media.image(3 * cell, (3 + i) * cell, i)) for i in range(5)]
     llm = engines.get(FAMILY, max_num_batched_tokens=64, **EVICTING)
+    # The prompt ends less than a window behind a block, so vLLM's longest hit would leave too few queries.
+    asked = (media.ask(*shown, question="what is it?" + "?" * extra) for extra in range(BLOCK))
+    tokens = llm.get_tokenizer().encode
+    request = next(one for one in asked if (len(tokens(one.prompt)) - len(shown) + visual_tokens) % BLOCK == 4)
     kept = []
     for others in ([], [], busy):
         with journal() as found:
             outputs = evict(llm, [*others, request], [None] * (len(others) - 1) + [TIGHT] * (1 + bool(others)), STEPS)
         kept.append(found.of(int(outputs[-1].request_id)))
+        assert len(outputs[-1].prompt_token_ids) % BLOCK == 4 < TIGHT.window
     cold, warm, mixed = kept
     assert len(cold) > 1
     for again in (warm, mixed):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests import emulated_graphs
+from vllm_prune.kv import coordinates
 from vllm_prune.kv.coordinates import CoordinateStore
 
 CPU, NAME, SLOTS = torch.device("cpu"), "model.layers.0.self_attn.attn", 12
@@ -73,7 +74,8 @@ def test_replays_record_the_step_at_hand(
     step.slot_mapping, graph = {NAME: slots}, emulated_graphs.Graph()
     store.armed = False
     with emulated_graphs.graph(graph):
-        store.record(positions)
+        # What the layer's hook calls; outside a capture a store that is not armed records nothing.
+        coordinates._record_coordinates(positions, store.anchor, store.key)
     assert store.places is not None
     memory = store.places.data_ptr()
     for offset in (1, 5):

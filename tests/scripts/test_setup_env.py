@@ -223,6 +223,14 @@ class TestMakefile:
         assert answer.returncode == 0, answer.stderr
         assert [part for part in wanted if part not in answer.stdout] == []
 
+    @pytest.mark.parametrize(("values", "wanted"), [([], False), (["VLLM=0.33"], True)])
+    def test_a_server_gets_the_vllm_that_is_named(self, values, wanted):
+        answer = subprocess.run(
+            ["make", "-n", "serve", *values], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert ('--vllm "0.33"' in answer.stdout) == wanted
+        assert 'vllm-prune" serve' in answer.stdout
+
     def test_help_lists_every_target(self):
         answer = subprocess.run(["make", "help"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
         targets = ("serve", "test", "quick", "bench", "lint", "clean")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from vllm_prune.vllm_compat import version as version_module
@@ -26,6 +30,31 @@ def test_an_unknown_version_is_refused(monkeypatch: pytest.MonkeyPatch, version:
     assert f"{version} is installed" in message
     assert all(f"{minor}.x" in message for minor in SUPPORTED)
     assert f"pip install 'vllm{requirement()}'" in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("-c", "import vllm_prune; vllm_prune.register()"), 1),
+        (("-m", "vllm_prune.cli.main", "serve", "ORG/MODEL"), 2),
+    ],
+)
+def test_an_unknown_version_is_refused_before_anything_of_it_is_used(
+    arguments: tuple[str, ...], code: int, tmp_path: Path
+) -> None:
+    """By the plugin, as `vllm serve` calls it, and by the launcher; here that vLLM has no module at all."""
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm/__init__.py").write_text('__version__ = "0.34.0"\n')
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "400"}
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == code, done.stderr
+    said = done.stdout + done.stderr
+    assert "0.34.0 is installed" in said
+    assert f"pip install 'vllm{requirement()}'" in said
 
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.1", "0.32.0+cpu", "0.33.0", "0.33.2+cu130"])
@@ -59,8 +88,8 @@ def test_every_version_says_how_far_it_is_tested_and_where() -> None:
 
 
 def test_no_other_file_of_the_project_names_another_version() -> None:
-    """Versions of vLLM in packaging, set-up, images and documents are supported ones."""
-    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pyproject.toml", ROOT / "Makefile"]
+    """Versions of vLLM in packaging, set-up, CI, images and documents are supported ones."""
+    files = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "pyproject.toml", ROOT / "Makefile", ROOT / ".ci/run"]
     files += [*ROOT.glob("deploy/*"), *ROOT.glob("docs/*.md"), *ROOT.glob("scripts/*.py")]
     written = {
         (path.name, minor_of(f"{found}.0"))
@@ -70,16 +99,44 @@ def test_no_other_file_of_the_project_names_another_version() -> None:
             r"(?i)\bvllm(?:-cpu|-openai)?[\"'` :=v]*\s*v?(0\.\d\d)(?:\.\d+|\.x)?\b", path.read_text()
         )
     }
-    assert written
+    assert {"README.md", "CONTRIBUTING.md", "Makefile", "run", "limits.md"} <= {name for name, _ in written}
     assert not {(name, minor) for name, minor in written if minor not in SUPPORTED}
+
+
+def test_where_all_versions_are_listed_all_are() -> None:
+    [row] = re.findall(r"^\| vLLM \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert tuple(row.split(", ")) == SUPPORTED
+    lists = {
+        (path.name, listed)
+        for path in (*ROOT.glob("deploy/*.md"), *ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md")
+        for listed in re.findall(r"\bvLLM ((?:0\.\d\d(?:, | and ))+0\.\d\d)\b", path.read_text())
+    }
+    assert {name for name, _ in lists} >= {"SCALING.md", "limits.md"}
+    assert {listed for _, listed in lists} == {" and ".join(SUPPORTED)}
+
+
+def test_ci_runs_the_default_and_every_other_version() -> None:
+    setup = (ROOT / "scripts/setup_env.py").read_text()
+    [default] = re.findall(r'^DEFAULT = "(.*)"$', setup, re.MULTILINE)
+    others = re.findall(r"\bVLLM=(\S+)", (ROOT / ".ci/run").read_text())
+    assert sorted([default, *others]) == sorted(SUPPORTED)
 
 
 def test_the_oldest_python_is_the_same_everywhere() -> None:
     oldest = re.search(r">=(3\.\d+)", PACKAGING["requires-python"]).group(1)  # type: ignore[union-attr]
-    for name in ("README.md", "CONTRIBUTING.md"):
-        assert set(re.findall(r"Python\D{0,6}(3\.\d+) or later|Python \| (3\.\d+)", (ROOT / name).read_text()))
-        for versions in re.findall(r"Python(?: \|)? (3\.\d+)", (ROOT / name).read_text()):
-            assert versions == oldest
+    said = {
+        (path.name, version)
+        for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md"))
+        for version in re.findall(r"Python(?: \|)? (3\.\d+)\b", path.read_text())
+    }
+    assert {name for name, _ in said} >= {"README.md", "CONTRIBUTING.md", "first-five-minutes.md"}
+    assert {version for _, version in said} == {oldest}
     setup = (ROOT / "scripts/setup_env.py").read_text()
     assert f"PYTHONS = (({oldest.replace('.', ', ')})," in setup
     assert f'target-version = "py{oldest.replace(".", "")}"' in (ROOT / "pyproject.toml").read_text()
+    taken = SpecifierSet(PACKAGING["requires-python"])
+    for image in ("cpu", "cuda"):
+        text = (ROOT / f"deploy/Dockerfile.{image}").read_text()
+        versions = re.findall(r"^ARG PYTHON=(3\.\d+)$|^FROM python:(3\.\d+)-", text, re.MULTILINE)
+        assert versions
+        assert all(version in taken for pair in versions for version in pair if version)

@@ -65,7 +65,9 @@ def _platform() -> list[Check]:
     name = current_platform.device_name or current_platform.device_type
     runner = (
         "visual budgets and KV eviction: V1 and V2 alike. On CUDA vllm-prune serve selects V1, as KV eviction has run "
-        "on a GPU with V1 only; VLLM_USE_V2_MODEL_RUNNER=1 selects V2. V2 refuses KV budgets beside any speculation"
+        "on a GPU with V1 only; VLLM_USE_V2_MODEL_RUNNER=1 selects V2, which has run in tests on a CPU (by Triton's "
+        "interpreter): never on a GPU, compiled, or with pipeline parallelism. V2 refuses KV budgets beside any "
+        "speculation. On a CPU vLLM has a V2 for tests only"
     )
     return [
         Check("platform", True, f"{current_platform.device_type} ({name})"),

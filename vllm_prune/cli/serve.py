@@ -47,7 +47,7 @@ def launch(model: str, arguments: Sequence[str], config: str | None) -> None:
     if load().tenants and (has_flag(arguments, "--api-key") or os.environ.get("VLLM_API_KEY")):
         raise LaunchError(KEYS_CONFLICT)
     preload()
-    choose_runner()
+    choose_runner(arguments)
     os.environ["VLLM_PLUGINS"] = serve_command.allowed_plugins(os.environ.get("VLLM_PLUGINS"))
     os.environ[LAUNCHED] = "1"
     _trace_crashes()
@@ -147,9 +147,13 @@ def has_flag(arguments: Sequence[str], flag: str) -> bool:
     return flag in names
 
 
-def choose_runner() -> None:
-    """On CUDA, select the model runner on which KV eviction has run on a GPU, unless the user has chosen."""
-    if V2_RUNNER not in os.environ and has_cuda():
+def choose_runner(arguments: Sequence[str]) -> None:
+    """On CUDA, select the model runner on which KV eviction has run on a GPU, unless the user has chosen.
+
+    Where the user names another worker or scheduler nothing is evicted, and the runner is left to vLLM.
+    """
+    evicts = not any(has_flag(arguments, flag) for flag in ("--worker-cls", "--scheduler-cls"))
+    if evicts and V2_RUNNER not in os.environ and has_cuda():
         os.environ[V2_RUNNER] = "0"
         print(
             f"vllm-prune: {V2_RUNNER}=0, as KV eviction has run on a GPU with model runner V1 only; "

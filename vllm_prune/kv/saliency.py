@@ -99,7 +99,9 @@ class SaliencyStore:
             count = min(len(slots), len(hidden))
             # Padding has slot -1, which is the last column.
             for kind, rows in enumerate((hidden, normed)):
-                self.norms[kind, layer][slots[:count]] = rows[:count].float().norm(dim=-1)
+                self.norms[kind, layer][slots[:count]] = torch.linalg.vector_norm(
+                    rows[:count], dim=-1, dtype=torch.float32
+                )
 
     def at(self, layer: int, slots: Tensor) -> Tensor:
         """float32 [2, n], norms of the tokens in the given slots: of hidden states, and of normed ones."""

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests import emulated_graphs
 from vllm_prune.visual.models.positions import BASE, COLUMNS, Run, StepOffsets, attach, detach, grid_positions, lay_out
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -179,3 +180,23 @@ def test_step_without_pruned_items_writes_nothing() -> None:
     offsets = StepOffsets(8)
     offsets.write([None, None], [2, 1], torch.tensor([True, True, False, True]))
     assert not offsets.active
+
+
+def test_replays_add_the_offsets_of_the_step_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured while the buffer holds nothing, as before vLLM serves."""
+    emulated_graphs.install(monkeypatch)
+    offsets, positions, graph = StepOffsets(4), torch.zeros(3, 4, dtype=torch.int64), emulated_graphs.Graph()
+    with emulated_graphs.graph(graph):
+        offsets.apply(positions)
+    media = torch.tensor([False, True, True])
+    for relative in (torch.arange(6).view(3, 2), torch.arange(6).view(3, 2) + 7):
+        offsets.clear()
+        offsets.write([relative], [2], media)
+        positions.fill_(50)
+        graph.replay()
+        assert torch.equal(positions[:, 1:3], 50 + relative)
+        assert (positions[:, [0, 3]] == 50).all()
+    offsets.clear()
+    positions.fill_(50)
+    graph.replay()
+    assert (positions == 50).all()
