@@ -10,6 +10,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 QUIET_SECONDS = 3.0
 """Pause before a measurement: an engine polls for a while after its last request, on cores that both servers share."""
+QUICK_QUIET_SECONDS = 1.5
+"""The least that is longer than the second for which vLLM's worker polls."""
 QUIET_ON_GPU = 0.3
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -105,15 +106,15 @@ class Server:
     def _wait(self) -> None:
         assert self.process is not None
         deadline = time.monotonic() + self.start_seconds
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"{self.kind} server exited with {self.process.returncode}{self._tail()}")
-            try:
-                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
-                    return
-            except httpx.HTTPError:
-                pass
-            time.sleep(0.2)
+        # One client for all tries: making one reads the system's certificates, which takes longer than the pause.
+        with httpx.Client(timeout=2) as client:
+            while time.monotonic() < deadline:
+                if self.process.poll() is not None:
+                    raise RuntimeError(f"{self.kind} server exited with {self.process.returncode}{self._tail()}")
+                with suppress(httpx.HTTPError):
+                    if client.get(f"{self.url}/health").status_code == 200:
+                        return
+                time.sleep(0.2)
         self.stop()
         raise TimeoutError(f"{self.kind} server did not answer in {self.start_seconds:g} s{self._tail()}")
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import engine_results, families, headline, quality, settings, strategies, stts
+from . import agreement, engine_results, families, headline, quality, settings, strategies, stts
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,6 +42,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "stts_speed_gpu": lambda: stts.speed_gpu(RESULTS),
     "stts_speed_reuse": lambda: stts.speed_reuse(RESULTS),
     "stts_memory": lambda: stts.memory(RESULTS),
+    "agreement": lambda: agreement.agreement(RESULTS),
     "frame_split": lambda: stts.frame_split(RESULTS),
 }
 """Every generated part by the name in its markers."""

@@ -3,59 +3,44 @@
 All servers run side by side and take turns, so only ratios of one run are claims; absolute times belong to the machine
 that the result names.
 
-Without options: one screenshot, stock and ours at two budgets; `--save` writes `speed.json`. With `--matrix`: every
-arm, workload and concurrency that is named, vLLM's own pruning of videos among the arms; `--save` writes
-`speed_matrix.json`.
+Without options: one screenshot, stock and ours at two budgets; `--save` writes `speed.json`. With `--quick` the same in
+less than six minutes on two cores: one budget, a smaller screenshot, five rounds of four requests, or as many as fit.
+With `--matrix`: every arm, workload and concurrency that is named, vLLM's own pruning of videos among the arms;
+`--save` writes `speed_matrix.json`. After every round `build/` has what is measured so far.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from vllm_prune.cli.host import installed_libraries, preload_list
 
-from ..machine import RESULTS, hardware, has_cuda
+from ..machine import hardware, has_cuda
 from ..random_model import parameters
 from ..servers import PRELOAD_AT_START
 from ..seven_b import Model, served
 from ..shapes import Shape
+from ..steps import Steps
 from . import bound, micro
-from .arms import EVS, OURS, STOCK, Arm, matrix, off, pruning_arguments, stock, visual
+from .arms import EVS, OURS, STOCK, Arm, matrix, pruning_arguments
 from .fleet import Fleet, Plan
+from .forms import CELL, QUICK, Form, few_arms, few_loads
+from .results import ResultFile, few, show
 from .rounds import Clock, Load, Measured, measure
 from .summary import summarise
 from .workloads import CPU, Sizes, Workload, workloads
 
-CUT_AFTER = 1
-"""Blocks of the vision tower that see every cell, of 8; 4 of a usual tower's 32."""
 KEEPS, KV_KEEPS = (0.75, 0.5, 0.25, 0.1), (0.4, 0.2, 0.1)
-CELL = 28
-
-
-def quick_arms(strategy: str) -> list[Arm]:
-    """Stock, ours without a budget, and ours at two budgets, behind the vision tower and inside it."""
-    kept = [_named(visual(keep, place, strategy), keep) for place in ("behind", "tower") for keep in (0.5, 0.25)]
-    return [stock(), replace(off(), name="keep 1 (off)", pruning=None), *kept]
-
-
-def _named(arm: Arm, keep: float) -> Arm:
-    """The same arm under the name that `speed.json` has always had; the small model's tower is cut early."""
-    if arm.place != "tower":
-        return replace(arm, name=f"keep {keep:g}")
-    field: dict[str, Any] = json.loads(json.dumps(arm.pruning))
-    field["visual"]["options"]["after"] = CUT_AFTER
-    return replace(arm, name=f"keep {keep:g}, cut inside the tower", pruning=field)
 
 
 def plans(servers: Sequence[str], loads: Sequence[Load], given: Sequence[str]) -> list[Plan]:
@@ -66,6 +51,10 @@ def plans(servers: Sequence[str], loads: Sequence[Load], given: Sequence[str]) -
     common = ["--max-model-len", str(max(8192, rows)), "--max-num-seqs", str(most), "--limit-mm-per-prompt", limits]
     frames = max((load.workload.video or (32,))[0] for load in loads)
     common += ["--media-io-kwargs", json.dumps({"video": {"num_frames": frames}})]
+    if not has_cuda():
+        # Else each server first runs its tower on the longest picture that fits, two minutes on a core for nothing:
+        # the size of the KV cache is set.
+        common += ["--skip-mm-profiling"]
     # Ours preloads these by itself; the comparison is not about OpenMP runtimes.
     preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, installed_libraries()))}
     result = []
@@ -76,104 +65,151 @@ def plans(servers: Sequence[str], loads: Sequence[Load], given: Sequence[str]) -
     return result
 
 
-def run(folder: Path, given: Sequence[str], arms: Sequence[Arm], loads: Sequence[Load], rounds: int) -> list[Measured]:
-    """Start the servers that the arms need and measure every load."""
-    logs = Path(tempfile.mkdtemp(prefix="vllm-prune-speed-"))
+def run(
+    folder: Path, given: Sequence[str], arms: Sequence[Arm], loads: Sequence[Load], rounds: int,
+    limit: float = float("inf"), keep: Callable[[Sequence[Measured]], None] = lambda measured: None,
+) -> None:  # fmt: skip
+    """Start the servers that the arms need and measure every load.
+
+    Args:
+        folder, given: the checkpoint, and further arguments of its servers.
+        arms, loads: what is compared, and at which loads.
+        rounds: to measure of each load.
+        limit: seconds for all of it, the start included; rounds that do not fit are left out.
+        keep: called after each whole round with what is measured so far, one entry per load.
+
+    Raises:
+        RuntimeError: a server does not start.
+    """
+    logs, deadline = Path(tempfile.mkdtemp(prefix="vllm-prune-speed-")), Clock(limit)
     names = list(dict.fromkeys(arm.server for arm in arms))
-    with Fleet(folder, logs) as fleet, Progress(transient=True) as progress:
-        task = progress.add_task(f"starting {len(names)} servers", total=None)
+    taking = [[arm for arm in arms if arm.takes(load.workload)] for load in loads]
+    counts = [(rounds + 1) * len(some) for some in taking]
+    measured: list[Measured] = []
+    with Fleet(folder, logs) as fleet, Steps() as steps:
+        steps.say(f"starting {len(names)} servers, logs in {logs}")
         if errors := fleet.start(plans(names, loads, given), at_once=2):
             raise RuntimeError(f"logs in {logs}: " + "\n".join(f"{name}: {text}" for name, text in errors.items()))
-        results = []
-        for load in loads:
-            taking = [arm for arm in arms if arm.takes(load.workload)]
-            progress.update(task, total=(rounds + 1) * len(taking), completed=0)
-            tell = lambda text: progress.update(task, advance=1, description=text)  # noqa: E731
-            results.append(measure(fleet, taking, load, rounds, Clock(), tell=tell))
-        return results
+        steps.begin(sum(counts))
+        for i, (load, some) in enumerate(zip(loads, taking, strict=True)):
+            steps.skip_to(sum(counts[:i]))
+            clock = Clock(deadline.left / (len(loads) - i))
+            done = measure(
+                fleet, some, load, rounds, clock, tell=lambda text: steps.step(text, deadline.left),
+                keep=lambda so_far: keep([*measured, so_far]),
+            )  # fmt: skip
+            measured.append(done)
+            keep(measured)
 
 
-def show(cell: dict[str, Any], note: str) -> None:
-    """Print the table of one load."""
-    title = f"{cell['workload']}, {cell['concurrency']} in flight, {cell['rounds']} rounds, {note}"
-    table = Table(
-        "arm", "prompt tokens", "TTFT p50 ms", "TTFT vs stock", "ITL p50 ms", "requests/s", "vs stock", title=title
-    )
-    for row in cell["rows"]:
-        gap = row["itl_p50_ms"]
-        table.add_row(
-            row["arm"], f"{row['prompt_tokens']:.0f}", f"{row['ttft_p50_ms']:.0f}", f"{row['ttft_ratio']:.2f}x",
-            "-" if gap is None else f"{gap:.1f}", f"{row['requests_per_second']:.2f}",
-            f"{row['throughput_ratio']:.2f}x ({row['throughput_lowest']:.2f} to {row['throughput_highest']:.2f})",
-        )  # fmt: skip
-    Console(width=130).print(table)
+@contextmanager
+def terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM, as from `timeout` or a stopped job, ends a run as Ctrl-C does: servers stop, results are shown."""
 
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
 
-def quick_result(alone: dict[str, Any], loaded: dict[str, Any]) -> dict[str, Any]:
-    """Rows of `speed.json`: time to the first token of one request alone, throughput under load."""
-    rows = []
-    for one, many in zip(alone["rows"], loaded["rows"], strict=True):
-        rows.append({
-            "arm": one["arm"], "prompt_tokens": int(many["prompt_tokens"]), "ttft": one["ttft_p50_ms"] / 1000,
-            "requests_per_second": many["requests_per_second"], "ttft_ratio": one["ttft_ratio"],
-            "throughput_ratio": many["throughput_ratio"],
-        })  # fmt: skip
-    return {"rows": rows, "loads": [alone, loaded]}
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="Measured rounds; medians are taken over them.")] = 7,
-    requests: Annotated[int, typer.Option(help="Requests per round under load.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Measured rounds; medians are taken over them.")] = Form.rounds,
+    requests: Annotated[int, typer.Option(help="Requests per round under load.")] = Form.requests,
     concurrency: Annotated[
         list[int] | None, typer.Option(help="Requests in flight under load; with --matrix it may repeat.")
     ] = None,
-    quick: Annotated[bool, typer.Option(help="Five rounds of four requests.")] = False,
+    quick: Annotated[
+        bool, typer.Option(help="Five rounds of four requests with a smaller screen, ours at 25% only, within 330 s.")
+    ] = False,
     strategy: Annotated[str, typer.Option(help="Strategy of the pruned arms.")] = "divprune",
-    rows: Annotated[int, typer.Option(help="Screen height in tokens (28 pixels each).")] = 32,
-    cols: Annotated[int, typer.Option(help="Screen width in tokens.")] = 48,
+    rows: Annotated[int | None, typer.Option(help="Screen height in tokens of 28 pixels; 32, quick 14.")] = None,
+    cols: Annotated[int | None, typer.Option(help="Screen width in tokens; 48, quick 24.")] = None,
     shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
     all_arms: Annotated[bool, typer.Option("--matrix", help="All arms instead of the few.")] = False,
     workload: Annotated[list[str] | None, typer.Option(help="With --matrix; may repeat. All by default.")] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(help="With --matrix; arms whose name has this text, beside stock. May repeat, all by default."),
+    ] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Seconds for everything; rounds that do not fit are left out, and it is said.")
+    ] = None,
     ttft_target: Annotated[
         float | None, typer.Option(help="Seconds to the first token that goodput counts; stock's median by default.")
     ] = None,
     save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print; `--save` keeps the result."""
-    if quick:
-        rounds, requests = 5, 4
+    if quick and (save or all_arms):
+        raise typer.BadParameter("--quick is for a look, and its screen is smaller; drop it for --save and --matrix")
+    form = QUICK if quick else Form(rounds, requests)
+    form = replace(form, screen=(rows or form.screen[0], cols or form.screen[1]), limit=limit or form.limit)
     folder, given, prefix = served(shape)
-    sizes = replace(CPU, screen=(rows, cols))
-    command = "python -m benchmarks.speed " + " ".join(sys.argv[1:])
-    about = {"command": command, "hardware": hardware(), "parameters": parameters(folder)}
+    about = {"command": "python -m benchmarks.speed " + " ".join(sys.argv[1:]), "hardware": hardware()}
+    about["parameters"] = parameters(folder)
+    sizes, levels = replace(CPU, screen=form.screen), concurrency or ([1, 8, 32] if all_arms else [4])
     if all_arms:
-        loads = _loads(sizes, workload, concurrency or [1, 8, 32])
-        arms = list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS))
-        speeds = micro.measure()
-        found = run(folder, given, arms, loads, rounds)
-        name, result = "speed_matrix", {"speeds": asdict(speeds), "loads": []}
-        for load, one in zip(loads, found, strict=True):
-            result["loads"].append(cell := summarise(one, ttft_target))
-            if not load.workload.parts:
-                bound.add_to(cell, Shape.of(folder), load.workload, arms, speeds)
+        name, loads = "speed_matrix", _loads(sizes, workload, levels)
+        arms = _chosen(list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS)), arm)
+        result = _with_bounds(arms, Shape.of(folder), ttft_target)
     else:
-        name, result = "speed", _few(folder, given, sizes, strategy, (concurrency or [4])[0], requests, rounds)
-        result["setting"] = {"visual_tokens": rows * cols, "rounds": rounds, "requests": requests,
-                             "concurrency": (concurrency or [4])[0], "strategy": strategy}  # fmt: skip
-    for cell in result["loads"]:
+        name, loads, arms, result = "speed", few_loads(sizes, levels[0], form), few_arms(strategy, form.keeps), _few
+        about["setting"] = {"visual_tokens": form.screen[0] * form.screen[1], "rounds": form.rounds,
+                            "requests": form.requests, "concurrency": levels[0], "strategy": strategy}  # fmt: skip
+    file = ResultFile(f"{prefix}{name}", about)
+    with terminated_like_interrupted():
+        interrupted = _interrupted(
+            lambda: run(folder, given, arms, loads, form.rounds, form.limit, lambda some: file.write(result(some)))
+        )
+    for cell in file.result.get("loads", ()):
         show(cell, f"{about['parameters'] / 1e6:.0f}M parameters, {cell['visual_tokens']} visual tokens")
-    if save:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{prefix}{name}.json").write_text(json.dumps(about | result, indent=1, allow_nan=False) + "\n")
+    if interrupted:
+        print(f"interrupted; what was measured until then is in {file.path}", file=sys.stderr)
+        raise typer.Exit(130)
+    print(f"result: {file.finish(save)}", file=sys.stderr)
 
 
-def _few(
-    folder: Path, given: Sequence[str], sizes: Sizes, strategy: str, concurrency: int, requests: int, rounds: int
-) -> dict[str, Any]:
-    screenshot = workloads(sizes)["screenshot"]
-    loads = [Load(screenshot.answering(1), 1, 1, CELL), Load(screenshot, concurrency, requests, CELL)]
-    alone, loaded = (summarise(one) for one in run(folder, given, quick_arms(strategy), loads, rounds))
-    return quick_result(alone, loaded)
+def _interrupted(work: Callable[[], None]) -> bool:
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    return False
+
+
+def _few(measured: Sequence[Measured]) -> dict[str, Any]:
+    return few([summarise(one) for one in measured])
+
+
+def _with_bounds(
+    arms: Sequence[Arm], shape: Shape, target: float | None
+) -> Callable[[Sequence[Measured]], dict[str, Any]]:
+    """What makes the matrix's result from its loads: their summaries, with the bounds of this machine."""
+    speeds = micro.measure()
+
+    def result(measured: Sequence[Measured]) -> dict[str, Any]:
+        cells = []
+        for one in measured:
+            cells.append(cell := summarise(one, target))
+            if not one.load.workload.parts and cell["rows"]:
+                bound.add_to(cell, shape, one.load.workload, arms, speeds)
+        return {"speeds": asdict(speeds), "loads": cells}
+
+    return result
+
+
+def _chosen(arms: Sequence[Arm], texts: Sequence[str] | None) -> list[Arm]:
+    """Stock, and the arms whose name has one of these texts; all without any."""
+    for text in texts or ():
+        if not any(text in one.name for one in arms):
+            raise typer.BadParameter(
+                f"no arm has {text!r} in its name; there are {', '.join(one.name for one in arms)}"
+            )
+    return [one for one in arms if not texts or one.server == STOCK or any(text in one.name for text in texts)]
 
 
 def _loads(sizes: Sizes, names: Sequence[str] | None, levels: Sequence[int]) -> list[Load]:

@@ -6,7 +6,7 @@ import asyncio
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -119,6 +119,11 @@ class Measured:
     rounds: dict[str, list[Round]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
+    def of(self, arms: Sequence[Arm]) -> Measured:
+        """The same with the rounds of these arms only."""
+        rounds = {arm.name: list(self.rounds[arm.name]) for arm in arms if arm.name in self.rounds}
+        return replace(self, rounds=rounds)
+
 
 def interleaved(arms: Sequence[Arm], number: int) -> list[Arm]:
     """The arms in the order of a round."""
@@ -128,7 +133,7 @@ def interleaved(arms: Sequence[Arm], number: int) -> list[Arm]:
 
 def measure(
     fleet: Fleet, arms: Sequence[Arm], load: Load, rounds: int, clock: Clock, seed: int = 0, least: int = 1,
-    tell: Callable[[str], None] = lambda text: None,
+    tell: Callable[[str], None] = lambda text: None, keep: Callable[[Measured], None] = lambda measured: None,
 ) -> Measured:  # fmt: skip
     """Warm up, then measure rounds until there are enough or the time is up; a round that does not fit is left out.
 
@@ -143,6 +148,7 @@ def measure(
         least: rounds that are measured even so.
         seed: of the media.
         tell: called with what runs now.
+        keep: called after each whole round with what is measured so far.
     """
     source = load.workload.chats(load.cell, seed)
     chats = list(islice(source, load.requests))
@@ -152,7 +158,8 @@ def measure(
             chats = list(islice(source, load.requests))
         started, done = time.monotonic(), {}
         for arm in interleaved(alive, number):
-            tell(f"{load.workload.name} x {load.concurrency}, round {number}: {arm.name}")
+            turn = f"round {number} of {rounds}" if number else "warming up"
+            tell(f"{load.workload.name} x {load.concurrency}, {turn}: {arm.name}")
             try:
                 done[arm.name] = asyncio.run(one_round(fleet, arm, chats if number else chats[: load.warm], load))
             except Exception:
@@ -162,12 +169,12 @@ def measure(
             longest = max(longest, time.monotonic() - started)
             for arm in alive:
                 result.rounds.setdefault(arm.name, []).append(done[arm.name])
+            keep(result.of(alive))
         else:
             result.first = done
         if not alive or (number >= least and clock.left < longest):
             break
-    result.rounds = {arm.name: result.rounds[arm.name] for arm in alive if arm.name in result.rounds}
-    return result
+    return result.of(alive)
 
 
 async def one_round(fleet: Fleet, arm: Arm, chats: Sequence[Chat], load: Load) -> Round:

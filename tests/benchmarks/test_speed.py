@@ -5,13 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+import signal
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import cv2
 import numpy as np
 import pytest
+import typer
 from PIL import Image
+from typer.testing import CliRunner
 
 from benchmarks.machine import RESULTS
 from benchmarks.speed import __main__ as command
@@ -19,7 +25,9 @@ from benchmarks.speed import rounds as rounds_module
 from benchmarks.speed.arms import EVS, OURS, STOCK, Arm, matrix, peer, pruning_arguments, stock, visual
 from benchmarks.speed.client import Answer
 from benchmarks.speed.fleet import Fleet
+from benchmarks.speed.forms import QUICK, Form, few_arms, few_loads
 from benchmarks.speed.meters import Spent
+from benchmarks.speed.results import ResultFile, few, show
 from benchmarks.speed.rounds import Clock, Load, Measured, Round, interleaved, measure
 from benchmarks.speed.summary import summarise
 from benchmarks.speed.workloads import CPU, GPU, TINY, Workload, workloads
@@ -187,10 +195,127 @@ def test_a_request_fits_in_the_rows_that_it_claims() -> None:
             assert workload.rows > workload.visual_tokens + workload.tokens
 
 
+def test_each_whole_round_is_handed_on_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered: list[str] = []
+
+    async def fake(fleet: Any, arm: Arm, chats: Any, load: Load) -> Round:
+        answered.append(arm.name)
+        # Two warm up, two rounds are whole, and the next one is cut short.
+        if len(answered) == 8:
+            raise KeyboardInterrupt
+        return one_round(1.0)
+
+    monkeypatch.setattr(rounds_module, "one_round", fake)
+    so_far: list[Measured] = []
+    with pytest.raises(KeyboardInterrupt):
+        measure(cast(Fleet, None), [stock(), Arm("off", OURS)], LOAD, 5, Clock(), keep=so_far.append)
+    counts = [{name: len(rounds) for name, rounds in one.rounds.items()} for one in so_far]
+    assert counts == [{"stock": 1, "off": 1}, {"stock": 2, "off": 2}]
+    cell = summarise(so_far[-1])
+    assert (cell["rounds"], cell["rounds_wanted"], len(cell["rows"])) == (2, 5, 2)
+
+
+def test_what_fails_between_two_rounds_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fake(fleet: Any, arm: Arm, chats: Any, load: Load) -> Round:
+        if arm.name == "bad" and so_far:
+            raise RuntimeError("answered 500")
+        return one_round(1.0)
+
+    monkeypatch.setattr(rounds_module, "one_round", fake)
+    so_far: list[Measured] = []
+    measure(cast(Fleet, None), [stock(), Arm("bad", OURS)], LOAD, 2, Clock(), keep=so_far.append)
+    assert [list(one.rounds) for one in so_far] == [["stock", "bad"], ["stock"]]
+    assert len(summarise(so_far[-1])["rows"]) == 1
+
+
+class FakeFleet(dict[str, Any]):
+    """Servers that are there at once, and a note of their end."""
+
+    ended = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__()
+
+    def start(self, plans: Any, at_once: int) -> dict[str, str]:
+        return {}
+
+    def __enter__(self) -> FakeFleet:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        FakeFleet.ended = True
+
+
+@pytest.mark.parametrize("after", [None, 2, 10])
+def test_a_run_that_is_ended_leaves_its_results(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], after: int | None
+) -> None:
+    answered, FakeFleet.ended = 0, False
+
+    async def fake(fleet: Any, arm: Arm, chats: Any, load: Load) -> Round:
+        nonlocal answered
+        answered += 1
+        if answered == after:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return one_round(1.0)
+
+    monkeypatch.setattr(rounds_module, "one_round", fake)
+    monkeypatch.setattr(command, "Fleet", FakeFleet)
+    monkeypatch.setattr(command, "served", lambda shape: (tmp_path, [], ""))
+    monkeypatch.setattr(command, "parameters", lambda folder: 1_000_000)
+    monkeypatch.setattr(command, "hardware", dict)
+    monkeypatch.setattr(command, "ResultFile", partial(ResultFile, folder=tmp_path))
+    # Screens of this size take no time to draw.
+    words = ["--quick", "--rows", "2", "--cols", "2"]
+    outcome = CliRunner().invoke(app(), words)
+    assert outcome.exit_code == (0 if after is None else 130), outcome.output
+    assert FakeFleet.ended
+    path = tmp_path / "speed.json"
+    assert path.exists() == (after != 2)
+    if after == 2:
+        return
+    written = json.loads(path.read_text())
+    # Four arms warm up, and the first load has one whole round before the tenth measurement ends the run.
+    assert written["finished"] == (after is None)
+    assert [cell["rounds"] for cell in written["loads"]] == ([5, 5] if after is None else [1])
+
+
+def app() -> typer.Typer:
+    one = typer.Typer()
+    one.command()(command.main)
+    return one
+
+
+def test_the_quick_form_says_what_it_is() -> None:
+    outcome = CliRunner().invoke(app(), ["--quick", "--save"])
+    assert outcome.exit_code == 2
+    assert [arm.name for arm in few_arms("divprune", QUICK.keeps)] == [
+        "stock", "keep 1 (off)", "keep 0.25", "keep 0.25, cut inside the tower",
+    ]  # fmt: skip
+    alone, loaded = few_loads(CPU, 4, QUICK)
+    assert (alone.requests, loaded.requests, alone.workload.tokens) == (1, QUICK.requests, 1)
+    assert alone.workload.visual_tokens == QUICK.screen[0] * QUICK.screen[1] < Form.screen[0] * Form.screen[1]
+
+
+def test_arms_are_chosen_by_a_part_of_their_name() -> None:
+    everything = list(matrix([STOCK, EVS, OURS], command.KEEPS, command.KV_KEEPS))
+    chosen = [one.name for one in command._chosen(everything, ["evs", "25% behind"])]
+    assert chosen == ["stock", "evs 25%", "keep 25% behind the tower"]
+    assert command._chosen(everything, None) == everything
+    with pytest.raises(typer.BadParameter, match="keep 75% in the tower"):
+        command._chosen(everything, ["evs", "26%"])
+
+
+def test_fewer_rounds_than_wanted_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for rounds, words in ((3, "only 3 of 5 rounds"), (5, "medians of 5 rounds")):
+        show(summarise(measured(stock=[1.0] * rounds)), "tiny")
+        assert words in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_few_arms_give_the_schema_of_the_committed_result() -> None:
-    arms = command.quick_arms("divprune")
+    arms = few_arms("divprune")
     committed = json.loads((RESULTS / "speed.json").read_text())
     assert [arm.name for arm in arms] == [row["arm"] for row in committed["rows"]]
     cell = summarise(measured(**{arm.name: [1.0] for arm in arms}))
-    (row, *_) = command.quick_result(cell, cell)["rows"]
+    (row, *_) = few([cell, cell])["rows"]
     assert row.keys() == committed["rows"][0].keys()

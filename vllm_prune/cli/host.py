@@ -1,4 +1,4 @@
-"""What the launcher finds out about this machine: libraries to preload, bfloat16 arithmetic, free memory."""
+"""What the launcher finds out about this machine: libraries to preload, allocator, bfloat16 arithmetic, memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from pathlib import Path
 import psutil
 
 PRELOADED = "VLLM_PRUNE_PRELOADED"
+MALLOC_SWITCH = "VLLM_PRUNE_MALLOC"
+MALLOC_VARIABLES = ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+ALLOCATORS = ("libtcmalloc", "libjemalloc", "libmimalloc")
+KEPT_SHARE = 8
+"""Freed memory beyond one part in so many of the machine's goes back to the kernel."""
 DEMO_CACHE = str(1 << 30)
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 CPU_INFO = Path("/proc/cpuinfo")
@@ -65,6 +70,34 @@ def preload() -> None:
     if wanted != split(already) and sys.platform == "linux":
         os.environ["LD_PRELOAD"] = ":".join(wanted)
         os.execv(sys.executable, [sys.executable, "-m", "vllm_prune.cli.main", *sys.argv[1:]])
+
+
+def reuse_freed_memory() -> None:
+    """On a CPU without another allocator, let glibc keep what the engine frees, and say so.
+
+    By default it maps every allocation above 32 MiB anew: a vision tower's activations then come in pages that the
+    kernel has to fill with zeros, layer by layer. glibc reads these variables when a process starts, so they take
+    effect in the engine and its workers, and not in this process.
+    """
+    if has_cuda() or not _uses_glibc_malloc() or os.environ.get(MALLOC_SWITCH) == "0":
+        return
+    if any(name in os.environ for name in MALLOC_VARIABLES):
+        return
+    kept = psutil.virtual_memory().total // KEPT_SHARE
+    # A threshold above 32 MiB cannot be set; without mappings every size is taken from the heap.
+    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(kept)}
+    print(
+        f"vllm-prune: no tcmalloc; the C library keeps up to {kept / (1 << 30):.1f} GiB of freed memory for reuse; "
+        f"{MALLOC_SWITCH}=0 leaves it as it is",
+        flush=True,
+    )
+
+
+def _uses_glibc_malloc() -> bool:
+    """Whether processes that this one starts allocate by glibc."""
+    preloaded = os.environ.get("LD_PRELOAD", "")
+    is_glibc = sys.platform == "linux" and "CS_GNU_LIBC_VERSION" in os.confstr_names
+    return is_glibc and not any(name in preloaded for name in ALLOCATORS)
 
 
 def installed_libraries() -> list[str]:

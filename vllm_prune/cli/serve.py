@@ -18,7 +18,7 @@ from ..kv.suitability import SCHEDULER, WORKER
 from ..support import self_check
 from ..vllm_compat import media_connector, serve_command, version
 from . import telemetry_arguments
-from .host import CPU_CACHE, DEMO_CACHE, MEMORY_FLAGS, arithmetic, has_cuda, memory_share, preload
+from .host import CPU_CACHE, DEMO_CACHE, MEMORY_FLAGS, arithmetic, has_cuda, memory_share, preload, reuse_freed_memory
 
 METRICS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 V2_RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
@@ -47,6 +47,7 @@ def launch(model: str, arguments: Sequence[str], config: str | None) -> None:
     if load().tenants and (has_flag(arguments, "--api-key") or os.environ.get("VLLM_API_KEY")):
         raise LaunchError(KEYS_CONFLICT)
     preload()
+    reuse_freed_memory()
     choose_runner(arguments)
     os.environ["VLLM_PLUGINS"] = serve_command.allowed_plugins(os.environ.get("VLLM_PLUGINS"))
     os.environ[LAUNCHED] = "1"

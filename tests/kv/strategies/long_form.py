@@ -220,32 +220,33 @@ def _information(received: Array, parts: list[int]) -> float:
     return found
 
 
-def st_lite(view: LayerView, alpha: float = 1, radius: int = 1, similar: float = 0.9) -> Array:
-    """[H, L - W] scores of our ST-Lite."""
+def st_lite(view: LayerView, gamma: str, alpha: float = 1, share: str = "1") -> Array:
+    """[H, L - W] scores of ST-Lite, the group's mean; repeated rows are minus one, below all others."""
     heads, rows = view.keys.shape[:2]
     free, shown = rows - view.window, screens(view)
-    raw = attention(view).sum(2).mean(1)
-    near, repeated = np.zeros((heads, rows)), np.zeros((heads, rows), dtype=bool)
-    values = view.values().double().numpy()
-
-    def close(one: tuple[int, int, int], other: tuple[int, int, int]) -> bool:
-        return one[0] == other[0] and abs(one[1] - other[1]) <= radius and abs(one[2] - other[2]) <= radius
-
-    for number, screen in enumerate(shown):
-        places = cells(view, screen)
-        for row, place in zip(screen, places, strict=True):
-            around = [other for other, there in zip(screen, places, strict=True) if close(place, there)]
-            near[:, row] = raw[:, around].mean(1)
-            if number + 1 == len(shown):
-                continue
-            later = shown[number + 1]
-            for other, there in zip(later, cells(view, later), strict=True):
-                if close(place, there):
-                    for h in range(heads):
-                        one, two = values[h, row], values[h, other]
-                        repeated[h, row] |= one @ two / np.linalg.norm(one) / np.linalg.norm(two) >= similar
-    scores = pooled(raw[:, :free], 5) + alpha * near[:, :free]
-    return np.where(repeated[:, :free], -1 / (1 + scores), scores)
+    scores = pooled(attention(view).sum(2).mean(1)[:, :free], 5)
+    if not shown:
+        return scores
+    *before, current = shown
+    assert view.normed_saliency is not None
+    norm = dict(zip(cells(view, current), view.normed_saliency[0].double().numpy()[current], strict=True))
+    steps = [(down, along) for down in (-1, 0, 1) for along in (-1, 0, 1)]
+    salient = [
+        value + sum(norm.get((frame, row + down, column + along), 0.0) for down, along in steps) / 9
+        for (frame, row, column), value in norm.items()
+    ]
+    powers = np.exp(standardised(np.array(salient)))
+    scores[:, [row for row in current if row < free]] += alpha * (powers / powers.sum())[current < free]
+    earlier = np.concatenate([np.array([], dtype=int), *before])
+    last = math.floor(Fraction(share) * (1 - Fraction(gamma)) * len(earlier))
+    for h in range(heads):
+        values = view.values()[h].double().numpy()
+        unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+        likeness = [max(unit[i] @ unit[j] for j in current) for i in earlier]
+        for place in np.argsort(-np.array(likeness), kind="stable")[:last]:
+            if earlier[place] < free:
+                scores[h, earlier[place]] = -1
+    return scores
 
 
 def probe_weights(view: LayerView) -> Array:

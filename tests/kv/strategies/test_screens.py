@@ -113,43 +113,45 @@ def test_cells_of_images_and_videos() -> None:
 def test_st_lite(media: int) -> None:
     for seed in range(4):
         seen = _with_repeats(view(2, 3, 50, media, 4, seed))
-        np.testing.assert_allclose(scores("st_lite", seen), long_form.st_lite(seen), **CLOSE)
-    wanted = long_form.st_lite(seen, 0.3, 0, 0.2)
-    np.testing.assert_allclose(scores("st_lite", seen, alpha=0.3, radius=0, similar=0.2), wanted, **CLOSE)
+        np.testing.assert_allclose(scores("st_lite", seen), long_form.st_lite(seen, "0.3"), **CLOSE)
+    wanted = long_form.st_lite(replace(seen, gamma=0.8), "0.8", 0.3, "0.5")
+    options = {"alpha": 0.3, "redundant_share": 0.5}
+    np.testing.assert_allclose(scores("st_lite", replace(seen, gamma=0.8), **options), wanted, **CLOSE)
 
 
 def _with_repeats(seen: LayerView) -> LayerView:
-    """Every second visual token of a screenshot has the value of the one at its place in the next, but longer."""
+    """Every second visual token of an earlier screenshot has the value of one of the current screenshot, but longer."""
     values = seen.values().clone()
-    for item, following in zip(seen.items[-2::-1], seen.items[:0:-1], strict=True):
-        count = min(len(item), len(following))
-        values[:, item[:count:2]] = 3 * values[:, following[:count:2]]
+    for item in seen.items[:-1]:
+        values[:, item[::2]] = 3 * values[:, seen.items[-1][:1]]
     return replace(seen, values=lambda: values)
 
 
-def test_st_lite_evicts_what_the_next_screenshot_repeats_first() -> None:
+def test_st_lite_evicts_what_the_current_screenshot_shows_again_first() -> None:
     seen = _with_repeats(view(2, 2, 40, 3, 4, 0))
-    repeated = torch.cat(
-        [item[: min(len(item), len(later)) : 2] for item, later in zip(seen.items, seen.items[1:], strict=False)]
-    )
-    kept = KV.create("st_lite").select(seen, 40 - len(repeated))[0]
+    repeated = torch.cat([item[::2] for item in seen.items[:-1]])
+    earlier = sum(len(item) for item in seen.items[:-1])
+    # Just as many are flagged as are repeated.
+    exactly = replace(seen, gamma=1 - len(repeated) / earlier)
+    flagged = KV.create("st_lite").score(exactly).carry["repeated"]
+    assert [head.nonzero().squeeze(1).tolist() for head in flagged] == [sorted(repeated.tolist())] * 2
+    kept = KV.create("st_lite").select(exactly, 40 - len(repeated))[0]
     for head in kept:
         assert not set(head.tolist()) & set(repeated.tolist())
-    # The same values in other cells repeat nothing.
-    assert seen.coordinates is not None
-    elsewhere = seen.coordinates.clone()
-    elsewhere[1, seen.items[1]] += 2
-    assert not KV.create("st_lite").score(replace(seen, coordinates=elsewhere)).carry["repeated"].any()
 
 
-def test_st_lite_keeps_the_neighbourhood_of_an_attended_token() -> None:
-    """The cell above an attended one is a whole row of cells away from it in the cache."""
+def test_st_lite_keeps_the_neighbourhood_of_a_salient_token() -> None:
+    """The cell above a salient one is a whole row of cells away from it in the cache."""
     seen = _screen(6, 6)
-    attention = torch.zeros(2, seen.rows)
-    attention[:, 2 + 3 * 6 + 2] = 1
-    near = KV.create("st_lite")._neighbourhoods(seen, attention)[0, 2:38].view(6, 6)
-    assert (near > 0).nonzero().tolist() == [[row, column] for row in (2, 3, 4) for column in (1, 2, 3)]
-    assert near[3, 2] == pytest.approx(1 / 9)
+    norms = torch.ones(2, seen.rows)
+    norms[:, 2 + 3 * 6 + 2] = 2
+    boost = KV.create("st_lite").score(replace(seen, normed_saliency=norms)).carry["boost"][0, 2:38].view(6, 6)
+    assert boost.sum() == pytest.approx(1)
+    inner = boost[1:5, 1:5]
+    around = torch.zeros(4, 4, dtype=torch.bool)
+    around[1:4, 0:3] = True
+    assert inner[around].min() > inner[~around].max()
+    assert (boost == boost.max()).nonzero().tolist() == [[3, 2]]
 
 
 def _screen(deep: int, across: int) -> LayerView:

@@ -96,10 +96,10 @@ def farthest(rows: Array, first: int, count: int) -> list[int]:
 
 
 def density_peaks(rows: Array, count: int, neighbours: int) -> list[int]:
-    """DPC-kNN, without noise."""
-    distance = ((unit(rows)[:, None] - unit(rows)[None]) ** 2).sum(2)
+    """DPC-kNN, without noise; a row is the nearest to itself."""
+    distance = ((rows[:, None] - rows[None]) ** 2).sum(2)
     n = len(rows)
-    density = [math.exp(-np.sort(np.delete(distance[i], i))[:neighbours].mean()) for i in range(n)]
+    density = [math.exp(-np.sort(distance[i])[:neighbours].mean()) for i in range(n)]
     score = []
     for i in range(n):
         denser = [distance[i, j] for j in range(n) if density[j] > density[i] or (density[j] == density[i] and j < i)]

@@ -160,9 +160,10 @@ def test_centerclip_is_k_medoids_in_each_segment(steps: int) -> None:
 
 def test_density_peaks() -> None:
     for seed in range(4):
-        rows = noise(30, 6, seed=seed)
+        rows = noise(30, 6, seed=seed) / 3
         wanted = long_form.density_peaks(rows.double().numpy(), 8, 4)
-        assert maths.density_peaks(maths.unit_rows(rows), 8, 4).tolist() == wanted
+        assert maths.density_peaks(rows, 8, 4).tolist() == wanted
+        assert len(maths.density_peaks(rows[:3], 3, 7)) == 3
 
 
 def test_sinkhorn_arrives_where_alternate_fits_do() -> None:
@@ -182,32 +183,51 @@ def test_scenes_by_hand() -> None:
 
 
 def test_fastvid() -> None:
-    """Two scenes of two frames; a share of 10 each: 4 density peaks of the first frame, 3 attended ones of each."""
+    """Two scenes of two frames; a share of 10 each: 3 attended ones of each frame, 4 density peaks of the last."""
     grid, count = Grid(4, 4, 5), 20
     base = noise(2, 1, 16).repeat_interleave(2, 0) * 4
     tokens = (noise(4, 20, 16, seed=1) + base).flatten(0, 1)
     attention = torch.rand(80, generator=torch.Generator().manual_seed(2))
     got = reduced("fastvid", tokens, grid, count, Context(tower_attention=attention), scenes=2, alike=-1.0)
-    rows, kept, owner = tokens.double().numpy(), [], {}
+    rows, kept, wanted = tokens.double().numpy(), [], {}
     for scene in (range(40), range(40, 80)):
-        dense = [scene.start + i for i in long_form.density_peaks(rows[scene.start : scene.start + 20], 4, 4)]
         seen = []
         for start in (scene.start, scene.start + 20):
-            free = [i for i in range(start, start + 20) if i not in dense]
-            seen += sorted(free, key=lambda i: -attention[i])[:3]
+            seen += sorted(range(start, start + 20), key=lambda i: -attention[i])[:3]
+        left = [i for i in range(scene.start + 20, scene.stop) if i not in seen]
+        dense = [left[i] for i in long_form.density_peaks(rows[left] / 4, 4, 4)]
+        # A center is among those that are merged into it.
+        owner = {
+            i: dense[int(np.argmax(long_form.unit(rows[dense]) @ long_form.unit(rows[i])))]
+            for i in set(scene) - set(seen)
+        }
+        wanted |= long_form.absorbed(rows, dense, owner, 0.6) | {i: rows[i] for i in seen}
         kept += dense + seen
-        for i in set(scene) - {*dense, *seen}:
-            owner[i] = dense[int(np.argmax(long_form.unit(rows[dense]) @ long_form.unit(rows[i])))]
     assert got.kept.tolist() == sorted(kept)
-    wanted = long_form.absorbed(rows, kept, owner, 0.6)
     np.testing.assert_allclose(got.rows(tokens), np.stack([wanted[i] for i in sorted(kept)]), rtol=1e-4, atol=1e-5)
 
 
+def test_fastvid_merges_into_every_frame_that_has_centers() -> None:
+    """A scene of eight frames has centers in its fourth and eighth; each takes up the whole scene."""
+    grid = Grid(8, 2, 4)
+    tokens = noise(64, 16) + 3
+    attention = torch.rand(64, generator=torch.Generator().manual_seed(2))
+    got = reduced("fastvid", tokens, grid, 20, Context(tower_attention=attention), scenes=1, alike=-1.0)
+    frames = [i // 8 for i in got.kept.tolist()]
+    assert [frames.count(t) for t in range(8)] == [2, 2, 2, 6, 1, 1, 1, 5]
+    # One row stands out in one channel: with a share of it in every frame of centers, more than one row has it.
+    marked = torch.zeros(64, 1)
+    marked[int(attention.argmin())] = 1
+    assert (got.rows(marked) > 0).sum() == 2
+
+
 def test_best_windows_by_hand() -> None:
-    """Two frames alike in 3 cells, then a cut, then three alike in one: saves 3 + 2; one window would save nothing."""
+    """Two frames alike in 3 cells, then a cut, then two in 2: saves 3 + 2, as three alike in one would."""
     static = torch.tensor([[1, 1, 1], [0, 0, 0], [1, 0, 0], [1, 0, 1]]).bool()
-    assert best_windows(static) == [range(2), range(2, 5)]
+    assert best_windows(static) == [range(2), range(2, 3), range(3, 5)]
     assert best_windows(static[:0]) == [range(1)]
+    # What saves nothing is no window.
+    assert best_windows(static[1:2]) == [range(1), range(1, 2)]
     # Three cells for one frame and one for two are five; one for four would be four.
     assert best_windows(torch.tensor([[1, 1, 1], [1, 0, 0], [1, 0, 0], [1, 0, 0]]).bool()) == [range(2), range(2, 5)]
     assert best_windows(torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 0]]).bool()) == [range(4)]
@@ -215,23 +235,17 @@ def test_best_windows_by_hand() -> None:
 
 
 def test_holitom_by_hand() -> None:
-    """A still left column and a changing right one: one mean for each still cell, the attended changing cells."""
+    """A still left column and a changing right one: a mean of the still cells, each frame's attended changing cell."""
     grid = Grid(3, 2, 2)
     frames = noise(3, 4, 32)
     frames[:, [0, 2]] = frames[:1, [0, 2]] + 0.01 * noise(3, 2, 32, seed=1)
     tokens = frames.flatten(0, 1)
     attention = torch.tensor([0.9, 0.1, 0.9, 0.2, 0.9, 0.8, 0.9, 0.7, 0.9, 0.3, 0.9, 0.4])
     got = reduced("holitom", tokens, grid, 4, Context(tower_attention=attention))
-    assert got.kept.tolist() == [0, 2, 5, 7]
-    means = {0: frames[:, 0].mean(0), 2: frames[:, 2].mean(0), 5: tokens[5], 7: tokens[7]}
-    owner = {
-        i: max(means, key=lambda one, i=i: float(torch.cosine_similarity(tokens[i], means[one], 0)))
-        for i in (1, 3, 9, 11)
-    }
-    for place, one in enumerate(got.kept.tolist()):
-        taken = [tokens[i] for i, target in owner.items() if target == one]
-        wanted = 0.6 * means[one] + 0.4 * torch.stack(taken).mean(0) if taken else means[one]
-        torch.testing.assert_close(got.rows(tokens)[place], wanted, rtol=1e-4, atol=1e-5)
+    # Both still cells are as dense as the other, so the lower one is the center and takes the other up.
+    assert got.kept.tolist() == [0, 3, 5, 11]
+    wanted = torch.stack([0.6 * frames[:, 0].mean(0) + 0.4 * frames[:, 2].mean(0), *tokens[[3, 5, 11]]])
+    torch.testing.assert_close(got.rows(tokens), wanted, rtol=1e-4, atol=1e-5)
     # With room for more than is different, the repeats that changed most stay as they are.
     more = reduced("holitom", tokens, grid, 10, Context(tower_attention=attention))
     by_change = sorted((4, 6, 8, 10), key=lambda i: float(torch.cosine_similarity(tokens[i], tokens[i - 4], 0)))
@@ -292,7 +306,7 @@ def aot_long_form(rows: np.ndarray, attention: np.ndarray, each: int, fresh: lis
         chosen = [int(i) for i in np.argsort(-attention[t], kind="stable")[:each]]
         others = [i for i in range(cells) if i not in chosen]
         units = long_form.unit(rows[t])
-        place = np.array([[i // 5 / 4, i % 5 / 5] for i in range(cells)])
+        place = np.array([[i // 5 / 3, i % 5 / 4] for i in range(cells)])
         cosine = units[others] @ units[chosen].T
         away = np.linalg.norm(place[others][:, None] - place[chosen][None], axis=2)
         plan = long_form.sinkhorn(1 - cosine + 0.5 * away)
@@ -303,13 +317,13 @@ def aot_long_form(rows: np.ndarray, attention: np.ndarray, each: int, fresh: lis
             out.append(0.9 * gentle + 0.1 * np.mean([rows[t][anchor], *mine], axis=0))
         merged.append(np.stack(out))
         anchors.append(chosen)
-    total, weight = merged[0].copy(), np.ones(each)
-    result = {}
+    first, result = merged[0], {}
     for t in range(1, frames):
-        cost = 1 - long_form.unit(merged[t]) @ long_form.unit(merged[0]).T
+        cost = 1 - long_form.unit(merged[t]) @ long_form.unit(first).T
         cost = (cost - cost.min()) * (1 - np.exp(-(t**2) / (2 * 1.5**2)))
         plan = long_form.sinkhorn(cost)
         plan = plan / plan.sum(1, keepdims=True)
+        total, weight = first.copy(), np.ones(each)
         alone = np.argsort(plan.max(1), kind="stable")[: fresh[t - 1]]
         for m in range(each):
             if m in alone:
@@ -317,7 +331,8 @@ def aot_long_form(rows: np.ndarray, attention: np.ndarray, each: int, fresh: lis
             else:
                 total += plan[m][:, None] * merged[t][m]
                 weight += plan[m]
-    return result | {anchor: total[n] / weight[n] for n, anchor in enumerate(anchors[0])}
+        first = total / weight[:, None]
+    return result | {anchor: first[n] for n, anchor in enumerate(anchors[0])}
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -23,7 +23,20 @@ def signal_of(source: NormSource) -> KvSignal:
     return "values" if source == "value" else "saliency"
 
 
-def saliency_boost(view: LayerView, alpha: float, tau: float, source: NormSource) -> Tensor:
+REDUNDANT = -1.0
+"""Score of rows that earlier screenshots repeat: below every other, as a sum of probabilities is never negative."""
+
+STRIDE = 1 << 20
+"""More than a screen has rows, or columns."""
+
+
+def redundant_count(view: LayerView, earlier: int, share: float) -> int:
+    """How many of `earlier` visual tokens the budget takes away, times a share (GUI-KV section 3.2)."""
+    # 1 - 0.9 is not exactly 0.1; the digits behind the ninth are noise.
+    return int(round(share * (1 - view.gamma) * earlier, 9))
+
+
+def saliency_boost(view: LayerView, alpha: float, tau: float, source: NormSource, around: bool = False) -> Tensor:
     """Saliency alpha * softmax(z / tau) over the current screenshot (GUI-KV section 3.1).
 
     Args:
@@ -31,6 +44,7 @@ def saliency_boost(view: LayerView, alpha: float, tau: float, source: NormSource
         alpha: sum of the boost over the screenshot.
         tau: temperature of the softmax over its standardised norms.
         source: which norms.
+        around: whether the mean of the 3 x 3 cells around a token is added to its norm; beyond the edge is zero.
 
     Returns:
         float32 [H, L], zero outside the current screenshot, which is the last item.
@@ -40,6 +54,8 @@ def saliency_boost(view: LayerView, alpha: float, tau: float, source: NormSource
         return boost
     current = view.items[-1]
     norms = _norms(view, source)[:, current]
+    if around:
+        norms = norms + _sums_around(norms, cells(view, current)) / 9
     mean = norms.mean(dim=1, keepdim=True)
     spread = norms.std(dim=1, keepdim=True)
     # Squared, so that what is far below the noise moves nothing: next to 1 / spread where it is far above.
@@ -55,6 +71,19 @@ def _norms(view: LayerView, source: NormSource) -> Tensor:
     norms = view.normed_saliency if source == "normed" else view.saliency
     assert norms is not None
     return norms
+
+
+def _sums_around(amounts: Tensor, places: Tensor) -> Tensor:
+    """Sums over the 3 x 3 cells around each visual token, itself among them, [H, n], for int64 [3, n] cells."""
+    frame, row, column = places
+    # One number per cell; neighbours' differ by 1 or by STRIDE. There is room for steps to either side of the screen.
+    number = (frame * STRIDE + row + 1) * STRIDE + column + 1
+    held, order = number.sort()
+    total = torch.zeros_like(amounts)
+    for step in (down * STRIDE + along for down in (-1, 0, 1) for along in (-1, 0, 1)):
+        at = torch.searchsorted(held, number + step).clamp(max=len(held) - 1)
+        total += amounts[:, order[at]] * (held[at] == number + step)
+    return total
 
 
 def cells(view: LayerView, item: Tensor) -> Tensor:

@@ -11,11 +11,9 @@ from torch import Tensor
 from ...signals import KvSignal
 from ._pooling import Kernel, average_pool
 from ._probe import WindowOptions, probe_weights
-from ._screens import NormSource, saliency_boost, signal_of
+from ._screens import REDUNDANT, NormSource, redundant_count, saliency_boost, signal_of
 from .base import TEXT, KvStrategy, LayerView, Scores, summed_attention
 
-REDUNDANT = -1.0
-"""Score of rows that earlier screenshots repeat: below every other, as a sum of probabilities is never negative."""
 PROTECTED = 1e3
 
 
@@ -102,8 +100,7 @@ class GuiKv(KvStrategy):
             return flags
         *before, current = view.items
         earlier = torch.cat(before)
-        # 1 - 0.9 is not exactly 0.1; the digits behind the ninth are noise.
-        count = int(round(self.options.redundant_share * (1 - view.gamma) * len(earlier), 9))
+        count = redundant_count(view, len(earlier), self.options.redundant_share)
         if count == 0:
             return flags
         basis = self._basis(view.keys[:, current].double())

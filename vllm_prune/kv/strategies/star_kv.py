@@ -62,6 +62,10 @@ class StarKv(KvStrategy):
     The paper's running profiles go over the successive requests of an agent. What a request keeps must not depend on
     others here, so the profile is the request's own: mutual information comes from its current screenshot, and its
     screenshots in their order stand for the steps.
+
+    The authors' code weighs the mean score of all heads, for each row by the weight and the stability of the head that
+    scores it most. That head may be another rank's, so here each head's shares are weighed, and summed over the ranks.
+    The entropy's temperature acts before that sum; behind it, as in their code, it would change no order.
     """
 
     name = "star_kv"

@@ -31,6 +31,9 @@ from .placing import PlacedModel
 from .positions import COLUMNS, Run, StepOffsets, attach, grid_positions, lay_out, slots_of
 
 MODALITIES = ("image", "video")
+CPU_PATCHES = 4096
+"""Patches that a CPU's tower takes at once: more make it no faster, and every tensor of more than 32 MiB comes in pages
+that the kernel fills with zeros first."""
 
 
 class PrunedModel(PlacedModel, TowerCut):
@@ -50,7 +53,7 @@ class PrunedModel(PlacedModel, TowerCut):
         scheduler = vllm_config.scheduler_config
         merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
         self._merge = int(merge)
-        self._micro_batch_patches = int(scheduler.max_num_encoder_input_tokens) * self._merge**2
+        self._micro_batch_patches = patches_at_once(vllm_config, self._merge**2)
         # Graph capture may pad a step up to the largest captured size.
         padded = scheduler.max_num_batched_tokens + 1024
         self._offsets = StepOffsets(padded)
@@ -219,6 +222,17 @@ class PrunedModel(PlacedModel, TowerCut):
                 if plan := decode(row):
                     index = indices[place]
                     dest[index] = self._prune(dest[index], plan, batch_mm_kwargs, modality, place, {})  # type: ignore[arg-type]
+
+
+def patches_at_once(vllm_config: Any, per_cell: int) -> int:
+    """Most patches in a call of the tower for several items; one item is never split.
+
+    Args:
+        vllm_config: vLLM's configuration. Its scheduler counts kept tokens, so its batches may be many times as large.
+        per_cell: patches of a visual token.
+    """
+    most = int(vllm_config.scheduler_config.max_num_encoder_input_tokens) * per_cell
+    return min(most, CPU_PATCHES) if vllm_config.device_config.device_type == "cpu" else most
 
 
 def _pieces(rows: Tensor, ends: Sequence[int], members: Sequence[int]) -> Tensor:

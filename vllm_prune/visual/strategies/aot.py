@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Annotated
 
@@ -14,7 +15,7 @@ from ...shares import even_shares, largest_remainder
 from ._attention import received
 from ._merging import MergingStrategy
 from .base import Context, NoOptions, Reduction, places_of
-from .maths import highest, sinkhorn, sketch, unit_rows
+from .maths import compared, highest, sinkhorn, unit_rows
 
 _WINDOW = 9
 _HARD = 0.1
@@ -41,8 +42,9 @@ class Aot(MergingStrategy):
     - Inside a frame: every other token is carried to the anchors by entropic transport, whose cost is one minus the
       cosine plus half the distance on the unit square. An anchor becomes 0.9 times its weighted mean with what it gets,
       plus 0.1 times the mean of all that are most similar to it.
-    - Over a clip: anchors of later frames are carried to those of the first; those with the least certain place are
-      kept as they are, the others are merged. Costs of nearer frames count for less.
+    - Over a clip: the anchors of each later frame, one frame after the other, are carried to those of the first, into
+      which the frames before have gone; those with the least certain place are kept as they are, the others are merged.
+      Costs of nearer frames count for less.
 
     The authors send the first frame's anchors twice, before and after the merge; here each position has one token, so
     they are sent merged. Anchors per frame are as many as make K exact.
@@ -59,8 +61,7 @@ class Aot(MergingStrategy):
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
         attention = received(self.name, tokens, grid, context)
-        # Short rows with the lengths of the tokens, so that means of them point where means of tokens do.
-        short = sketch(tokens) * tokens.float().norm(dim=1, keepdim=True)
+        rows = compared(tokens, grid.per_frame)
         clips = [range(t, min(t + self.options.clip, grid.frames)) for t in range(0, grid.frames, self.options.clip)]
         caps = [len(clip) * grid.per_frame for clip in clips]
         shares = largest_remainder(count, caps, caps, 1 if count >= len(clips) else 0)
@@ -68,28 +69,27 @@ class Aot(MergingStrategy):
         for clip, share in zip(clips, shares, strict=True):
             if share:
                 inside = slice(clip.start * grid.per_frame, clip.stop * grid.per_frame)
-                reduction = self._clip(short[inside], attention[inside], Grid(len(clip), grid.rows, grid.cols), share)
+                reduction = self._clip(rows[inside], attention[inside], Grid(len(clip), grid.rows, grid.cols), share)
                 assert reduction.merge is not None
                 kept.append(reduction.kept + inside.start)
                 parts.append((inside, reduction.merge))
         return Reduction(torch.cat(kept), lambda rows: torch.cat([merge(rows[inside]) for inside, merge in parts]))
 
-    def _clip(self, short: Tensor, attention: Tensor, grid: Grid, count: int) -> Reduction:
+    def _clip(self, rows: Tensor, attention: Tensor, grid: Grid, count: int) -> Reduction:
         """Anchors of a clip's first frame and fresh ones of the others, `count` in all."""
         each = round(count / (1 + self.options.fresh * (grid.frames - 1)))
         each = min(grid.per_frame, count, max(each, -(-count // grid.frames)))
-        frames = short.view(grid.frames, grid.per_frame, -1)
+        frames = rows.view(grid.frames, grid.per_frame, -1)
         anchors = _anchors(attention.view(grid.frames, -1), grid, each)
         inside = _inside_frames(unit_rows(frames), anchors, grid)
-        carried = unit_rows(inside @ frames)
-        fresh, weights = _over_frames(carried, even_shares(count - each, max(1, grid.frames - 1), each))
-        places = anchors + torch.arange(grid.frames, device=short.device)[:, None] * grid.per_frame
-        total = 1 + weights.sum((0, 1))[:, None]
+        fresh, plans = _over_frames(inside @ frames, even_shares(count - each, max(1, grid.frames - 1), each))
+        places = anchors + torch.arange(grid.frames, device=rows.device)[:, None] * grid.per_frame
 
-        def merge(rows: Tensor) -> Tensor:
-            merged = inside @ rows.float().view(grid.frames, grid.per_frame, -1)
-            first = (merged[0] + torch.einsum("tma,tme->ae", weights, merged[1:])) / total
-            return torch.cat([first, merged.flatten(0, 1)[fresh]])
+        def merge(every: Tensor) -> Tensor:
+            first, *later = inside @ every.float().view(grid.frames, grid.per_frame, -1)
+            for plan, one in zip(plans, later, strict=True):
+                first = _carry(first, plan, one)
+            return torch.cat([first, torch.cat([first, *later])[fresh]])
 
         return Reduction(torch.cat([places[0], places.flatten()[fresh]]), merge)
 
@@ -119,7 +119,9 @@ def _inside_frames(frames: Tensor, anchors: Tensor, grid: Grid) -> Tensor:
         return anchored
     similar = frames @ frames.gather(1, anchors[..., None].expand(-1, -1, frames.shape[2])).mT
     place = torch.arange(count, device=frames.device)
-    square = torch.stack([(place // grid.cols) / grid.rows, (place % grid.cols) / grid.cols], dim=1)
+    square = torch.stack(
+        [(place // grid.cols) / max(1, grid.rows - 1), (place % grid.cols) / max(1, grid.cols - 1)], dim=1
+    )
     others = torch.ones(grid.frames, count, dtype=torch.bool, device=frames.device).scatter_(1, anchors, False)
     others = places_of(others.flatten(), grid.frames * (count - each)).view(grid.frames, -1) % count
     rows = similar.gather(1, others[..., None].expand(-1, -1, each))
@@ -131,26 +133,29 @@ def _inside_frames(frames: Tensor, anchors: Tensor, grid: Grid) -> Tensor:
     return (1 - _HARD) * gentle + _HARD * (anchored + hard) / (1 + hard.sum(2, keepdim=True))
 
 
-def _over_frames(carried: Tensor, fresh: list[int]) -> tuple[Tensor, Tensor]:
+def _over_frames(carried: Tensor, fresh: list[int]) -> tuple[Tensor, list[Tensor]]:
     """Which anchors of later frames are kept, and with which weights the others go to those of the first.
 
     Args:
-        carried: unit anchors of each frame, float32 [T, A, d].
+        carried: anchors of each frame, float32 [T, A, d].
         fresh: anchors of each later frame that are kept as they are.
 
     Returns:
-        int64 [sum of fresh] among T * A, and float32 [T - 1, A, A].
+        int64 [sum of fresh] among T * A, and for each later frame float32 [A, A], rows of zeros for kept ones.
     """
-    frames, each, _ = carried.shape
-    if frames == 1:
-        return torch.empty(0, dtype=torch.int64, device=carried.device), carried.new_zeros(0, each, each)
-    cost = 1 - carried[1:] @ carried[0].T
-    cost = cost - cost.amin((1, 2), keepdim=True)
-    apart = torch.arange(1, frames, device=carried.device, dtype=cost.dtype)
-    plan = sinkhorn(cost * (1 - (-(apart**2) / (2 * _SPREAD**2)).exp())[:, None, None])
-    plan = plan / plan.sum(2, keepdim=True)
-    certain = plan.amax(2)
-    chosen = [highest(-row, n) for row, n in zip(certain, fresh, strict=True)]
-    for t, places in enumerate(chosen):
-        plan[t, places] = 0
-    return torch.cat([places + (t + 1) * each for t, places in enumerate(chosen)]), plan
+    first, *later = carried
+    chosen, plans = [torch.empty(0, dtype=torch.int64, device=carried.device)], []
+    for apart, (one, count) in enumerate(zip(later, fresh, strict=False), start=1):
+        cost = 1 - unit_rows(one) @ unit_rows(first).T
+        plan = sinkhorn((cost - cost.amin()) * (1 - math.exp(-(apart**2) / (2 * _SPREAD**2))))
+        plan = plan / plan.sum(1, keepdim=True)
+        places = highest(-plan.amax(1), count)
+        plans.append(plan.index_fill(0, places, 0.0))
+        chosen.append(places + apart * len(one))
+        first = _carry(first, plans[-1], one)
+    return torch.cat(chosen), plans
+
+
+def _carry(anchors: Tensor, plan: Tensor, rows: Tensor) -> Tensor:
+    """The weighted mean of each anchor with the rows that a plan sends to it."""
+    return (anchors + plan.T @ rows) / (1 + plan.sum(0)[:, None])

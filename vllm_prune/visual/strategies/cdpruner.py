@@ -25,7 +25,7 @@ class CdPruner(Strategy):
     The relevance of a visual token is its mean cosine to the embeddings of the last user message's text, scaled to 0 to
     1 over the item; the kernel is the cosine of two visual tokens times their relevances. The authors compare with a
     text encoder where the vision tower has one; here, as for their models without, the text is embedded by the language
-    model's own table.
+    model's own table. Their code takes CLIP's cosines negative, as these point the other way; here none are turned.
 
     Up to 64 picks are made over the whole item, as in the paper. More are made in every frame, and in every band of at
     most 256 cells of a larger frame, at the same time, as if these had nothing in common; of all picks those that gain

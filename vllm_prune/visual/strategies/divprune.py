@@ -28,7 +28,9 @@ class DivPrune(Strategy):
     128-wide sketch of the cells, in one of two ways:
 
     - Small K (at most a fifth of M) over the whole item, as in the paper: the first 32 picks one after the other, all
-      others in 32 blocks (`maths.diverse_order`). It costs M * K comparisons, and is left where those are too many.
+      others in 32 blocks (`maths.diverse_order`). The first is the cell farthest from the mean; the authors' is the one
+      whose nearest neighbour is farthest, which takes M * M comparisons to find. These are M * K, and where those are
+      too many this way is left.
     - Else every frame, and every band of at most 256 cells of a larger frame, at the same time. A segment's picks come
       at shrinking distances; the K picks at the largest distances of all segments are kept, so a varied segment gets
       more than a plain one, up to twice its even share. This keeps what repeats from frame to frame once in each,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
@@ -12,8 +13,8 @@ from ...grid import Grid
 from ...shares import even_shares, largest_remainder
 from ._attention import received
 from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction
-from .maths import absorb, density_peaks, highest, nearest, neighbour_similarity, scenes, sketch
+from .base import Context, NoOptions, Reduction, places_of
+from .maths import absorb, compared, density_peaks, highest, nearest, neighbour_similarity, scenes, sketch
 
 
 class FastVidOptions(NoOptions):
@@ -23,7 +24,7 @@ class FastVidOptions(NoOptions):
         scenes: segments of a video at least.
         alike: cosine of neighbouring frames' means below which a video is always cut.
         density: share of a segment's K for centers of dense groups; the attended tokens have the rest.
-        every: frames of a segment from one that has such centers to the next.
+        every: frames of a segment from one that has such centers to the one before; its last frame has.
         least: smallest weight that a center keeps when others are merged into it.
     """
 
@@ -37,9 +38,13 @@ class FastVidOptions(NoOptions):
 class FastVid(MergingStrategy):
     """FastVID (arXiv 2503.11187): segments, density centers and attended tokens.
 
-    The video is cut into segments (`maths.scenes`), and K is shared by their frames. Of a segment's share, 40% are
-    density peaks (DPC-kNN, 4 neighbours) of every fourth frame, the rest the tokens that receive most attention, evenly
-    over its frames. All other tokens of the segment are merged into the most similar density peak.
+    The video is cut into segments (`maths.scenes`), and K is shared by their frames. 60% of a segment's share are the
+    tokens that receive most attention, evenly over its frames; the rest are density peaks (DPC-kNN, 4 neighbours) of
+    what is left in every fourth frame, counted from the segment's last. All tokens of the segment but the attended ones
+    are merged into the most similar density peak of each of these frames.
+
+    The authors cut by features of a head of the tower's that models here do not have; frames' mean tokens stand for
+    them. They round the shares of each frame, here they make K exact.
     """
 
     name = "fastvid"
@@ -58,40 +63,42 @@ class FastVid(MergingStrategy):
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
         attention, units = received(self.name, tokens, grid, context), sketch(tokens)
+        rows = compared(tokens, grid.per_frame) / math.sqrt(tokens.shape[1])
         segments = scenes(neighbour_similarity(tokens, grid), self.options.scenes, self.options.alike)
         caps = [len(frames) * grid.per_frame for frames in segments]
         shares = largest_remainder(count, caps, caps, 1 if count >= len(segments) else 0)
-        kept, owner, absorbing = [], torch.full((grid.tokens,), -1, device=tokens.device), 0
-        singles = []
+        absorbing, attended = list[tuple[slice, Tensor, Tensor]](), []
         for frames, share in zip(segments, shares, strict=True):
-            centers, attended = self._segment(units, attention, grid, frames, share)
             inside = slice(frames.start * grid.per_frame, frames.stop * grid.per_frame)
-            if len(centers):
-                owner[inside] = nearest(units[inside], units[centers]) + absorbing
-            owner[torch.cat([centers, attended])] = -1
-            kept.append(centers)
-            singles.append(attended)
-            absorbing += len(centers)
-        chosen = torch.cat([*kept, *singles])
-        owner = torch.where(owner < 0, count, owner)
-        return Reduction(chosen, lambda rows: absorb(rows, chosen, owner, self.options.least))
+            centers, seen = self._segment(rows, attention, grid, frames, share)
+            attended.append(seen)
+            for of_frame in centers:
+                owner = nearest(units[inside], units[of_frame]).index_fill_(0, seen - inside.start, len(of_frame))
+                absorbing.append((inside, of_frame - inside.start, owner))
+        alone = torch.cat(attended)
+
+        def merge(every: Tensor) -> Tensor:
+            merged = [absorb(every[span], centers, owner, self.options.least) for span, centers, owner in absorbing]
+            return torch.cat([*merged, every[alone].float()])
+
+        return Reduction(torch.cat([*(centers + span.start for span, centers, _ in absorbing), alone]), merge)
 
     def _segment(
-        self, units: Tensor, attention: Tensor, grid: Grid, frames: range, count: int
-    ) -> tuple[Tensor, Tensor]:
-        """Density peaks and attended tokens of one segment, `count` in all."""
-        anchors = list(frames)[:: self.options.every]
+        self, rows: Tensor, attention: Tensor, grid: Grid, frames: range, count: int
+    ) -> tuple[list[Tensor], Tensor]:
+        """Density peaks of each frame that has some, and attended tokens of one segment, `count` in all."""
+        anchors = [frame for frame in frames if (frames[-1] - frame) % self.options.every == 0]
         dense = min(round(self.options.density * count), len(anchors) * grid.per_frame)
-        centers = {}
-        for frame, share in zip(anchors, even_shares(dense, len(anchors), grid.per_frame), strict=True):
-            start = frame * grid.per_frame
-            if share:
-                centers[frame] = density_peaks(units[start : start + grid.per_frame], share, 4) + start
-        free = [grid.per_frame - len(centers.get(frame, ())) for frame in frames]
-        attended = []
+        of_anchors = even_shares(dense, len(anchors), grid.per_frame)
+        share_of = dict(zip(anchors, of_anchors, strict=True))
+        free = [grid.per_frame - share_of.get(frame, 0) for frame in frames]
+        centers, attended = [], []
         for frame, share in zip(frames, largest_remainder(count - dense, [1] * len(free), free, 0), strict=True):
-            start = frame * grid.per_frame
-            seen = attention.index_fill(0, centers[frame], -1.0) if frame in centers else attention
-            attended.append(highest(seen[start : start + grid.per_frame], share) + start)
-        none = attention.new_empty(0, dtype=torch.int64)
-        return torch.cat([none, *centers.values()]), torch.cat(attended)
+            cells = torch.arange(frame * grid.per_frame, (frame + 1) * grid.per_frame, device=rows.device)
+            seen = cells[highest(attention[cells], share)]
+            attended.append(seen)
+            if share_of.get(frame, 0):
+                left = torch.ones_like(attention, dtype=torch.bool).index_fill_(0, seen, False)[cells]
+                left = cells[places_of(left, grid.per_frame - share)]
+                centers.append(left[density_peaks(rows[left], share_of[frame], 4)])
+        return centers, torch.cat(attended)

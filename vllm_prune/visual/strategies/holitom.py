@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import torch
@@ -9,20 +10,20 @@ from pydantic import Field
 from torch import Tensor
 
 from ...grid import Grid
+from ...shares import largest_remainder
 from ._attention import received
 from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction, to_device
-from .maths import absorb, cosine, highest, mean_by, quantise, sketch, unit_rows
+from .base import Context, NoOptions, Reduction, best_per_frame, places_of
+from .maths import absorb, compared, density_peaks, highest, mean_by, nearest, unit_rows
 
-# Candidates that are compared with all kept ones at once.
-_ROWS = 1024
+_NEIGHBOURS = 7
 
 
 class HoliTomOptions(NoOptions):
     """Options of `holitom`; the defaults are the authors'.
 
     Attributes:
-        alike: cosine from which a visual token counts as unchanged between two frames.
+        alike: cosine above which a visual token counts as unchanged between two frames.
         least: smallest weight that a kept token has when others are merged into it.
     """
 
@@ -35,15 +36,17 @@ class HoliTom(MergingStrategy):
 
     The video is cut into the windows of frames that save most: as many tokens as cells stay alike through a window, for
     each frame of it but the first. A cell that stays alike through its window is one candidate, the mean of its tokens;
-    every other token is one. The K candidates that receive most attention are kept (the authors' share for attention
-    alone, which is their default), the others are merged into the most similar kept one of their window. Where there
-    are fewer than K candidates, the repeats that are least like the frame before stay as they are. What HoliTom does
-    inside the language model is no part of this.
+    every other token is one. K is shared in proportion by the windows' still cells and by the changing ones of each
+    frame. Of still cells density peaks (DPC-kNN, 7 neighbours) are kept, and the others merged into the nearest of
+    them; of changing ones what receives most attention, which is the authors' default, and the others are dropped.
+
+    The authors round every share, here they make K exact. Where there are fewer than K candidates, the repeats that are
+    least like the frame before stay as they are. What HoliTom does inside the language model is no part of this.
     """
 
     name = "holitom"
     paper = "HoliTom, arXiv 2505.21334, its outer part, with an exact count"
-    summary = "what stands still once per window of frames; of all that, what receives most attention (merges)"
+    summary = "what stands still once per window of frames, with its like merged in, and the attended of the rest"
     modalities = frozenset({"video"})
     needs = frozenset({"tower_attention"})
     floor = False
@@ -56,24 +59,25 @@ class HoliTom(MergingStrategy):
 
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
-        attention, units = received(self.name, tokens, grid, context), sketch(tokens)
-        frames = units.view(grid.frames, grid.per_frame, -1)
-        similar = cosine(frames[1:], frames[:-1])
-        windows = best_windows(similar >= self.options.alike)
-        starts = owner = torch.arange(grid.tokens, device=tokens.device)
-        if grid.frames > 1:
-            starts, owner = _candidates(similar, self.options.alike, grid, windows, count)
-        means = mean_by(units, owner, len(starts))
-        order = highest(mean_by(attention[:, None], owner, len(starts)).squeeze(1), count)
-        absorbs = _absorbs(means, order, starts // grid.per_frame, windows)
-        kept = starts[order]
+        attention = received(self.name, tokens, grid, context)
+        rows = compared(tokens, grid.per_frame) / math.sqrt(tokens.shape[1])
+        frames = unit_rows(rows).view(grid.frames, grid.per_frame, -1)
+        similar = (frames[1:] * frames[:-1]).sum(-1)
+        windows = best_windows(similar > self.options.alike)
+        still = _still(similar > self.options.alike, grid, windows)
+        starts, owner = _candidates(similar, still, grid, windows, count)
+        means = mean_by(rows, owner, len(starts))
+        if len(starts) == count:
+            order, absorbs = torch.arange(count, device=tokens.device), torch.full_like(starts, count)
+        else:
+            order, absorbs = _chosen(means, owner.view(grid.frames, -1), attention, still, windows, count)
         return Reduction(
-            kept, lambda rows: absorb(mean_by(rows, owner, len(starts)), order, absorbs, self.options.least)
+            starts[order], lambda every: absorb(mean_by(every, owner, len(starts)), order, absorbs, self.options.least)
         )
 
 
 def best_windows(static: Tensor) -> list[range]:
-    """Cut frames into the windows that save most tokens, by dynamic programming; earlier cuts at equal savings.
+    """Cut frames into the windows that save most tokens, by dynamic programming; shorter ones at equal savings.
 
     Args:
         static: bool [T - 1, P], whether a cell is alike in a frame and the next.
@@ -91,8 +95,7 @@ def best_windows(static: Tensor) -> list[range]:
     start = list(range(-1, count))
     for end in range(1, count + 1):
         choices = [best[i] + ([0, *savings[i]])[end - 1 - i] for i in range(end)]
-        best[end] = max(choices)
-        start[end] = choices.index(best[end])
+        best[end], start[end] = max((saved, i) for i, saved in enumerate(choices))
     windows, end = [], count
     while end:
         windows.append(range(start[end], end))
@@ -100,7 +103,16 @@ def best_windows(static: Tensor) -> list[range]:
     return windows[::-1]
 
 
-def _candidates(similar: Tensor, alike: float, grid: Grid, windows: list[range], count: int) -> tuple[Tensor, Tensor]:
+def _still(static: Tensor, grid: Grid, windows: list[range]) -> Tensor:
+    """Whether a token's cell stays alike through its window of two frames or more, bool [T, P]."""
+    still = torch.zeros(grid.frames, grid.per_frame, dtype=torch.bool, device=static.device)
+    for window in windows:
+        if len(window) > 1:
+            still[window.start : window.stop] = static[window.start : window.stop - 1].all(0)
+    return still
+
+
+def _candidates(similar: Tensor, still: Tensor, grid: Grid, windows: list[range], count: int) -> tuple[Tensor, Tensor]:
     """The tokens that stand for all, `count` or more, and the place among them of the one that stands for each token.
 
     What stays alike through its window is stood for by the token of the window's first frame, as far as enough tokens
@@ -109,9 +121,8 @@ def _candidates(similar: Tensor, alike: float, grid: Grid, windows: list[range],
     every = torch.arange(grid.tokens, device=similar.device)
     candidate = every.view(grid.frames, grid.per_frame).clone()
     for window in windows:
-        still = (similar[window.start : window.stop - 1] >= alike).all(0)
-        inside = candidate[window.start : window.stop]
-        candidate[window.start : window.stop] = torch.where(still, inside[:1], inside)
+        inside = slice(window.start, window.stop)
+        candidate[inside] = torch.where(still[inside], candidate[window.start], candidate[inside])
     candidate = candidate.flatten()
     repeats = candidate != every
     missing = count - int((~repeats).sum())
@@ -123,14 +134,33 @@ def _candidates(similar: Tensor, alike: float, grid: Grid, windows: list[range],
     return starts, owner
 
 
-def _absorbs(means: Tensor, order: Tensor, frame: Tensor, windows: list[range]) -> Tensor:
-    """The place in `order` of the kept candidate that each of the others is merged into, K where there is none."""
-    count, units = len(order), unit_rows(means)
-    window_of = to_device(torch.tensor([w for w, window in enumerate(windows) for _ in window]), frame.device)
-    window = window_of[frame]
-    parts = []
-    for part, part_window in zip(units.split(_ROWS), window.split(_ROWS), strict=True):
-        apart = part_window[:, None] != window[order][None]
-        best = quantise(part @ units[order].T).masked_fill(apart, -2.0).argmax(1)
-        parts.append(torch.where(apart.all(1), count, best))
-    return torch.cat(parts).index_fill(0, order, count)
+def _chosen(
+    means: Tensor, owner: Tensor, attention: Tensor, still: Tensor, windows: list[range], count: int
+) -> tuple[Tensor, Tensor]:
+    """Kept candidates, and the place among them that each of the others is merged into, `count` where there is none.
+
+    Args:
+        means: float32 [n, d], of the candidates.
+        owner: int64 [T, P], candidate of each token.
+        attention: float32 [M].
+        still: bool [T, P].
+        windows: of frames.
+        count: candidates to keep, less than n.
+    """
+    firsts = [window.start for window in windows]
+    of_windows = [int(n) for n in still[firsts].sum(1).tolist()]
+    of_frames = [int(n) for n in (~still).sum(1).tolist()]
+    sizes = [n if len(window) > 1 else 0 for n, window in zip(of_windows, windows, strict=True)] + of_frames
+    shares = largest_remainder(count, sizes, sizes, 0)
+    absorbs = torch.full((len(means),), count, device=means.device)
+    kept, before = [], 0
+    for first, share, size in zip(firsts, shares, sizes, strict=False):
+        if share:
+            candidates = owner[first, places_of(still[first], size)]
+            centers = density_peaks(means[candidates], share, min(_NEIGHBOURS, share))
+            absorbs[candidates] = nearest(means[candidates], means[candidates[centers]]) + before
+            kept.append(candidates[centers])
+            before += share
+    seen = best_per_frame(attention.masked_fill(still.flatten(), -1.0), shares[len(windows) :])
+    order = torch.cat([*kept, owner.flatten()[seen]])
+    return order, absorbs.index_fill_(0, order, count)

@@ -25,10 +25,10 @@ class TodreOptions(TowerOptions):
 class Todre(Strategy):
     """Stage 1 of ToDRE (arXiv 2505.18757): greedy diversity over the whole item, without attention.
 
-    Distances are one minus the cosine, on a 128-wide sketch of the cells; the first pick is the cell farthest from the
-    mean, and many picks are made in blocks (see `maths.max_sum_order`, `maths.diverse_order`). Stage 2, which drops
-    visual tokens inside late layers of the language model, is no part of this. No floor per frame is promised, as the
-    method has none.
+    Distances are one minus the cosine, on a 128-wide sketch of the cells. The first pick is the cell farthest from the
+    mean; the paper's is the one that the class token attends to most, which towers here do not have. Many picks are
+    made in blocks (see `maths.max_sum_order`, `maths.diverse_order`). Stage 2, which drops visual tokens inside late
+    layers of the language model, is no part of this. No floor per frame is promised, as the method has none.
     """
 
     name = "todre"

@@ -33,7 +33,8 @@ class VCast(Strategy):
     The unit mean tokens of the frames are points of a path; the curvature at a frame is one minus the cosine between
     the step into it and the step out of it, 1 at both ends. Each frame keeps one token, the rest of K goes by the
     softmax of the curvatures. Inside a frame, tokens rank by their distance (one minus the cosine) to the frame's mean
-    plus their length, scaled to 0 to 1. What a full frame cannot take is shared by the others in proportion.
+    plus their length, scaled to 0 to 1. What a full frame cannot take is shared by the others in proportion,
+    and what rounding leaves over goes to the largest remainders; the authors' code gives all of it to one frame.
     """
 
     name = "vcast"

@@ -10,7 +10,7 @@ from .motion import match
 from .pixels import cells_of, first_of_equals
 from .segments import banded, neighbour_similarity, scenes
 from .transport import sinkhorn
-from .vectors import SKETCH, cosine, evenly_spaced, highest, quantise, sketch, spread_to_one, unit_rows
+from .vectors import SKETCH, compared, cosine, evenly_spaced, highest, quantise, sketch, spread_to_one, unit_rows
 
 __all__ = [
     "SKETCH",
@@ -18,6 +18,7 @@ __all__ = [
     "banded",
     "cells_of",
     "cluster",
+    "compared",
     "cosine",
     "density_peaks",
     "diverse_order",

@@ -72,23 +72,22 @@ def cluster(units: Tensor, first: Tensor, steps: int, medoid_centers: bool = Fal
     return kept, owner
 
 
-def density_peaks(units: Tensor, count: int, neighbours: int) -> Tensor:
+def density_peaks(rows: Tensor, count: int, neighbours: int) -> Tensor:
     """Centers of dense groups (DPC-kNN): rows that are dense and far from denser ones, int64 [count].
 
-    Density is exp(-mean squared distance to the `neighbours` nearest), and a row's score density times distance to the
-    nearest denser row. No noise breaks ties: of equally dense rows the lower index counts as denser.
+    Density is exp(-mean squared distance to the `neighbours` nearest rows, itself among them), and a row's score
+    density times distance to the nearest denser row. No noise breaks ties: of equally dense rows the lower index counts
+    as denser.
 
     Args:
-        units: unit rows, float32 [n, d].
+        rows: float32 [n, d], scaled so that squared distances are of the order of one.
         count: at most n.
-        neighbours: at least 1.
+        neighbours: at least 1; as many as there are rows where that is more.
     """
-    distance = (2 - 2 * quantise(units @ units.T)).clamp_min_(0)
-    n = len(units)
-    others = distance.clone().fill_diagonal_(torch.inf)
-    near = others.topk(min(neighbours, n - 1), largest=False).values if n > 1 else distance
-    density = (-near.mean(1)).exp()
-    order = torch.arange(n, device=units.device)
+    lengths = rows.square().sum(1)
+    distance = quantise(lengths[:, None] + lengths[None] - 2 * (rows @ rows.T)).clamp_min_(0).fill_diagonal_(0)
+    density = (-distance.topk(min(neighbours, len(rows)), largest=False).values.mean(1)).exp()
+    order = torch.arange(len(rows), device=rows.device)
     denser = (density[None] > density[:, None]) | ((density[None] == density[:, None]) & (order[None] < order[:, None]))
     reach = torch.where(denser, distance, torch.inf).amin(1)
     reach = torch.where(reach.isinf(), distance.amax(), reach)
