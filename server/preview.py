@@ -14,11 +14,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.requests import Request
 
 from vllm_prune.budget.canonical import VisualSpec
-from vllm_prune.budget.kv import KvSpec
 from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import MODALITIES
+from vllm_prune.kv.group_budgets import GroupBudgets
 from vllm_prune.request import current
 from vllm_prune.signals import FRONT_END
+from vllm_prune.support.kv import predicted
 from vllm_prune.telemetry.usage_report import visual_report
 from vllm_prune.vllm_compat.chat_prefill import prefill, prepare_chat
 from vllm_prune.vllm_compat.worker_calls import fetch_kept
@@ -52,14 +53,18 @@ async def preview(request: Any, raw_request: Request) -> Response:
         await fetch_kept(handler.engine_client, context)
     tokens = len(prompt["prompt_token_ids"])
     unpruned = tokens + sum(item["input_tokens"] - item["kept_tokens"] for item in context.items)
+    budgets = None
+    if decision.kv is not None:
+        places = [place for placed in prompt.get("mm_placeholders", {}).values() for place in placed]
+        budgets = predicted(decision.kv, tokens, places, handler.engine_client.vllm_config)
     return JSONResponse(
         {
             "object": "pruning.preview",
             "visual": visual_report(context.items, return_kept=True),
             "prompt_tokens": tokens,
             "prompt_tokens_unpruned": unpruned,
-            "kv": None if decision.kv is None else _kv(decision.kv, tokens, unpruned),
-            "clamped": context.clamped(),
+            "kv": None if budgets is None else _kv(budgets, unpruned),
+            "clamped": [*context.clamped(), *([] if budgets is None else budgets.clamped())],
         }
     )
 
@@ -75,12 +80,11 @@ def _needs_tower(spec: VisualSpec | None) -> bool:
     return any(not VISUAL.strategy_class(part.strategy).needs & FRONT_END for part in parts)
 
 
-def _kv(spec: KvSpec, tokens: int, unpruned: int) -> dict[str, Any]:
-    kept = min(tokens, spec.count(tokens))
+def _kv(budgets: GroupBudgets, unpruned: int) -> dict[str, Any]:
     return {
-        "strategy": spec.strategy,
-        "prompt_tokens": tokens,
-        "kept_tokens": kept,
+        "strategy": budgets.spec.strategy,
+        "prompt_tokens": budgets.prompt,
+        "kept_tokens": budgets.kept_tokens,
         "rows_unpruned": unpruned,
-        "rows_kept": kept,
+        "rows_kept": budgets.kept_tokens,
     }

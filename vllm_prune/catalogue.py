@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound="Strategy | KvStrategy")
 
+LAYER_GROUPS = "layer_groups"
+"""Among what a strategy needs: an engine with several groups of layers."""
+
 SHARED_MODULES = frozenset({"base", "maths"})
 """Modules of a strategies folder that hold no strategy; neither do those whose names begin with an underscore."""
 
@@ -103,7 +106,7 @@ class Catalogue(Generic[S]):
             "name": cls.name,
             "part": self.part,
             "modality": sorted(cls.modalities),
-            "needs": sorted(cls.needs),
+            "needs": sorted({*cls.needs, *([LAYER_GROUPS] if getattr(cls, "layered", False) else [])}),
             "summary": cls.summary,
             "paper": cls.paper,
             "options": cls.Options.model_json_schema(),

@@ -15,6 +15,7 @@ from vllm_prune.budget.allocate import allocate, plan
 from vllm_prune.budget.canonical import VisualSpec
 from vllm_prune.budget.errors import BudgetError
 from vllm_prune.budget.kv import KvSpec
+from vllm_prune.catalogue import KV
 from vllm_prune.grid import Grid, Modality
 
 # Keys of a content part that holds media, in every dialect that vLLM takes.
@@ -138,6 +139,9 @@ def rows_held(choices: int, output: int | None, prompts: Sequence[int], kv: KvSp
         left = max(0, context - prompt if output is None else min(output, context - prompt))
         if kv is None:
             rows += prompt + choices * left
+        elif KV.strategy_class(kv.strategy).once:
+            # What it keeps of a prompt follows from its text, and decoded rows stay.
+            rows += choices * (prompt + left)
         else:
             rows += choices * min(prompt + left, kv.count(prompt) + min(kv.buffer, left))
     return rows

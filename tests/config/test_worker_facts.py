@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from vllm_prune.config.kv import Kv
 from vllm_prune.config.load import PruneConfig
@@ -47,6 +48,15 @@ def test_facts_are_read_back_from_vllms_configuration() -> None:
         SimpleNamespace(additional_config=object()),
     ):
         assert WorkerFacts.of(plain) == WorkerFacts()
+
+
+def test_groups_of_layers_come_through_json() -> None:
+    facts = WorkerFacts.configured(PruneConfig.model_validate({"kv": {"layer_groups": (14, 21)}}))
+    assert facts.layer_groups == (14, 21)
+    assert WorkerFacts.of(SimpleNamespace(additional_config=parsed(facts.merged_into([])))) == facts
+    for wrong in ((21, 14), (14, 14), (0, 3)):
+        with pytest.raises(ValidationError):
+            Kv(layer_groups=wrong)
 
 
 def test_paths_are_those_of_the_launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ def journal() -> Iterator[Journal]:
 
     def run(self: Any, command: Any, request: Any) -> float:
         seconds = original(self, command, request)
-        found.kept.setdefault(command.request_id, []).append([kept.clone().cpu() for kept in request.positions])
+        found.kept.setdefault(command.request_id, []).append(
+            [kept.clone().cpu() for _, kept in sorted(request.positions.items())]
+        )
         return seconds
 
     Compactor.run = run  # type: ignore[method-assign]

@@ -53,11 +53,11 @@ class ShufflingMixin(CompactingMixin):
         plans = []
         for request in self.running:
             name, rows = request.request_id, request.num_computed_tokens
-            if name not in self.kv_specs or request.is_prefill_chunk or rows - self.done.get(name, 0) < EVERY:
+            if name not in self.budgets or request.is_prefill_chunk or rows - self.done.get(name, 0) < EVERY:
                 continue
-            planned = self.compacting.compact(name, rows, rows)
+            planned = self.compacting.compact(name, [(0, rows, rows)])
             if planned is not None:
-                plans.append(Planned(*planned))
+                plans.append(Planned.of(planned))
                 self.done[name] = rows
                 self.ordered += 1
                 self.ahead += request.num_output_placeholders > 0

@@ -33,7 +33,9 @@ def main(checkpoint: str) -> None:
     for name in KV.names():
         requests.append(media.ask(picture, media.image(5 * cell, 8 * cell, 2)))
         specs.append(KvSpec(name, keep="0.4", buffer=16))
-    llm = start(Path(checkpoint), enforce_eager=False, max_num_batched_tokens=512, dtype="bfloat16", **EVICTING)
+    # Some strategies divide their budget over groups of layers.
+    groups = {"additional_config": {"vllm_prune": {"launched": True, "layer_groups": [2]}}, **EVICTING}
+    llm = start(Path(checkpoint), enforce_eager=False, max_num_batched_tokens=512, dtype="bfloat16", **groups)
     outputs = evict(llm, requests, specs, 60)
     assert all(len(output.outputs[0].token_ids) == 60 for output in outputs)
     print("no wait")

@@ -130,10 +130,11 @@ def test_other_groups_with_cached_lengths_are_noticed(model: Model) -> None:
     llm = model.llm()
     runner = runner_of(llm)
     compare_with_masked(llm, model.requests[:1], SPECS[:1], STEPS, model.oracle)
-    others = [group for i, groups in enumerate(runner.attn_groups) if i != runner.kv_group for group in groups]
+    [[compacted]] = runner.kv_groups.members
+    others = [group for i, groups in enumerate(runner.attn_groups) if i != compacted for group in groups]
     assert len(others) > 1
     for group in others:
-        runner.kv_group_lengths._wrap(group)
+        runner.kv_group_lengths[0]._wrap(group)
     try:
         reset(llm)
         with pytest.raises(Mismatch):
@@ -236,13 +237,13 @@ def test_only_the_group_of_full_attention_gives_blocks_back(model: Model) -> Non
     scheduler, freed, held = scheduler_of(llm), [], []
     compact = scheduler.compacting.compact
 
-    def count(request_id: str, rows: int, keep: int) -> Any:
+    def count(request_id: str, lengths: Any) -> Any:
         before = [list(manager.req_to_blocks[request_id]) for manager in managers(llm)]
-        result = compact(request_id, rows, keep)
+        result = compact(request_id, lengths)
         after = [list(manager.req_to_blocks[request_id]) for manager in managers(llm)]
         changed = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
-        assert changed == [scheduler.compacting.kv_cache_group_id] == [runner_of(llm).kv_group]
-        freed.append(result[1])
+        assert [changed] == [list(scheduler.compacting.compacting)] == [list(runner_of(llm).kv_groups.members[0])]
+        freed.append(result[0][1])
         states = [blocks for manager, blocks in zip(managers(llm), after, strict=True) if type(manager) is MambaManager]
         held.extend(sum(not block.is_null for block in blocks) for blocks in states)
         return result

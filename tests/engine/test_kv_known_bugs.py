@@ -53,8 +53,8 @@ def test_nothing_is_compacted_while_its_prefill_is_in_chunks(engines: EnginePool
     def plan() -> Any:
         found = original()
         for planned in found:
-            request = scheduler.requests[planned.command.request_id]
-            rows.append((planned.command.rows + planned.command.evicted, request.num_prompt_tokens))
+            [command], request = planned.commands, scheduler.requests[planned.request_id]
+            rows.append((command.rows + command.evicted, request.num_prompt_tokens))
             assert not request.is_prefill_chunk
         return found
 
@@ -151,7 +151,7 @@ def test_running_ahead_of_the_worker_counts_right(engines: EnginePool, monkeypat
         output = scheduler.schedule()
         commands.append([(c.rows, c.keep, c.evicted) for c in getattr(output, "compactions", [])])
         lengths.append(request.num_computed_tokens - scheduler.compacting.evicted.get("a", 0))
-        held = len(scheduler.compacting.req_to_blocks["a"]) * own.block_size
+        held = len(scheduler.compacting.compacting[0].req_to_blocks["a"]) * own.block_size
         assert 0 <= held - lengths[-1] < own.block_size
     # Three chunks; the fourth step carries the first command; then one after every fourth decoded token.
     assert commands == [[], [], [], [(150, 40, 0)], [], [], [], [(44, 40, 110)], [], [], [], [(44, 40, 114)]]

@@ -87,7 +87,7 @@ def test_requests_leave_nothing_behind(count: int, blocks: int, engines: EngineP
     assert private > count
     assert free_blocks(llm) == before
     assert scheduler.compacting.evicted == {}
-    assert scheduler.kv_specs == {}
+    assert scheduler.budgets == {}
     assert scheduler.tallies == {}
     assert scheduler.windows.held == scheduler.windows.needed == {}
     assert scheduler.windows.free == scheduler.windows.limits.slots

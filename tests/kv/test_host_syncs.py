@@ -142,7 +142,7 @@ def two_compactions(device: torch.device, name: str, options: str, monkeypatch: 
     slots = (torch.tensor(SOURCE)[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:PROMPT]
     worker.prefill(request, slots)
     worker.compactor.run(Compaction("a", PROMPT, PROMPT // 2, 0, SOURCE, MIDDLE), request)
-    first = request.positions
+    first = list(request.positions.values())
     rows = PROMPT // 2 + BUFFER + 1
     worker.observe(request, range(PROMPT + BUFFER + 1 - WINDOW, PROMPT + BUFFER + 1), 0, torch.Generator())
     command = Compaction("a", rows, PROMPT // 2, PROMPT // 2, (*MIDDLE, 17), TARGET)
@@ -150,7 +150,7 @@ def two_compactions(device: torch.device, name: str, options: str, monkeypatch: 
     caches = [layer.kv_cache for layer in worker.layers]
     # The scratch row takes whichever of its tokens comes last.
     queries = [rows[:-1] for rows in worker.store.rows]
-    return [on_host(one) for one in (*first, *request.positions, *caches, *queries)]
+    return [on_host(one) for one in (*first, *request.positions.values(), *caches, *queries)]
 
 
 @torch.inference_mode()

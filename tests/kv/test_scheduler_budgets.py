@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from vllm_prune.budget.kv import KEY, KvSpec
+from vllm_prune.kv.layer_groups import LayerGroups
 from vllm_prune.kv.runners.base import CompactingRunner
 from vllm_prune.kv.scheduler import CompactingMixin
 from vllm_prune.kv.window_slots import WindowLimits, WindowSlots
@@ -23,15 +24,21 @@ class Base:
 
 class Scheduler(CompactingMixin, Base):
     def __init__(self) -> None:
-        self.kv_specs, self.added, self.compacting = {}, [], object()  # type: ignore[assignment]
+        self.budgets, self.added, self.compacting = {}, [], object()  # type: ignore[assignment]
         self.tallies, self.unsent = {}, {}
         self.windows = WindowSlots(WindowLimits(64, 512, 64))
+        self.groups = LayerGroups((0,), (28,), ((0,),))
 
 
 def request(wire: object) -> Any:
     params = SimpleNamespace(extra_args={KEY: wire})
     return SimpleNamespace(
-        request_id="r", sampling_params=params, resumable=False, prompt_token_ids=[1], num_prompt_tokens=100
+        request_id="r",
+        sampling_params=params,
+        resumable=False,
+        prompt_token_ids=[1],
+        num_prompt_tokens=100,
+        mm_features=[],
     )
 
 
@@ -49,7 +56,7 @@ def test_the_engine_goes_on_without_eviction(wire: object, caplog: pytest.LogCap
     finally:
         logging.getLogger("vllm.vllm_prune").removeHandler(caplog.handler)
     assert len(scheduler.added) == 1
-    assert scheduler.kv_specs == {}
+    assert scheduler.budgets == {}
     assert skipped() == before + 1
     assert "request r is not evicted" in caplog.text
 
@@ -58,16 +65,17 @@ def test_sums_that_nothing_was_reserved_for_are_skipped() -> None:
     """The front end refuses these; under plain vLLM they come through."""
     scheduler, spec = Scheduler(), KvSpec("expected_attention", '{"queries": "prompt"}', keep="0.5")
     scheduler.add_request(request(spec.wire()))
-    assert scheduler.kv_specs == {}
+    assert scheduler.budgets == {}
     scheduler.windows = WindowSlots(WindowLimits(64, 512, 64, 1))
     scheduler.add_request(request(spec.wire()))
-    assert set(scheduler.kv_specs) == {"r"}
+    assert set(scheduler.budgets) == {"r"}
 
 
 def test_a_good_budget_is_taken() -> None:
     scheduler, before, spec = Scheduler(), skipped(), KvSpec("snapkv", keep="0.5")
     scheduler.add_request(request(spec.wire()))
-    assert (scheduler.kv_specs["r"].strategy, scheduler.kv_specs["r"].keep) == (spec.strategy, spec.keep)
+    kept = scheduler.budgets["r"].spec
+    assert (kept.strategy, kept.keep) == (spec.strategy, spec.keep)
     assert skipped() == before
 
 

@@ -26,8 +26,8 @@ def compactor(saliency: bool = True, rotation: bool = True, coordinates: bool = 
     )
 
 
-def source(positions: list[Any] | None = None, prompt: int = 2, **parts: bool) -> LayerSource:
-    request: Any = SimpleNamespace(positions=positions or [], prompt=prompt, sum_slot=5)
+def source(positions: dict[int, Any] | None = None, prompt: int = 2, **parts: bool) -> LayerSource:
+    request: Any = SimpleNamespace(positions=positions or {}, prompt=prompt, sum_slot=5)
     return LayerSource(compactor(**parts), 1, request, torch.tensor([5, 6]), [2, 3], heads=2)
 
 
@@ -55,7 +55,7 @@ def test_saliency_is_that_of_the_slots_before_the_first_compaction() -> None:
     saliency = fields_of({"saliency"}, source())
     assert saliency["saliency"].tolist() == [[105, 106], [105, 106]]
     assert saliency["normed_saliency"].tolist() == [[-5, -6], [-5, -6]]
-    assert fields_of({"saliency"}, source(positions=[torch.zeros(2, 2)])) == {}
+    assert fields_of({"saliency"}, source(positions={1: torch.zeros(2, 2)})) == {}
 
 
 def test_moments_are_those_of_the_slot() -> None:
@@ -67,5 +67,5 @@ def test_coordinates_are_those_of_the_slots_before_the_first_compaction() -> Non
     assert fields_of({"coordinates"}, source())["coordinates"].tolist() == [[5, 6]] * 3
     one = LayerSource(compactor(), 1, source(prompt=1).request, torch.tensor([5, 9, 2]), torch.tensor([]), heads=2)
     assert fields_of({"coordinates"}, one)["coordinates"].tolist() == [[5, 6, 7]] * 3
-    assert fields_of({"coordinates"}, source(positions=[torch.zeros(2, 2)])) == {}
+    assert fields_of({"coordinates"}, source(positions={1: torch.zeros(2, 2)})) == {}
     assert fields_of({"coordinates"}, source(coordinates=False)) == {}

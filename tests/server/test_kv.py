@@ -27,7 +27,18 @@ def ask(client: openai.OpenAI, model: str, pruning: Any, tokens: int = 12, **mor
     )
 
 
-@pytest.mark.parametrize("strategy", catalogue.KV.names())
+LAYERED = [name for name in catalogue.KV.names() if catalogue.KV.strategy_class(name).layered]
+
+
+@pytest.mark.parametrize("strategy", LAYERED)
+def test_strategies_by_depth_say_what_to_configure(client: openai.OpenAI, model: str, strategy: str) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        ask(client, model, {"kv": {**KV, "strategy": strategy}})
+    assert error.value.param == "pruning.kv.strategy"
+    assert "set kv.layer_groups" in error.value.message
+
+
+@pytest.mark.parametrize("strategy", [name for name in catalogue.KV.names() if name not in LAYERED])
 def test_every_strategy_reports_one_compaction(client: openai.OpenAI, model: str, strategy: str) -> None:
     answer = ask(client, model, {"kv": {**KV, "strategy": strategy}})
     prompt = answer.usage.prompt_tokens

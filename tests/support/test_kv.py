@@ -178,7 +178,7 @@ def test_a_worker_knows_the_group_that_is_compacted() -> None:
     assert [one.layer_name for one in evictable] == ["a", "b"]
     assert suitability.evictable_layers(layers[:1]) == layers[:1]
     for groups, index in (([windows, full], 1), ([full, states], 0), ([full], 0)):
-        assert suitability.full_attention_group(groups) == index
+        assert suitability.full_attention_groups(groups) == (index,)
         assert suitability.grouping_refusals(groups, evictable, False) == []
         assert len(suitability.grouping_refusals(groups, evictable, True)) == (len(groups) > 1)
 
@@ -233,6 +233,30 @@ def test_a_window_above_what_the_workers_hold_is_refused() -> None:
     larger = served()
     larger.additional_config = {"vllm_prune": {"max_window": 128}}
     assert kv.missing(KvSpec("snapkv", keep="0.5", window=65), larger) is None
+
+
+@pytest.mark.parametrize("name", ["pyramid_kv", "visual_exit"])
+def test_strategies_by_depth_need_groups_of_layers(name: str) -> None:
+    finding = kv.missing(KvSpec(name, keep="0.5"), served())
+    assert finding is not None
+    assert (finding.cause, finding.param) == ("layer_groups", "pruning.kv.strategy")
+    assert "set kv.layer_groups" in finding.text
+    divided = served()
+    divided.additional_config = {"vllm_prune": {"layer_groups": [2]}}
+    assert kv.missing(KvSpec(name, keep="0.5"), divided) is None
+    divided.speculative_config = SimpleNamespace(method="ngram")
+    assert [one.cause for one in kv.config_refusals(divided)] == ["cache_groups"]
+
+
+def test_a_budget_is_predicted_as_the_engine_divides_it() -> None:
+    places, divided = [SimpleNamespace(offset=10, length=80, is_embed=None)], served()
+    spec = KvSpec("visual_exit", keep="0.6")
+    divided.additional_config = {"vllm_prune": {"layer_groups": [2]}}
+    divided.scheduler_config.max_num_seqs = 8
+    divided.model_config.hf_text_config = SimpleNamespace(num_hidden_layers=4)
+    assert kv.predicted(spec, 100, places, divided).counts == (100, 20)
+    divided.additional_config = {}
+    assert kv.predicted(spec, 100, places, divided).counts == (60,)
 
 
 def test_options_that_do_not_fit_the_heads_are_refused() -> None:

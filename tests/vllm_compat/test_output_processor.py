@@ -34,7 +34,7 @@ def test_each_report_counts_what_is_new(counted: list[tuple[Any, ...]]) -> None:
     state, tally = SimpleNamespace(), Tally(context.id, "snapkv", 100, 50)
     for evicted, freed in ((0, 0), (50, 3), (10, 1), (10, 0)):
         if evicted:
-            tally.add(evicted, freed)
+            tally.add(evicted, [freed])
         report = output(tally)
         _take_report(report, state)
         assert report.kv_transfer_params is None
@@ -49,13 +49,31 @@ def test_each_report_counts_what_is_new(counted: list[tuple[Any, ...]]) -> None:
     }
 
 
+def test_groups_of_layers_count_their_blocks(counted: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks: list[tuple[int, int]] = []
+    monkeypatch.setattr(metrics, "count_group_blocks", lambda *args: blocks.append(args))
+    context = RequestContext(decision=Decision(None, kv=KvSpec("pyramid_kv", keep="0.5")))
+    groups = [{"first_layer": first, "kept_tokens": kept, "freed_blocks": 0} for first, kept in ((0, 70), (14, 30))]
+    state, tally = SimpleNamespace(), Tally(context.id, "pyramid_kv", 100, 50, layer_groups=groups)
+    for evicted, freed in ((0, [0, 0]), (50, [1, 3]), (10, [1, 0])):
+        if evicted:
+            tally.add(evicted, freed)
+        _take_report(output(tally), state)
+    assert counted == [("pyramid_kv", 50, 4, 1), ("pyramid_kv", 10, 1, 1)]
+    assert blocks == [(0, 1), (14, 3), (0, 1), (14, 0)]
+    assert context.usage()["kv"]["layer_groups"] == [
+        {"first_layer": 0, "kept_tokens": 70, "freed_blocks": 2},
+        {"first_layer": 14, "kept_tokens": 30, "freed_blocks": 3},
+    ]
+
+
 def test_what_comes_after_the_front_end_has_ended_a_request_counts_nowhere(counted: list[tuple[Any, ...]]) -> None:
     context = RequestContext(decision=Decision(None, kv=KvSpec("snapkv", keep="0.5")))
     state, tally = SimpleNamespace(), Tally(context.id, "snapkv", 100, 50)
-    tally.add(50, 3)
+    tally.add(50, [3])
     _take_report(output(tally), state)
     usage = context.usage()
-    tally.add(9, 1)
+    tally.add(9, [1])
     late = output(tally)
     _take_report(late, None)
     assert late.kv_transfer_params is None

@@ -109,15 +109,16 @@ class KvSpec:
             add("buffer", self.buffer, buffer, "quadratic")
         return entries
 
-    def due(self, prompt: int, rows: int, compacted: bool) -> bool:
+    def due(self, prompt: int, rows: int, compacted: bool, count: int | None = None) -> bool:
         """Whether a request with that many cached rows is to be compacted now.
 
         Args:
             prompt: rows of the prompt.
             rows: rows cached.
             compacted: whether it has been compacted since its last prefill.
+            count: rows that a compaction leaves in these layers; None for as many as in all.
         """
-        count = self.count(prompt)
+        count = self.count(prompt) if count is None else count
         return rows > count + (self.buffer if compacted or count >= prompt else 0)
 
     def gamma(self, prompt: int) -> float:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from .section import Section
+
+
+def _ascending(starts: tuple[int, ...]) -> tuple[int, ...]:
+    if any(later <= earlier for earlier, later in pairwise(starts)):
+        raise ValueError("name the layers in ascending order, each once")
+    return starts
 
 
 class Kv(Section):
@@ -20,8 +27,12 @@ class Kv(Section):
         prompt_queries: requests whose prompt's queries the workers sum up at once, for `expected_attention` with
             `queries: prompt`; 0 refuses those, and one more than this waits. Each takes 51 MB at the shapes of a 7B
             model, and with any the captured CUDA graphs do that sum in every step.
+        layer_groups: numbers of the layers, counted from 0, at which another group of layers begins, for the strategies
+            that keep fewer rows in later layers: `[14]` divides the 28 layers of a 7B model in two. Each group has
+            block tables of its own; absent, all layers share one.
     """
 
     observed_requests: Annotated[int, Field(strict=True, ge=1)] | None = None
     over_observed: Literal["wait", "refuse"] = "wait"
     prompt_queries: Annotated[int, Field(strict=True, ge=0, le=64)] = 0
+    layer_groups: Annotated[tuple[Annotated[int, Field(strict=True, ge=1)], ...], AfterValidator(_ascending)] = ()

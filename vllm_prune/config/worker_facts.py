@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ class WorkerFacts:
         prompt_queries: most requests at once whose prompt's queries are summed up.
         feature_cache_bytes: memory of a worker for the vision tower's outputs of items seen before.
         weights: file or folder of the trained layers of each strategy that has some, by its name.
+        layer_groups: numbers of the layers at which another group of layers begins; empty for one group.
     """
 
     launched: bool = False
@@ -50,13 +51,16 @@ class WorkerFacts:
     prompt_queries: int = 0
     weights: dict[str, str] = field(default_factory=dict)
     feature_cache_bytes: int = 0
+    layer_groups: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, vllm_config: Any) -> WorkerFacts:
         """The facts of a server, from vLLM's configuration."""
         additional = getattr(vllm_config, "additional_config", None)
         wire = additional.get(KEY, {}) if isinstance(additional, dict) else {}
-        return cls(**{one.name: wire[one.name] for one in fields(cls) if one.name in wire})
+        facts = cls(**{one.name: wire[one.name] for one in fields(cls) if one.name in wire})
+        # JSON has no tuples.
+        return replace(facts, layer_groups=tuple(facts.layer_groups))
 
     @classmethod
     def configured(cls, config: PruneConfig) -> WorkerFacts:
@@ -66,7 +70,8 @@ class WorkerFacts:
         layers = {name: str(Path(path).absolute()) for name, path in config.weights if path is not None}
         kv = config.kv
         reserved = (kv.observed_requests, kv.prompt_queries)
-        return cls(True, scorer, selector, config.largest_window, *reserved, layers, config.feature_cache.max_bytes)
+        cached, groups = config.feature_cache.max_bytes, kv.layer_groups
+        return cls(True, scorer, selector, config.largest_window, *reserved, layers, cached, groups)
 
     def wire(self) -> dict[str, Any]:
         """The facts that differ from the defaults.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
@@ -25,7 +26,6 @@ class CompactingManager(FullAttentionManager):
     @classmethod
     def upgrade(cls, manager: FullAttentionManager) -> CompactingManager:
         """Turn vLLM's manager into ours, before it has seen a request."""
-        assert type(manager) is FullAttentionManager
         manager.__class__ = cls
         assert isinstance(manager, cls)
         manager.evicted = {}
@@ -65,21 +65,22 @@ class CompactingManager(FullAttentionManager):
         self.evicted.pop(request_id, None)
         return super().pop_blocks_for_free(request_id)
 
-    def compact(self, request_id: str, rows: int, keep: int) -> tuple[Compaction, int] | None:
-        """Swap a request's blocks for fresh ones that hold `keep` rows.
+    def gained(self, request_id: str, keep: int) -> int:
+        """How many more blocks the pool has once a request holds `keep` rows; negative where shared ones stay."""
+        returning = sum(block.ref_cnt == 1 for block in self.req_to_blocks[request_id])
+        return returning - cdiv(keep, self.block_size)
+
+    def compact(self, request_id: str, rows: int, keep: int) -> tuple[Compaction, int]:
+        """Swap a request's blocks for fresh ones that hold `keep` rows; the pool has to have them.
 
         The old blocks go back to the pool: those that other requests share or that the prefix cache knows
         stay as they are. The copy runs at the start of the coming step, before anything writes to them.
 
         Returns:
-            The command and the number of blocks that the request holds less, or None when the pool
-            cannot give the new blocks now.
+            The command and the number of blocks that the request holds less.
         """
         old = self.req_to_blocks[request_id]
         need = cdiv(keep, self.block_size)
-        returning = sum(block.ref_cnt == 1 for block in old)
-        if self.block_pool.get_num_free_blocks() + returning < need:
-            return None
         source = tuple(block.block_id for block in old[: cdiv(rows, self.block_size)])
         self.block_pool.free_blocks(reversed(old))
         new = self.block_pool.get_new_blocks(need)
@@ -95,28 +96,53 @@ class CompactingManager(FullAttentionManager):
 class CompactingCoordinator(KVCacheCoordinator):
     """In front of the class of vLLM's coordinator, which makes all cache groups of a model agree.
 
-    Only the group of full attention is compacted. What the others go on to hold of such a request, states of a
+    Only groups of full attention are compacted. What the others go on to hold of such a request, states of a
     recurrence or rows of a sliding window, follows from what was kept, and is no prefix for anybody else.
 
     Attributes:
-        compacting: manager of the group of full attention.
+        compacting: managers of the groups of full attention, by the index of their group.
+        evicted: rows evicted so far per request that is compacted in any group, in the first of those groups.
     """
 
-    compacting: CompactingManager
+    compacting: dict[int, CompactingManager]
+    evicted: Mapping[str, int]
 
     @classmethod
-    def upgrade(cls, coordinator: KVCacheCoordinator) -> CompactingManager:
-        """Turn vLLM's coordinator into ours, and its one manager of full attention, before they have seen a request."""
-        full = [manager for manager in coordinator.single_type_managers if type(manager) is FullAttentionManager]
-        [manager] = full
-        compacting = CompactingManager.upgrade(manager)
+    def upgrade(cls, coordinator: KVCacheCoordinator) -> CompactingCoordinator:
+        """Turn vLLM's coordinator into ours, and its managers of full attention, before they have seen a request."""
+        managers = enumerate(coordinator.single_type_managers)
+        full = {index: manager for index, manager in managers if type(manager) is FullAttentionManager}
         kind = type(coordinator)
         coordinator.__class__ = type(f"Compacting{kind.__name__}", (cls, kind), {})
         assert isinstance(coordinator, cls)
-        coordinator.compacting = compacting
-        return compacting
+        coordinator.compacting = {index: CompactingManager.upgrade(manager) for index, manager in full.items()}
+        # A chain looks up in each of its maps in turn, and one map needs no chain.
+        maps = [manager.evicted for manager in coordinator.compacting.values()]
+        coordinator.evicted = maps[0] if len(maps) == 1 else ChainMap(*maps)
+        return coordinator
 
     def cache_blocks(self, request: Any, num_computed_tokens: int) -> None:
         """As vLLM's, except for compacted requests: no group has anything of theirs that a prefix could match."""
-        if request.request_id not in self.compacting.evicted:
+        if request.request_id not in self.evicted:
             super().cache_blocks(request, num_computed_tokens)
+
+    def compact(self, request_id: str, lengths: Iterable[tuple[int, int, int]]) -> list[tuple[Compaction, int]] | None:
+        """Shorten a request in some of the groups, or in none of them.
+
+        A group's new blocks may be old ones of itself or of the groups before it, never of those behind it, so workers
+        that carry out the commands in their order have read what they overwrite.
+
+        Args:
+            request_id: the request.
+            lengths: index of the group, rows that it holds, rows that it keeps.
+
+        Returns:
+            Per group the command and the number of blocks that the request holds less; None when the pool cannot give
+            the new blocks of all of them now.
+        """
+        lengths, free = list(lengths), self.block_pool.get_num_free_blocks()
+        for group, _, keep in lengths:
+            free += self.compacting[group].gained(request_id, keep)
+            if free < 0:
+                return None
+        return [self.compacting[group].compact(request_id, rows, keep) for group, rows, keep in lengths]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from ..catalogue import KV
 from .cache import Blocks, CacheRows
 from .commands import Compaction
 from .coordinates import CoordinateStore
+from .group_budgets import ONE_GROUP, GroupBudgets
 from .prompt_queries import PromptQueries
 from .query_window import QueryStore
 from .saliency import SaliencyStore
@@ -33,42 +34,46 @@ class CachedRequest:
     """State that a worker keeps of a request with a KV budget.
 
     Attributes:
-        spec: its budget, within the engine's bounds.
+        budgets: its budget, within the engine's bounds, per group of layers.
         strategy: the strategy, with its options.
-        prompt: prompt tokens.
         media: int64 [prompt], media item of each prompt token, `TEXT` for text.
         items: per media item int64 [n], its prompt tokens; items without any are left out.
         seed: depends on the prompt only.
         window_slots: slots of the query store, W of them; none where the strategy looks at no queries.
         sum_slot: slot of the sums over the prompt's queries; None where the strategy takes none.
-        evicted: logical length minus cached length.
-        positions: per layer int64 [H, C], what the rows kept by the last compaction hold; empty before the first.
-        carried: per layer, what the strategy keeps with those rows.
+        evicted: per group of layers logical length minus cached length.
+        positions: by layer int64 [H, C], what the rows kept by the last compaction hold; absent before the first.
+        carried: by layer, what the strategy keeps with those rows.
     """
 
-    spec: KvSpec
+    budgets: GroupBudgets
     strategy: KvStrategy
-    prompt: int
     media: Tensor
     items: tuple[Tensor, ...]
     seed: int
     window_slots: list[int]
     sum_slot: int | None = None
-    evicted: int = 0
-    positions: list[Tensor] = field(default_factory=list)
-    carried: list[dict[str, Tensor]] = field(default_factory=list)
+    evicted: list[int] = field(init=False)
+    positions: dict[int, Tensor] = field(default_factory=dict)
+    carried: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.evicted = [0] * len(self.budgets.counts)
+
+    @property
+    def prompt(self) -> int:
+        """Prompt tokens."""
+        return self.budgets.prompt
 
     @property
     def window(self) -> int:
         """Number of rows at the end that are always kept, W."""
-        return self.spec.window
+        return self.budgets.spec.window
 
-    def observed_from(self) -> int:
-        """First position whose query may belong to the next window."""
-        count = self.spec.count(self.prompt)
-        if self.evicted == 0 and count < self.prompt:
-            return self.prompt - self.window
-        return self.evicted + count + self.spec.buffer + 1 - self.window
+    def observed(self, start: int, end: int) -> range:
+        """Those of consecutive positions whose queries may belong to the window of a next compaction."""
+        first = self.budgets.observed_from(self.evicted) if self.window_slots else None
+        return range(0) if first is None else range(max(start, end - self.window, first), end)
 
     def summed(self, start: int, end: int) -> range:
         """Those of consecutive positions whose queries belong to the sums over the prompt's."""
@@ -88,6 +93,7 @@ def track(
     store: QueryStore,
     limits: WindowLimits,
     sums: PromptQueries | None = None,
+    layers: tuple[int, ...] = ONE_GROUP,
 ) -> CachedRequest:
     """State of a request that is about to be prefilled; acquires the slots of its window and of its sums.
 
@@ -98,6 +104,7 @@ def track(
         store: where its queries will be.
         limits: size of the store.
         sums: where the sums over its prompt's queries will be; needed where its strategy takes them.
+        layers: number of layers of each group of layers.
     """
     media = torch.full((len(prompt),), TEXT, dtype=torch.int64)
     for index, feature in enumerate(sorted(features, key=lambda one: one.mm_position.offset)):
@@ -108,12 +115,13 @@ def track(
     strategy = KV.create(spec.strategy, json.loads(spec.options))
     slots = store.acquire(limits.slots_of(spec, len(prompt)))
     sum_slot = sums.acquire() if sums is not None and "moments" in strategy.wanted() else None
-    spec = limits.bounded(spec, len(prompt))
+    places = [feature.mm_position for feature in features]
+    budgets = GroupBudgets.of(spec, len(prompt), places, limits, layers)
     # Looked up here, as finding them on the device would wait for it.
     rows = ((media == index).nonzero().squeeze(1) for index in range(len(features)))
     items = tuple(async_tensor_h2d(tokens, device=store.device) for tokens in rows if len(tokens))
     media = async_tensor_h2d(media, device=store.device)
-    return CachedRequest(spec, strategy, len(prompt), media, items, int.from_bytes(digest) >> 1, slots, sum_slot)
+    return CachedRequest(budgets, strategy, media, items, int.from_bytes(digest) >> 1, slots, sum_slot)
 
 
 class Compactor:
@@ -130,6 +138,7 @@ class Compactor:
         clears: whether slots behind the kept rows are zeroed, because blocks may have held something else than rows.
 
     Attributes:
+        cache_groups: by index of a cache group, the number of its group of layers and its layers.
         prompt_queries: sums over prompts' queries, None where there is no room for any.
         coordinates: those of cached tokens, None where the model has one position per token.
         total: sum of a tensor over all tensor-parallel ranks.
@@ -154,6 +163,7 @@ class Compactor:
         self.layers, self.rows, self.store, self.saliency = layers, rows, store, saliency
         self.rotation, self.block_size, self.head_offset = rotation, block_size, head_offset
         self.clears = clears
+        self.cache_groups: Mapping[int, tuple[int, Sequence[int]]] = {0: (0, range(len(layers)))}
         self.device = layers[0].kv_cache.device
         self.total: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
@@ -162,16 +172,19 @@ class Compactor:
         """Carry out a command, and keep in `request` which rows are left.
 
         Returns:
-            Seconds in which the strategy chose rows, over all layers; on a GPU those of launching its work.
+            Seconds in which the strategy chose rows, over the layers of the cache group; on a GPU those of launching
+            its work.
         """
+        number, layers = self.cache_groups[command.group]
         source = Blocks.of(command.source, command.rows, self.block_size, self.device)
         target = Blocks.of(command.target, command.keep, self.block_size, self.device)
         behind = self._slots_behind(command) if self.clears else None
         end = command.rows + command.evicted
         window = request.slots_of(range(end - request.window, end))
         slots = async_tensor_h2d(window, device=self.device, dtype=torch.int64)
-        positions, carried, scoring = [], [], 0.0
-        for index, rows in enumerate(self.rows):
+        scoring = 0.0
+        for index in layers:
+            rows = self.rows[index]
             keys, values = rows.read(source)
             view = self._view(index, command, request, keys, values, source.slots, slots)
             started = time.perf_counter()
@@ -181,10 +194,9 @@ class Compactor:
             rows.move(kept, keys, values, source, target)
             if behind is not None:
                 rows.clear(behind, keys)
-            positions.append(view.positions.gather(1, kept))
-            carried.append({name: signal.gather(1, kept) for name, signal in scores.carry.items()})
-        request.positions, request.carried = positions, carried
-        request.evicted = command.evicted_after
+            request.positions[index] = view.positions.gather(1, kept)
+            request.carried[index] = {name: signal.gather(1, kept) for name, signal in scores.carry.items()}
+        request.evicted[number] = command.evicted_after
         return scoring
 
     def _slots_behind(self, command: Compaction) -> Tensor:
@@ -205,7 +217,7 @@ class Compactor:
         source: Tensor,
         window_slots: Tensor,
     ) -> LayerView:
-        positions = self._positions(index, command, request, len(keys))
+        first, positions = index not in request.positions, self._positions(index, command, request, len(keys))
         source_of = LayerSource(self, index, request, source, window_slots, len(keys))
         signals = fields_of(request.strategy.wanted(), source_of)
         return LayerView(
@@ -213,13 +225,13 @@ class Compactor:
             values=values.float,
             positions=positions,
             media=self._media(request, positions),
-            items=() if request.positions else request.items,
+            items=request.items if first else (),
             layer=index,
-            gamma=request.spec.gamma(request.prompt),
+            gamma=request.budgets.gamma(self.cache_groups[command.group][0]),
             window=request.window,
             scale=float(self.layers[index].impl.scale),
             carried=self._carried(index, command, request),
-            first=not request.positions,
+            first=first,
             head_offset=self.head_offset,
             seed=request.seed,
             total=self.total,
@@ -227,16 +239,14 @@ class Compactor:
         )
 
     def _positions(self, index: int, command: Compaction, request: CachedRequest, heads: int) -> Tensor:
-        kept = request.positions[index] if request.positions else None
+        kept = request.positions.get(index)
         start = 0 if kept is None else kept.shape[1]
         since = torch.arange(start + command.evicted, command.rows + command.evicted, device=self.device)
         since = since.expand(heads, -1)
         return since if kept is None else torch.cat([kept, since], dim=1)
 
     def _carried(self, index: int, command: Compaction, request: CachedRequest) -> dict[str, Tensor]:
-        if not request.carried:
-            return {}
-        carried = request.carried[index].items()
+        carried = request.carried.get(index, {}).items()
         return {name: torch.nn.functional.pad(kept, (0, command.rows - kept.shape[1])) for name, kept in carried}
 
     def _media(self, request: CachedRequest, positions: Tensor) -> Tensor:

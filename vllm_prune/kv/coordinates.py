@@ -53,6 +53,7 @@ class CoordinateStore:
 
     Attributes:
         hooked: whether the decoder layer was there.
+        names: an attention layer of every cache group whose slots are recorded, as vLLM's forward context knows it.
         places: int32 [3, slots + 1] once the cache is there; the last column takes padding.
         armed: whether the step at hand is recorded. Where a CUDA graph has captured the kernels, every replay is.
     """
@@ -60,7 +61,8 @@ class CoordinateStore:
     def __init__(self, model: nn.Module, name: str, device: torch.device) -> None:
         if not hasattr(torch.ops.vllm_prune, "record_coordinates"):
             _define()
-        self.name, self.key = name, id(self)
+        self.names: tuple[str, ...] = (name,)
+        self.key = id(self)
         self.places: Tensor | None = None
         self.armed = True
         self.anchor = torch.zeros(1, device=device)
@@ -77,8 +79,9 @@ class CoordinateStore:
 
             module.register_forward_pre_hook(before, with_kwargs=True)
 
-    def allocate(self, slots: int) -> None:
-        """Start to record, once the number of slots is known."""
+    def allocate(self, slots: int, names: tuple[str, ...] = ()) -> None:
+        """Start to record, once the number of slots is known, and a layer of each cache group that has coordinates."""
+        self.names = names or self.names
         self.places = torch.zeros(AXES, slots + 1, dtype=torch.int32, device=self.anchor.device)
         _STORES[self.key] = self
 
@@ -91,11 +94,12 @@ class CoordinateStore:
         """Store the coordinates of a step's tokens, int64 [3, n], at the slots that this step writes."""
         if self.places is None:
             return
-        slots = step_slots(self.name)
-        if slots is not None:
-            count = min(len(slots), positions.shape[1])
-            # Padding has slot -1, which is the last column.
-            self.places[:, slots[:count]] = positions[:AXES, :count].to(torch.int32)
+        for name in self.names:
+            slots = step_slots(name)
+            if slots is not None:
+                count = min(len(slots), positions.shape[1])
+                # Padding has slot -1, which is the last column.
+                self.places[:, slots[:count]] = positions[:AXES, :count].to(torch.int32)
 
     def at(self, slots: Tensor) -> Tensor:
         """int64 [3, n], coordinates of the tokens in the given slots."""

@@ -11,6 +11,7 @@ of the step that is already running.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +22,15 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from ..budget.errors import BudgetError
 from ..budget.kv import KvSpec
+from ..catalogue import KV
 from ..telemetry import engine_spans, metrics
 from ..vllm_compat.signatures import signature_problems
 from ..vllm_compat.signatures.kv import signatures_of_runner
 from . import ctrl_c
 from .blocks import CompactingCoordinator
 from .commands import CompactingOutput, Compaction
+from .group_budgets import GroupBudgets
+from .layer_groups import LayerGroups
 from .suitability import group_refusals
 from .tally import Tally, attach
 from .window_slots import WindowLimits, WindowSlots, sums
@@ -36,22 +40,40 @@ logger = init_logger("vllm.vllm_prune")
 
 @dataclass(frozen=True)
 class Planned:
-    """A command of the coming step, with what it will be counted as."""
+    """The commands of the coming step for one request, in their order, with what they will be counted as.
 
-    command: Compaction
-    freed: int
+    Attributes:
+        commands: one per cache group that is compacted.
+        freed: blocks that each of them gives back.
+    """
+
+    commands: tuple[Compaction, ...]
+    freed: tuple[int, ...]
+
+    @classmethod
+    def of(cls, compactions: Iterable[tuple[Compaction, int]]) -> Planned:
+        """From what the block managers have done."""
+        commands, freed = zip(*compactions, strict=True)
+        return cls(commands, freed)
+
+    @property
+    def request_id(self) -> str:
+        """The request."""
+        return self.commands[0].request_id
 
 
 class CompactingMixin:
     """Plans compactions before each step; sits in front of vLLM's scheduler or async scheduler.
 
     Attributes:
-        kv_specs: budgets of the requests that have one, by request id.
+        budgets: budgets of the requests that have one, by request id.
         tallies: what was done to those requests.
         unsent: the tallies that have changed since the request's last output.
         planned: compactions of the coming step.
         windows: who holds slots of the workers' query store.
-        compacting: block manager of the group of full attention; None where the engine's cannot evict.
+        compacting: the block managers, those of full attention among them compacting; None where the engine's cannot
+            evict.
+        groups: the cache groups that are compacted, by group of layers.
     """
 
     running: list[Any]
@@ -62,7 +84,7 @@ class CompactingMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.kv_specs: dict[str, KvSpec] = {}
+        self.budgets: dict[str, GroupBudgets] = {}
         self.tallies: dict[str, Tally] = {}
         self.unsent: dict[str, Tally] = {}
         self.planned: list[Planned] = []
@@ -71,6 +93,8 @@ class CompactingMixin:
         speculates = self.vllm_config.speculative_config is not None
         refused = group_refusals(coordinator.single_type_managers, speculates)
         self.compacting = None if refused else CompactingCoordinator.upgrade(coordinator)
+        compacted = () if self.compacting is None else tuple(self.compacting.compacting)
+        self.groups = LayerGroups.of(coordinator.kv_cache_config.kv_cache_groups, compacted)
         metrics.set_model_name(metrics.served_name(self.vllm_config.model_config))
 
     def add_request(self, request: Any) -> None:
@@ -82,8 +106,11 @@ class CompactingMixin:
         elif spec is not None:
             prompt = request.num_prompt_tokens
             limits = self.windows.limits
-            tally = Tally.of(spec, prompt, limits.clamped(spec, prompt))
-            self.kv_specs[request.request_id] = limits.bounded(spec, prompt)
+            places = [feature.mm_position for feature in request.mm_features]
+            budgets = GroupBudgets.of(spec, prompt, places, limits, self.groups.layers)
+            clamped = [*limits.clamped(spec, prompt), *budgets.clamped()]
+            tally = Tally.of(budgets, clamped, self.groups.firsts)
+            self.budgets[request.request_id] = budgets
             self.windows.register(request.request_id, spec, prompt)
             self.tallies[request.request_id] = self.unsent[request.request_id] = tally
             metrics.observe_kv_ratio(tally.kept_tokens / prompt)
@@ -102,6 +129,8 @@ class CompactingMixin:
     def _skipped(self, request: Any, spec: KvSpec) -> str | None:
         if self.compacting is None:
             return "cache_groups"
+        if len(self.groups.layers) == 1 and KV.strategy_class(spec.strategy).layered:
+            return "layer_groups"
         if sums(spec) and self.windows.limits.sums == 0:
             return "signal"
         if request.resumable:
@@ -111,11 +140,11 @@ class CompactingMixin:
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan, then schedule: the blocks that a plan frees can be given away in this very step."""
         self.windows.begin_step()
-        if self.kv_specs:
+        if self.budgets:
             self.planned = self._plan()
             self._spare_compacted()
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
-        commands = [planned.command for planned in self.planned]
+        commands = [command for planned in self.planned for command in planned.commands]
         traces = engine_spans.contexts(self.requests, output, [command.request_id for command in commands])
         if commands or traces:
             output.__class__ = CompactingOutput
@@ -129,19 +158,29 @@ class CompactingMixin:
         assert self.compacting is not None
         planned = []
         for request in self.running:
-            spec = self.kv_specs.get(request.request_id)
-            if spec is None or request.is_prefill_chunk or request.num_computed_tokens == 0:
+            budgets = self.budgets.get(request.request_id)
+            if budgets is None or request.is_prefill_chunk or request.num_computed_tokens == 0:
                 continue
-            evicted = self.compacting.evicted.get(request.request_id)
-            rows = request.num_computed_tokens - (evicted or 0)
-            if not spec.due(request.num_prompt_tokens, rows, evicted is not None):
+            due = self._due(request, budgets)
+            if not due:
                 continue
-            compaction = self.compacting.compact(request.request_id, rows, spec.count(request.num_prompt_tokens))
-            if compaction is None:
+            compactions = self.compacting.compact(request.request_id, due)
+            if compactions is None:
                 metrics.count_kv_skipped("pool_full")
             else:
-                planned.append(Planned(*compaction))
+                planned.append(Planned.of(compactions))
         return planned
+
+    def _due(self, request: Any, budgets: GroupBudgets) -> list[tuple[int, int, int]]:
+        """Cache groups in which a request is to be compacted now, with the rows that it holds and keeps there."""
+        assert self.compacting is not None
+        due = []
+        for number, members in enumerate(self.groups.members):
+            evicted = self.compacting.compacting[members[0]].evicted.get(request.request_id)
+            rows = request.num_computed_tokens - (evicted or 0)
+            if budgets.due(number, rows, evicted is not None):
+                due += [(member, rows, budgets.counts[number]) for member in members]
+        return due
 
     def _spare_compacted(self) -> None:
         """Let preemption take the newest uncompacted request: a compacted one needs its full length to come back."""
@@ -151,9 +190,14 @@ class CompactingMixin:
             self.running.sort(key=lambda request: request.request_id not in compacted)
 
     def _count(self, planned: Planned) -> None:
-        request_id = planned.command.request_id
-        tally = self.unsent[request_id] = self.tallies[request_id]
-        tally.add(planned.command.rows - planned.command.keep, planned.freed)
+        budgets, tally = self.budgets[planned.request_id], self.tallies[planned.request_id]
+        evicted, freed = [0] * len(budgets.layers), [0] * len(budgets.layers)
+        for command, blocks in zip(planned.commands, planned.freed, strict=True):
+            number = self.groups.of_member(command.group)
+            evicted[number] = command.rows - command.keep
+            freed[number] += blocks
+        tally.add(budgets.mean(evicted), freed)
+        self.unsent[planned.request_id] = tally
 
     def _handle_blocked_waiting_request(self, request: Any) -> bool:
         """Keep a request waiting, too, as long as the workers cannot hold its window."""
@@ -162,7 +206,7 @@ class CompactingMixin:
 
     def _preempt_request(self, request: Any, *args: Any, **kwargs: Any) -> Any:
         """A request planned in this step and then chosen as a victim is not compacted after all."""
-        self.planned = [p for p in self.planned if p.command.request_id != request.request_id]
+        self.planned = [planned for planned in self.planned if planned.request_id != request.request_id]
         return super()._preempt_request(request, *args, **kwargs)  # type: ignore[misc]
 
     def _get_local_prefix_cache_hit(self, request: Any, *args: Any, **kwargs: Any) -> Any:
@@ -175,12 +219,12 @@ class CompactingMixin:
         would depend on which requests came before.
         """
         result = super()._get_local_prefix_cache_hit(request, *args, **kwargs)  # type: ignore[misc]
-        spec = self.kv_specs.get(request.request_id)
-        if spec is None:
+        budgets = self.budgets.get(request.request_id)
+        if budgets is None:
             return result
         _, hit, *rest = result
         summed = request.request_id in self.windows.summing
-        longest = 0 if summed else max(0, request.num_tokens - spec.window)
+        longest = 0 if summed else max(0, request.num_tokens - budgets.spec.window)
         if hit <= longest:
             return result
         manager = self.kv_cache_manager
@@ -191,7 +235,7 @@ class CompactingMixin:
         """Forget a request, however it ends; its tally goes with the output of this step, where it has one."""
         result = super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
         self.windows.release(request.request_id)
-        if self.kv_specs.pop(request.request_id, None) is not None:
+        if self.budgets.pop(request.request_id, None) is not None:
             self.unsent[request.request_id] = self.tallies.pop(request.request_id)
         return result
 

@@ -58,7 +58,7 @@ def _queries(source: LayerSource) -> dict[str, Any]:
 
 def _saliency(source: LayerSource) -> dict[str, Any]:
     # Norms are kept per slot, and rows that a compaction has moved stand in other slots.
-    if source.request.positions:
+    if source.layer in source.request.positions:
         return {}
     assert source.compactor.saliency is not None
     hidden, normed = source.compactor.saliency.at(source.layer, source.slots)
@@ -68,7 +68,7 @@ def _saliency(source: LayerSource) -> dict[str, Any]:
 def _coordinates(source: LayerSource) -> dict[str, Any]:
     # As above. A model with one position per token has no other coordinate to give.
     store = source.compactor.coordinates
-    if source.request.positions or store is None:
+    if source.layer in source.request.positions or store is None:
         return {}
     places, prompt = store.at(source.slots), source.request.prompt
     # Not recorded in decode steps; text goes on from the prompt's last token.

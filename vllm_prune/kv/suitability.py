@@ -22,16 +22,24 @@ def group_refusals(managers: Sequence[Any], speculates: bool = False) -> list[Fi
 
     Returns:
         Nothing for one group of full attention, alone or beside groups of recurrent states or of sliding windows, which
-        stay as they are.
+        stay as they are; and nothing for layer groups.
     """
     from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager, MambaManager, SlidingWindowManager
 
     full = [manager for manager in managers if type(manager) is FullAttentionManager]
     others = [manager for manager in managers if type(manager) is not FullAttentionManager]
-    if len(full) != 1 or any(type(manager) not in (MambaManager, SlidingWindowManager) for manager in others):
+    layered = bool(managers) and all(_is_layer_group(getattr(manager, "kv_cache_spec", None)) for manager in managers)
+    known = all(type(manager) in (MambaManager, SlidingWindowManager) for manager in others)
+    if not layered and (len(full) != 1 or not known):
         kinds = ", ".join(type(manager).__name__ for manager in managers)
         return [_unknown_groups(kinds, len(managers))]
     return _modes_refused(others) or speculation_refusals(len(managers), speculates)
+
+
+def _is_layer_group(spec: Any) -> bool:
+    from .layer_groups import LayerGroupSpec
+
+    return isinstance(spec, LayerGroupSpec)
 
 
 def _modes_refused(holders: Sequence[Any]) -> list[Finding]:
@@ -70,22 +78,22 @@ def evictable_layers(layers: Sequence[Any]) -> list[Any]:
     return [layer for layer in layers if not has_window(layer)] or list(layers)
 
 
-def full_attention_group(groups: Sequence[Any]) -> int | None:
-    """Index of the cache group that is compacted: the only one, or the only one of full attention.
+def full_attention_groups(groups: Sequence[Any]) -> tuple[int, ...]:
+    """Indices of the cache groups that are compacted: the only one, the only one of full attention, or layer groups.
 
     Args:
         groups: `kv_cache_groups` of vLLM's cache configuration.
 
     Returns:
-        None where none or several are, and where another group is of an unknown kind.
+        Nothing where none or several others are, and where another group is of an unknown kind.
     """
     from vllm.v1.kv_cache_interface import FullAttentionSpec, MambaSpec, SlidingWindowSpec
 
-    if len(groups) == 1:
-        return 0
+    if len(groups) == 1 or all(_is_layer_group(group.kv_cache_spec) for group in groups):
+        return tuple(range(len(groups)))
     kinds = [type(group.kv_cache_spec) for group in groups]
     known = all(kind in (FullAttentionSpec, MambaSpec, SlidingWindowSpec) for kind in kinds)
-    return kinds.index(FullAttentionSpec) if known and kinds.count(FullAttentionSpec) == 1 else None
+    return (kinds.index(FullAttentionSpec),) if known and kinds.count(FullAttentionSpec) == 1 else ()
 
 
 def grouping_refusals(groups: Sequence[Any], layers: Sequence[Any], speculates: bool) -> list[Finding]:
@@ -96,11 +104,12 @@ def grouping_refusals(groups: Sequence[Any], layers: Sequence[Any], speculates: 
         layers: the attention layers that would be compacted.
         speculates: whether tokens are drafted.
     """
-    index = full_attention_group(groups)
-    if index is None:
+    compacted = full_attention_groups(groups)
+    if not compacted:
         kinds = ", ".join(type(group.kv_cache_spec).__name__ for group in groups)
         return [_unknown_groups(kinds, len(groups))]
-    strangers = {layer.layer_name for layer in layers} ^ set(groups[index].layer_names)
+    names = {name for index in compacted for name in groups[index].layer_names}
+    strangers = {layer.layer_name for layer in layers} ^ names
     if strangers:
         detail = f"{min(strangers)} is not both of full attention and in its group"
         return [kv_finding("cache_groups", f"{detail}; do not give --disable-hybrid-kv-cache-manager")]

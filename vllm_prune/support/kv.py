@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from ..budget.errors import Finding, kv_finding
 from ..budget.kv import KvSpec
 from ..catalogue import KV
 from ..config.worker_facts import WorkerFacts
+from ..kv.group_budgets import GroupBudgets
 from ..kv.suitability import SCHEDULER, WORKER, speculation_refusals
+from ..kv.window_slots import WindowLimits
 from . import signals
 from .workers import workers_of
+
+LAYERED = (
+    "{!r} keeps fewer rows in later layers, and all layers of this server share one block table, where they would free "
+    "nothing; set kv.layer_groups in its configuration, or name another strategy"
+)
 
 
 def findings(vllm_config: Any) -> list[Finding]:
@@ -33,11 +42,28 @@ def missing(spec: KvSpec, vllm_config: Any) -> Finding | None:
         detail = f"{spec.window}, and they hold {largest}; give at most that, or start with vllm-prune serve"
         return kv_finding("window", detail, "pruning.kv.window")
     strategy = KV.create(spec.strategy, json.loads(spec.options))
+    if strategy.layered and not WorkerFacts.of(vllm_config).layer_groups:
+        return kv_finding("layer_groups", LAYERED.format(strategy.name), "pruning.kv.strategy")
     for name in sorted(strategy.wanted()):
         if (finding := signals.KV[name](vllm_config)) is not None:
             return replace(finding, text=f"KV strategy {spec.strategy!r} cannot run here: {finding.text}")
     problem = strategy.unfit(int(vllm_config.model_config.get_head_size()))
     return None if problem is None else kv_finding("options", problem, "pruning.kv.options")
+
+
+def predicted(spec: KvSpec, prompt: int, places: Sequence[Any], vllm_config: Any) -> GroupBudgets:
+    """The budget as the engine will divide it over the groups of layers.
+
+    Args:
+        spec: the budget; `missing` has not refused it.
+        prompt: tokens of the prompt.
+        places: vLLM's `PlaceholderRange`s of its media items.
+        vllm_config: vLLM's configuration.
+    """
+    starts = WorkerFacts.of(vllm_config).layer_groups
+    bounds = [0, *starts, int(vllm_config.model_config.hf_text_config.num_hidden_layers)] if starts else [0, 1]
+    layers = tuple(end - start for start, end in pairwise(bounds))
+    return GroupBudgets.of(spec, prompt, places, WindowLimits.of(vllm_config), layers)
 
 
 def beam_search() -> Finding:
@@ -71,7 +97,7 @@ def _speculation(vllm_config: Any) -> list[Finding]:
         return []
     if speculative.method != "ngram":
         return [kv_finding("speculative", f"that of {speculative.method} has its own cache")]
-    if model.is_hybrid or _has_window(model):
+    if model.is_hybrid or _has_window(model) or WorkerFacts.of(vllm_config).layer_groups:
         return speculation_refusals(2, True)
     if vllm_config.use_v2_model_runner:
         # The host counts drafts as computed before they are verified, and what is observed follows its counts.

@@ -88,6 +88,12 @@ def count_compaction(strategy: str, evicted: int, freed: int, times: int = 1) ->
         _counter(name, text, ("strategy",)).labels(_model_name, strategy).inc(amount)
 
 
+def count_group_blocks(first_layer: int, freed: int) -> None:
+    """Blocks that compactions have given back in one of several groups of layers."""
+    text = "KV cache blocks given back to the pool by compactions, per group of layers."
+    _counter("kv_group_blocks_freed", text, ("first_layer",)).labels(_model_name, str(first_layer)).inc(freed)
+
+
 def count_kv_skipped(reason: str, times: int = 1) -> None:
     """A compaction that was due and did not happen; `reason` is one of a fixed set."""
     _counter("kv_eviction_skipped", "Compactions that were due and did not happen.", ("reason",)).labels(

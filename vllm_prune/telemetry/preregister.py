@@ -17,6 +17,7 @@ CLAMPED = (
     "max_window",
     "min_buffer",
     "min_rows",
+    "text_kept",
     "window_over_budget",
     "quadratic",
 )

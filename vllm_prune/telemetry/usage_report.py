@@ -63,4 +63,8 @@ def kv_report(tallies: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         return None
     longest = max(tallies, key=lambda tally: tally["prompt_tokens"])
     sums = {key: sum(tally[key] for tally in tallies) for key in ("evicted_tokens", "freed_blocks", "compactions")}
-    return {key: longest[key] for key in ("strategy", "prompt_tokens", "kept_tokens")} | sums
+    report = {key: longest[key] for key in ("strategy", "prompt_tokens", "kept_tokens")} | sums
+    groups = [dict(group) for group in longest.get("layer_groups", ())]
+    for number, group in enumerate(groups):
+        group["freed_blocks"] = sum(tally["layer_groups"][number]["freed_blocks"] for tally in tallies)
+    return report | ({"layer_groups": groups} if groups else {})

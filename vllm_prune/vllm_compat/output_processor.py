@@ -33,6 +33,13 @@ def patch_output_processor() -> None:
     processor.vllm_prune_patched = True
 
 
+def _count_groups(tally: dict[str, Any], before: dict[str, Any]) -> None:
+    """Count what is new in each group of layers, where there are several."""
+    freed = [group["freed_blocks"] for group in before.get("layer_groups", ())] or [0] * len(tally["layer_groups"])
+    for group, blocks in zip(tally["layer_groups"], freed, strict=True):
+        metrics.count_group_blocks(group["first_layer"], group["freed_blocks"] - blocks)
+
+
 def _take_report(output: Any, state: Any) -> None:
     """Count what is new in a report, and hand it to its request.
 
@@ -55,5 +62,6 @@ def _take_report(output: Any, state: Any) -> None:
     compactions, evicted, freed = (tally[name] - before[name] for name in COUNTS)
     if compactions:
         metrics.count_compaction(tally["strategy"], evicted, freed, compactions)
+        _count_groups(tally, before)
     if (context := live(tally["ticket"])) is not None:
         context.record_tally(output.request_id, tally)

@@ -7,8 +7,10 @@ becomes physical: block tables, sequence lengths and slots.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -22,12 +24,14 @@ from ..cache import UnknownLayout, open_rows
 from ..commands import Compaction
 from ..compaction import CachedRequest, Compactor, track, transient_bytes
 from ..coordinates import AXES, CoordinateStore
+from ..layer_groups import LayerGroups, of_engine
 from ..lengths import GroupLengths
 from ..prompt_queries import PromptQueries, SumPlan
 from ..query_window import QueryStore, StepPlan
 from ..saliency import SaliencyStore
-from ..suitability import evictable_layers, full_attention_group, grouping_refusals, layer_refusals
+from ..suitability import evictable_layers, full_attention_groups, grouping_refusals, layer_refusals
 from ..window_slots import WindowLimits, sums
+from .facts import decoder_attention, head_offset, rotation_of, sum_over_ranks
 
 
 class CompactingRunner:
@@ -38,8 +42,8 @@ class CompactingRunner:
         kv_findings: why this worker cannot compact; empty when it can.
         kv_store: the windows' queries, allocated before vLLM sizes the cache.
         kv_sums: sums over prompts' queries, allocated before anything is compiled; None where there is no room for any.
-        kv_group: index of the cache group that is compacted.
-        kv_group_lengths: its lengths in the step at hand; None where the model has no other cache group.
+        kv_groups: the cache groups that are compacted, by group of layers.
+        kv_group_lengths: lengths of each group of layers in the step at hand; none where there is one cache group.
     """
 
     kv_requests: dict[str, CachedRequest]
@@ -49,8 +53,8 @@ class CompactingRunner:
     kv_coordinates: CoordinateStore | None
     kv_store: QueryStore | None
     kv_sums: PromptQueries | None
-    kv_group: int
-    kv_group_lengths: GroupLengths | None
+    kv_groups: LayerGroups
+    kv_group_lengths: list[GroupLengths]
     # vLLM's runner.
     vllm_config: Any
     compilation_config: Any
@@ -77,13 +81,11 @@ class CompactingRunner:
             self.kv_sums = made if made.hooked else None
 
     def _evictable_layers(self) -> list[Any]:
-        from vllm.model_executor.layers.attention import Attention
-        from vllm.v1.attention.backend import AttentionType
+        return evictable_layers(decoder_attention(self.compilation_config))
 
-        layers = self.compilation_config.static_forward_context.values()
-        return evictable_layers(
-            [layer for layer in layers if isinstance(layer, Attention) and layer.attn_type == AttentionType.DECODER]
-        )
+    def get_kv_cache_spec(self) -> Mapping[str, Any]:
+        """As vLLM's, told apart by layer group where the operator has configured several."""
+        return of_engine(super().get_kv_cache_spec(), self.vllm_config)  # type: ignore[misc]
 
     def reserve_windows(self) -> QueryStore | None:
         """Allocate the windows' queries; None where nothing can be compacted anyway."""
@@ -118,46 +120,53 @@ class CompactingRunner:
             return
         store = self.reserve_windows()
         assert store is not None
-        group = kv_cache_config.kv_cache_groups[self.kv_group]
-        size = group.kv_cache_spec.block_size
+        groups = kv_cache_config.kv_cache_groups
+        members = [index for of_one in self.kv_groups.members for index in of_one]
+        size = groups[members[0]].kv_cache_spec.block_size
         if self.kv_saliency is not None:
             self.kv_saliency.allocate(kv_cache_config.num_blocks * size)
         if self.kv_coordinates is not None:
-            self.kv_coordinates.allocate(kv_cache_config.num_blocks * size)
+            names = tuple(groups[index].layer_names[0] for index in members)
+            self.kv_coordinates.allocate(kv_cache_config.num_blocks * size, names)
         self.kv_compactor = Compactor(
             layers,
             rows,
             store,
             self.kv_saliency,
-            self._rotation(layers[0]),
+            rotation_of(self.model, layers[0]),
             size,
-            _head_offset(layers[0]),
+            head_offset(layers[0]),
             kv_cache_config.needs_kv_cache_zeroing,
         )
         self.kv_compactor.coordinates, self.kv_compactor.prompt_queries = self.kv_coordinates, self.kv_sums
-        self.kv_compactor.total = _sum_over_ranks
-        if len(kv_cache_config.kv_cache_groups) > 1:
-            self.kv_group_lengths = GroupLengths(self.attn_groups[self.kv_group], self.max_num_reqs, self.device)
+        self.kv_compactor.total = sum_over_ranks
+        self._group_layers(groups, layers)
+
+    def _group_layers(self, groups: Sequence[Any], layers: Sequence[Any]) -> None:
+        """Tell the compactor which layers a cache group holds, and give each group of layers lengths of its own."""
+        assert self.kv_compactor is not None
+        numbers = {layer.layer_name: number for number, layer in enumerate(layers)}
+        self.kv_compactor.cache_groups = {
+            index: (number, [numbers[name] for name in groups[index].layer_names])
+            for number, members in enumerate(self.kv_groups.members)
+            for index in members
+        }
+        if len(groups) > 1:
+            for members in self.kv_groups.members:
+                attention = [one for index in members for one in self.attn_groups[index]]
+                self.kv_group_lengths.append(GroupLengths(attention, self.max_num_reqs, self.device))
 
     def _cache_findings(self, groups: Sequence[Any], layers: Sequence[Any]) -> list[Finding]:
-        """Why these layers in these cache groups cannot be compacted; fixes which group is."""
+        """Why these layers in these cache groups cannot be compacted; fixes which groups are."""
         findings = [*layer_refusals(layers)]
         if not findings:
             findings += grouping_refusals(groups, layers, self.vllm_config.speculative_config is not None)
         if not findings:
-            self.kv_group = full_attention_group(groups) or 0
-            if any(group.kernel_block_stride for group in self.attn_groups[self.kv_group]):
+            compacted = full_attention_groups(groups)
+            self.kv_groups = LayerGroups.of(groups, compacted)
+            if any(group.kernel_block_stride for index in compacted for group in self.attn_groups[index]):
                 findings.append(kv_finding("layout", "pages of other layers lie between a block's parts"))
         return findings
-
-    def _rotation(self, layer: Any) -> torch.Tensor | None:
-        """The rotary table beside an attention layer, where it turns halves of the whole head."""
-        parent = layer.layer_name.rpartition(".")[0]
-        module = dict(self.model.named_modules()).get(f"{parent}.rotary_emb")
-        table = getattr(module, "cos_sin_cache", None)
-        if table is None or not getattr(module, "is_neox_style", False) or table.shape[1] != layer.head_size:
-            return None
-        return table.float()
 
     def _track(self, request_id: str, state: Any) -> None:
         """Follow a request that is about to be prefilled, if it has a budget.
@@ -175,7 +184,8 @@ class CompactingRunner:
         if spec is not None and self.kv_compactor is not None and state.prompt_token_ids is not None:
             store, limits = self.kv_compactor.store, WindowLimits.of(self.vllm_config)
             if not sums(spec) or self.kv_sums is not None:
-                request = track(spec, state.prompt_token_ids, state.mm_features, store, limits, self.kv_sums)
+                prompt, layers = state.prompt_token_ids, self.kv_groups.layers
+                request = track(spec, prompt, state.mm_features, store, limits, self.kv_sums, layers)
                 self.kv_requests[request_id] = request
 
     def _untrack(self, request_id: str) -> None:
@@ -193,26 +203,27 @@ class CompactingRunner:
 
     def _compact(self, scheduler_output: Any) -> None:
         """Carry out the scheduler's commands for this step."""
-        for command in getattr(scheduler_output, "compactions", ()):
-            self._compact_one(command, scheduler_output.traces.get(command.request_id))
+        commands = getattr(scheduler_output, "compactions", ())
+        for request_id, of_one in groupby(commands, key=attrgetter("request_id")):
+            self._compact_one(request_id, list(of_one), scheduler_output.traces.get(request_id))
 
-    def _compact_one(self, command: Compaction, headers: Any) -> None:
-        request = self.kv_requests.get(command.request_id)
+    def _compact_one(self, request_id: str, commands: list[Compaction], headers: Any) -> None:
+        request = self.kv_requests.get(request_id)
         if self.kv_compactor is None or request is None:
             why = "; ".join(finding.text for finding in self.kv_findings)
             raise RuntimeError(f"the scheduler ordered a compaction that this worker cannot do: {why}")
-        started = time.perf_counter()
-        scoring = self.kv_compactor.run(command, request)
-        assert command.group == self.kv_group
-        self._replace_blocks(command.request_id, list(command.target))
+        started, scoring = time.perf_counter(), 0.0
+        for command in commands:
+            scoring += self.kv_compactor.run(command, request)
+            self._replace_blocks(request_id, list(command.target), command.group)
         if self._is_first_rank():
-            seconds = time.perf_counter() - started
+            seconds, strategy = time.perf_counter() - started, request.budgets.spec.strategy
             metrics.observe_compaction(seconds)
-            metrics.observe_score("kv", request.spec.strategy, scoring)
-            engine_spans.compacted(headers, seconds, request.spec.strategy, command.rows, command.keep)
+            metrics.observe_score("kv", strategy, scoring)
+            engine_spans.compacted(headers, seconds, strategy, commands[0].rows, commands[0].keep)
 
-    def _replace_blocks(self, request_id: str, blocks: list[int]) -> None:
-        """Let a request's block table of the compacted group hold these blocks only; its other tables stay."""
+    def _replace_blocks(self, request_id: str, blocks: list[int], group: int) -> None:
+        """Let a request's block table of one cache group hold these blocks only; its other tables stay."""
         raise NotImplementedError
 
     def execute_model(self, *args: Any, **kwargs: Any) -> Any:
@@ -224,8 +235,8 @@ class CompactingRunner:
             for store in (self.kv_store, self.kv_sums):
                 if store is not None:
                     store.disarm()
-            if self.kv_group_lengths is not None:
-                self.kv_group_lengths.end()
+            for lengths in self.kv_group_lengths:
+                lengths.end()
 
     def _record_slots(self, armed: bool) -> None:
         """Whether the coming step records what is kept per slot, which is read of prompts only."""
@@ -237,9 +248,13 @@ class CompactingRunner:
         return bool(self.vllm_config.parallel_config.rank == 0)
 
     def _evicted(self, request_ids: Sequence[str]) -> np.ndarray:
-        """int32 [R], evicted rows of each request of the batch."""
-        requests = (self.kv_requests.get(request_id) for request_id in request_ids)
-        return np.array([request.evicted if request is not None else 0 for request in requests], dtype=np.int32)
+        """int32 [layer groups, R], evicted rows of each request of the batch in each group of layers."""
+        requests, none = (
+            [self.kv_requests.get(request_id) for request_id in request_ids],
+            [0] * len(self.kv_groups.layers),
+        )
+        evicted = [request.evicted if request is not None else none for request in requests]
+        return np.array(evicted, dtype=np.int32).reshape(-1, len(none)).T.copy()
 
     def _plan_observation(self, request_ids: Iterable[str], computed: Iterable[int], scheduled: Iterable[int]) -> None:
         """Choose the tokens of the step whose queries are kept.
@@ -253,9 +268,7 @@ class CompactingRunner:
         plan, summing, start = StepPlan(), SumPlan(), 0
         for request_id, before, count in zip(request_ids, computed, scheduled, strict=True):
             request = self.kv_requests.get(request_id)
-            if request is not None and request.window_slots:
-                first = max(before, before + count - request.window, request.observed_from())
-                observed = range(first, before + count)
+            if request is not None and (observed := request.observed(before, before + count)):
                 plan.source += [start + position - before for position in observed]
                 plan.target += request.slots_of(observed)
             summed = range(0) if request is None else request.summed(before, before + count)
@@ -265,19 +278,6 @@ class CompactingRunner:
         self.kv_compactor.store.arm(plan)
         if self.kv_sums is not None:
             self.kv_sums.arm(summing)
-
-
-def _head_offset(layer: Any) -> int:
-    from vllm.distributed import get_tensor_model_parallel_rank
-
-    return int(get_tensor_model_parallel_rank() * layer.num_kv_heads)
-
-
-def _sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
-    from vllm.distributed import tensor_model_parallel_all_reduce
-
-    # It hands back its argument where there is one rank.
-    return tensor_model_parallel_all_reduce(tensor)
 
 
 def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
@@ -291,5 +291,5 @@ def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
     runner.kv_coordinates = None
     runner.kv_store = None
     runner.kv_sums = None
-    runner.kv_group = 0
-    runner.kv_group_lengths = None
+    runner.kv_groups = LayerGroups((0,), (1,), ((0,),))
+    runner.kv_group_lengths = []

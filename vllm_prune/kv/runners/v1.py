@@ -34,8 +34,8 @@ class CompactingV1(CompactingRunner):
             self._track(new.req_id, self.requests[new.req_id])
         return result
 
-    def _replace_blocks(self, request_id: str, blocks: list[int]) -> None:
-        held, group = self.requests[request_id].block_ids, self.kv_group
+    def _replace_blocks(self, request_id: str, blocks: list[int], group: int) -> None:
+        held = self.requests[request_id].block_ids
         self.requests[request_id].block_ids = (*held[:group], blocks, *held[group + 1 :])
         row = self.input_batch.req_id_to_index.get(request_id)
         if row is not None:
@@ -69,20 +69,22 @@ class CompactingV1(CompactingRunner):
         """Make lengths and slots of the batch physical.
 
         Args:
-            evicted: int32 [R], evicted rows per request.
+            evicted: int32 [layer groups, R], evicted rows per request.
             scheduled: int32 [R], tokens per request that the step computes.
         """
-        if not evicted.any():
-            return
-        count, total = len(evicted), int(scheduled.sum())
-        if self.kv_group_lengths is not None:
-            self.kv_group_lengths.begin(evicted)
-        else:
-            self.seq_lens[:count] -= async_tensor_h2d(evicted, device=self.device)
-            self.optimistic_seq_lens_cpu[:count] -= torch.from_numpy(evicted)
-        per_token = async_tensor_h2d(np.repeat(evicted, scheduled).astype(np.int64), device=self.device)
-        self.input_batch.block_table[self.kv_group].compute_slot_mapping(
-            count,
-            self.query_start_loc.gpu[: count + 1],
-            self.positions[:total] - per_token,
-        )
+        count, total = len(scheduled), int(scheduled.sum())
+        for number, rows in enumerate(evicted):
+            if not rows.any():
+                continue
+            if self.kv_group_lengths:
+                self.kv_group_lengths[number].begin(rows)
+            else:
+                self.seq_lens[:count] -= async_tensor_h2d(rows, device=self.device)
+                self.optimistic_seq_lens_cpu[:count] -= torch.from_numpy(rows)
+            per_token = async_tensor_h2d(np.repeat(rows, scheduled).astype(np.int64), device=self.device)
+            for member in self.kv_groups.members[number]:
+                self.input_batch.block_table[member].compute_slot_mapping(
+                    count,
+                    self.query_start_loc.gpu[: count + 1],
+                    self.positions[:total] - per_token,
+                )

@@ -61,10 +61,10 @@ class CompactingV2(CompactingRunner):
         self._compact(scheduler_output)
         super().update_requests(scheduler_output)  # type: ignore[misc]
 
-    def _replace_blocks(self, request_id: str, blocks: list[int]) -> None:
+    def _replace_blocks(self, request_id: str, blocks: list[int], group: int) -> None:
         index = self.req_states.req_id_to_index[request_id]
-        self.block_tables.block_tables[self.kv_group].stage_write(index, 0, blocks)
-        self.block_tables.num_blocks.np[self.kv_group, index] = len(blocks)
+        self.block_tables.block_tables[group].stage_write(index, 0, blocks)
+        self.block_tables.num_blocks.np[group, index] = len(blocks)
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """Make cache lengths physical, and plan which queries the step observes. Not called for dummy batches."""
@@ -76,21 +76,26 @@ class CompactingV2(CompactingRunner):
             batch.req_ids, batch.num_computed_tokens_np.tolist(), batch.num_scheduled_tokens.tolist()
         )
         evicted = self._evicted(batch.req_ids)
-        if self.kv_group_lengths is None:
-            return self.kv_lengths.begin(batch, evicted)
-        self.kv_group_lengths.begin(evicted)
+        if not self.kv_group_lengths:
+            return self.kv_lengths.begin(batch, evicted[0])
+        for lengths, rows in zip(self.kv_group_lengths, evicted, strict=True):
+            lengths.begin(rows)
         return batch
 
     def prepare_attn(self, input_batch: Any) -> Any:
-        """Slots follow cached rows, in the group that is compacted."""
-        evicted = None if self.kv_group_lengths is None else self.kv_group_lengths.evicted
-        if evicted is None:
+        """Slots follow cached rows, in the groups that are compacted."""
+        compacted: dict[int, Any] = {}
+        for lengths, members in zip(self.kv_group_lengths, self.kv_groups.members, strict=False):
+            if lengths.evicted is not None:
+                physical = replace(input_batch, positions=cached_positions(input_batch, lengths.evicted, self.device))
+                slots = super().prepare_attn(physical)[1]  # type: ignore[misc]
+                compacted |= {member: slots[member].clone() for member in members}
+        if not compacted:
             return super().prepare_attn(self.kv_lengths.slots_from(input_batch))  # type: ignore[misc]
-        physical = replace(input_batch, positions=cached_positions(input_batch, evicted, self.device))
-        compacted = super().prepare_attn(physical)[1][self.kv_group].clone()  # type: ignore[misc]
         tables, slots = super().prepare_attn(input_batch)  # type: ignore[misc]
         # In place, as graphs have captured where slots lie.
-        slots[self.kv_group].copy_(compacted)
+        for member, mapping in compacted.items():
+            slots[member].copy_(mapping)
         return tables, slots
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...signals import KvSignal
 from ...visual.strategies.base import NoOptions
+from ._depth import DepthBudget
 
 TEXT = -1
 """Value of `LayerView.media` for rows that belong to no image or video."""
@@ -129,6 +130,8 @@ class KvStrategy(ABC):
         needs: signals that are captured only for strategies that declare them.
         quadratic: whether scoring takes time that grows with the square of the rows; decoding then waits longer
             between compactions, see `KvSpec.buffer_of`.
+        layered: whether it divides a budget over groups of layers, and so needs an engine with several.
+        once: whether it evicts after prefill only, and what is decoded stays.
         Options: pydantic model of the strategy's options.
     """
 
@@ -138,6 +141,8 @@ class KvStrategy(ABC):
     modalities: ClassVar[frozenset[str]] = frozenset({"cache"})
     needs: ClassVar[frozenset[KvSignal]] = frozenset()
     quadratic: ClassVar[bool] = False
+    layered: ClassVar[bool] = False
+    once: ClassVar[bool] = False
     Options: ClassVar[type[BaseModel]] = NoKvOptions
 
     def __init__(self, options: BaseModel | None = None) -> None:
@@ -159,6 +164,10 @@ class KvStrategy(ABC):
     def waits_for_device(self) -> bool:
         """Whether the host has to wait for the device while these options choose."""
         return False
+
+    def group_counts(self, budget: DepthBudget) -> tuple[int, ...]:
+        """Rows that each group of layers keeps after a compaction, a pure function that scheduler and workers share."""
+        return (budget.count,) * len(budget.layers)
 
     def unfit(self, head_size: int) -> str | None:
         """Why these options do not fit a model with heads of that size, and what to give instead; None if they do."""

@@ -54,6 +54,9 @@ _GROUP_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_GROUP, "AttentionGroup.build_metadata_for_cudagraph_capture", ("common_attn_metadata",)),
     VllmSignature("vllm.v1.attention.backend", "CommonAttentionMetadata", _COMMON),
     VllmSignature("vllm.v1.kv_cache_interface", "FullAttentionSpec", ("block_size", "num_kv_heads", "head_size")),
+    VllmSignature("vllm.v1.kv_cache_interface", "FullAttentionSpec.merge", ("specs",)),
+    VllmSignature("vllm.v1.kv_cache_interface", "KVCacheSpec.is_uniform_with_collection", ("kv_cache_specs",)),
+    VllmSignature("vllm.v1.kv_cache_interface", "replace_as", ("spec", "target_cls", "drop")),
     VllmSignature("vllm.v1.kv_cache_interface", "MambaSpec", ("mamba_cache_mode",)),
     VllmSignature("vllm.v1.kv_cache_interface", "SlidingWindowSpec", ("sliding_window",)),
 )
@@ -63,6 +66,7 @@ RUNNER_V1_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_RUNNER, "GPUModelRunner._execute_mm_encoder", ("scheduler_output",)),
     VllmSignature(_RUNNER, "GPUModelRunner._prepare_inputs", ("scheduler_output", "num_scheduled_tokens")),
     VllmSignature(_RUNNER, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config", "is_profiling")),
+    VllmSignature(_RUNNER, "GPUModelRunner.get_kv_cache_spec", ()),
     VllmSignature(_RUNNER, "GPUModelRunner.load_model", ()),
     VllmSignature(_RUNNER, "GPUModelRunner.profile_run", ()),
     VllmSignature(_RUNNER, "GPUModelRunner.execute_model", ("scheduler_output",)),
@@ -74,6 +78,7 @@ RUNNER_V1_SIGNATURES: tuple[VllmSignature, ...] = (
 )
 
 RUNNER_V2_SIGNATURES: tuple[VllmSignature, ...] = (
+    VllmSignature(_RUNNER_V2, "GPUModelRunner.get_kv_cache_spec", ()),
     VllmSignature(_RUNNER_V2, "GPUModelRunner.load_model", ()),
     VllmSignature(_RUNNER_V2, "GPUModelRunner.profile_run", ()),
     VllmSignature(_RUNNER_V2, "GPUModelRunner.initialize_kv_cache", ("kv_cache_config", "is_profiling")),
