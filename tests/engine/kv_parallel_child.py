@@ -9,10 +9,10 @@ from typing import Any
 
 from vllm_prune.budget.kv import KvSpec
 
-from . import layer_groups, media
+from . import media
 from .checkpoints import CELL
 from .engines import DEFAULTS
-from .eviction import evict
+from .eviction import EVICTING, evict
 
 SPECS = [
     KvSpec("gui_kv", keep="0.3", buffer=16),
@@ -21,29 +21,26 @@ SPECS = [
     KvSpec("star_kv", keep="0.3", buffer=16),
     KvSpec("expected_attention", max_tokens=30, buffer=9),
 ]
-LAYERED = [KvSpec("pyramid_kv", keep="0.3", buffer=16), KvSpec("visual_exit", keep="0.01")]
-"""For engines with groups of layers."""
 
 
-def answers(llm: Any, layered: bool = False) -> list[Any]:
+def answers(llm: Any) -> list[Any]:
     """Tokens and log-probabilities of one request under every budget, in one batch."""
     cell = CELL["qwen2_5_vl"]
     request = media.ask(media.image(6 * cell, 8 * cell, 1), media.image(5 * cell, 8 * cell, 2))
-    found, specs = [], [*SPECS, *(LAYERED if layered else ())]
-    for output in evict(llm, [request] * len(specs), specs, 60):
+    found = []
+    for output in evict(llm, [request] * len(SPECS), SPECS, 60):
         completion = output.outputs[0]
         chosen = zip(completion.token_ids, completion.logprobs, strict=True)
         found.append([list(completion.token_ids), [entry[token].logprob for token, entry in chosen]])
     return found
 
 
-def main(path: str, out: str, *starts: str) -> None:
+def main(path: str, out: str) -> None:
     """Start the ranks and write what they answer."""
     from vllm import LLM
 
-    groups = layer_groups.options([int(start) for start in starts])
-    options = {**DEFAULTS, **groups, "distributed_executor_backend": "mp"}
-    Path(out).write_text(json.dumps(answers(LLM(model=path, tensor_parallel_size=2, **options), bool(starts))))
+    options = {**DEFAULTS, **EVICTING, "distributed_executor_backend": "mp"}
+    Path(out).write_text(json.dumps(answers(LLM(model=path, tensor_parallel_size=2, **options))))
 
 
 if __name__ == "__main__":

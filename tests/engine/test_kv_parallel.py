@@ -13,21 +13,20 @@ import numpy as np
 import pytest
 
 from .. import runner_v2
-from . import layer_groups
 from .engines import EnginePool
+from .eviction import EVICTING
 from .kv_parallel_child import answers
 from .oracle import TOLERANCE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-EVERYTHING = os.environ.get("FAMILIES") == "full"
 ROOT = Path(__file__).parents[2]
 
 
-def of_two_ranks(path: Path, out: Path, starts: tuple[int, ...]) -> list[Any]:
+def of_two_ranks(path: Path, out: Path) -> list[Any]:
     # Two ranks of two threads each would wait for each other on two cores that another test uses, too.
     few = {"OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.engine.kv_parallel_child", str(path), str(out), *map(str, starts)],
+        [sys.executable, "-m", "tests.engine.kv_parallel_child", str(path), str(out)],
         cwd=ROOT,
         env=runner_v2.in_child({**os.environ, "PYTHONPATH": str(ROOT), **few}),
         capture_output=True,
@@ -38,16 +37,10 @@ def of_two_ranks(path: Path, out: Path, starts: tuple[int, ...]) -> list[Any]:
     return list(json.loads(out.read_text()))
 
 
-@pytest.mark.parametrize(
-    "starts", [(), pytest.param((2,), marks=pytest.mark.skipif(not EVERYTHING, reason="two more ranks to start"))]
-)
-def test_two_ranks_answer_as_one(
-    starts: tuple[int, ...], engines: EnginePool, checkpoints: dict[str, Path], tmp_path: Path
-) -> None:
-    """With one group of layers, and with two."""
-    one = answers(engines.get("qwen2_5_vl", **layer_groups.options(starts)), bool(starts))
+def test_two_ranks_answer_as_one(engines: EnginePool, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    one = answers(engines.get("qwen2_5_vl", **EVICTING))
     engines.close()
-    two = of_two_ranks(checkpoints["qwen2_5_vl"], tmp_path / "answers.json", starts)
+    two = of_two_ranks(checkpoints["qwen2_5_vl"], tmp_path / "answers.json")
     assert len(one) == len(two)
     for (tokens, logprobs), (same, close) in zip(one, two, strict=True):
         assert tokens == same

@@ -107,6 +107,14 @@ def test_text_that_stays_is_said(spec: KvSpec, entry: tuple[str, float, float] |
     assert said == [{**one, "reason": "text_kept"} for one in expected]
 
 
+def test_a_value_is_said_once() -> None:
+    spec = KvSpec("visual_exit", keep="0.01", window=8, window_named=True)
+    budgets = divided(spec)
+    bounds = LIMITS.clamped(spec, 100)
+    assert [entry["reason"] for entry in bounds] == ["min_rows", "window_over_budget"]
+    assert [entry["reason"] for entry in budgets.merged(bounds)] == ["window_over_budget", "text_kept"]
+
+
 def test_visual_tokens_of_the_window_stay_like_text() -> None:
     assert divided(KvSpec("visual_exit", keep="0.1"), places=[item(0, 100)]).counts == (100, 8)
 

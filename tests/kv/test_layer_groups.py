@@ -94,6 +94,7 @@ def test_models_with_other_layers_are_refused_at_start() -> None:
 def engine(starts: list[int], **changes: Any) -> Any:
     """vLLM's configuration, as far as it matters."""
     parallel = {
+        "tensor_parallel_size": 1,
         "pipeline_parallel_size": 1,
         "decode_context_parallel_size": 1,
         "prefill_context_parallel_size": 1,
@@ -102,6 +103,7 @@ def engine(starts: list[int], **changes: Any) -> Any:
     return SimpleNamespace(
         additional_config={"vllm_prune": {"layer_groups": starts}},
         parallel_config=SimpleNamespace(**{name: changes.get(name, value) for name, value in parallel.items()}),
+        use_v2_model_runner=changes.get("use_v2_model_runner", False),
         speculative_config=changes.get("speculative_config"),
         kv_transfer_config=changes.get("kv_transfer_config"),
     )
@@ -111,6 +113,8 @@ def engine(starts: list[int], **changes: Any) -> Any:
     ("changes", "name"),
     [
         ({"speculative_config": object()}, "speculative decoding"),
+        ({"use_v2_model_runner": True}, "model runner V2"),
+        ({"tensor_parallel_size": 2}, "tensor parallelism"),
         ({"pipeline_parallel_size": 2}, "pipeline parallelism"),
         ({"decode_context_parallel_size": 2}, "context parallelism"),
         ({"prefill_context_parallel_size": 2}, "context parallelism"),

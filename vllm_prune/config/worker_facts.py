@@ -69,9 +69,8 @@ class WorkerFacts:
         scorer, selector = (None if path is None else str(Path(path).absolute()) for path in paths)
         layers = {name: str(Path(path).absolute()) for name, path in config.weights if path is not None}
         kv = config.kv
-        reserved = (kv.observed_requests, kv.prompt_queries)
-        cached, groups = config.feature_cache.max_bytes, kv.layer_groups
-        return cls(True, scorer, selector, config.largest_window, *reserved, layers, cached, groups)
+        reserved = (config.largest_window, kv.observed_requests, kv.prompt_queries)
+        return cls(True, scorer, selector, *reserved, layers, config.feature_cache.max_bytes, kv.layer_groups)
 
     def wire(self) -> dict[str, Any]:
         """The facts that differ from the defaults.

@@ -101,6 +101,12 @@ class GroupBudgets:
                 firsts.append(rows + count + buffer + 1 - window)
         return min(firsts, default=None)
 
+    def merged(self, clamped: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Entries of the engine's bounds with those of `clamped`, which say last what a value has become."""
+        own = self.clamped()
+        params = {entry["param"] for entry in own}
+        return [*(entry for entry in clamped if entry["param"] not in params), *own]
+
     def clamped(self) -> list[dict[str, Any]]:
         """Entries of `usage.pruning.clamped` for what the strategy could not leave out."""
         rows, spec = sum(map(int.__mul__, self.counts, self.layers)), self.spec

@@ -60,6 +60,8 @@ def of_engine(specs: Mapping[str, KVCacheSpec], vllm_config: Any) -> Mapping[str
         return specs
     unproven = {
         "speculative decoding": vllm_config.speculative_config is not None,
+        "model runner V2": bool(vllm_config.use_v2_model_runner),
+        "tensor parallelism": parallel.tensor_parallel_size > 1,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
         "micro-batch overlap (DBO)": parallel.use_ubatching,

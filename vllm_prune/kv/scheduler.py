@@ -108,8 +108,7 @@ class CompactingMixin:
             limits = self.windows.limits
             places = [feature.mm_position for feature in request.mm_features]
             budgets = GroupBudgets.of(spec, prompt, places, limits, self.groups.layers)
-            clamped = [*limits.clamped(spec, prompt), *budgets.clamped()]
-            tally = Tally.of(budgets, clamped, self.groups.firsts)
+            tally = Tally.of(budgets, budgets.merged(limits.clamped(spec, prompt)), self.groups.firsts)
             self.budgets[request.request_id] = budgets
             self.windows.register(request.request_id, spec, prompt)
             self.tallies[request.request_id] = self.unsent[request.request_id] = tally
