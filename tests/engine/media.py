@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,12 +68,14 @@ class Request:
         prompt: text with one pad token per media item, in prompt order of each modality.
         images, videos: the media.
         visual: `pruning.visual` object, None for no budget.
+        order: modality of each medium in prompt order, for models that take all of them as one modality.
     """
 
     prompt: str
     images: tuple[Image.Image, ...] = ()
     videos: tuple[Video, ...] = ()
     visual: Visual = None
+    order: tuple[str, ...] = ()
 
     def within(self, visual: Visual) -> Request:
         """The same request under another budget."""
@@ -80,7 +83,9 @@ class Request:
 
     def for_vllm(self) -> dict[str, Any]:
         """Prompt dict of `LLM.generate`."""
-        data = {"image": list(self.images), "video": list(self.videos)}
+        data: dict[str, list[Any]] = {"image": list(self.images), "video": list(self.videos)}
+        if self.order:
+            data = {"vision_chunk": chunks(self.order, self.images, self.videos)}
         request: dict[str, Any] = {
             "prompt": self.prompt,
             "multi_modal_data": {key: items for key, items in data.items() if items},
@@ -88,6 +93,18 @@ class Request:
         if self.visual is not None:
             request["mm_processor_kwargs"] = {"vllm_prune": self.visual}
         return request
+
+
+def chunks(order: Sequence[str], images: Sequence[Image.Image], videos: Sequence[Video]) -> list[dict[str, Any]]:
+    """Pictures, and each video as one piece, as items of vLLM's modality `vision_chunk`."""
+    pictures, films, made = iter(images), iter(videos), []
+    for modality in order:
+        if modality == "image":
+            made.append({"type": "image", "image": next(pictures), "uuid": None})
+        else:
+            frames = [Image.fromarray(frame) for frame in next(films)[0]]
+            made.append({"type": "video_chunk", "video_chunk": frames, "uuid": None, "prompt": "", "video_idx": 0})
+    return made
 
 
 def ask(*media: Image.Image | Video, visual: Visual = None, question: str = "what is it?") -> Request:

@@ -40,6 +40,7 @@ class ItemPlan:
         segments: for generic adapters the item's unpruned placeholder in run lengths, n for embedded tokens and -n for
             text; `per_frame` then has one count per embedded run.
         grid: for generic adapters frames, rows and columns of the item.
+        marks: for generic adapters embedded tokens before and behind the visual tokens, which stay and do not count.
         text: token ids of the last user message's text, where the strategy reads it.
         content: names the item without its budget, for `FeatureCache`.
     """
@@ -53,6 +54,7 @@ class ItemPlan:
     key: str = ""
     segments: tuple[int, ...] | None = None
     grid: tuple[int, int, int] | None = None
+    marks: tuple[int, int] = (0, 0)
     text: tuple[int, ...] | None = None
     content: str = ""
 
@@ -111,7 +113,7 @@ def decode(row: Tensor | None) -> ItemPlan | None:
     if row is None or not row.numel():
         return None
     raw = json.loads(bytes(row.tolist()))
-    for key in ("per_frame", "indices", "segments", "grid", "text"):
+    for key in ("per_frame", "indices", "segments", "grid", "marks", "text"):
         raw[key] = tuple(raw[key]) if raw[key] is not None else None
     return ItemPlan(**raw)
 

@@ -7,7 +7,6 @@ seen from processing each item alone; how many each run keeps is worked out anew
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,18 +141,13 @@ class FamilyOracle:
         slots, at = [i for i, token in enumerate(ids.tolist()) if token in self.pads], 0
         waiting = {"image": iter(request.images), "video": iter(request.videos)}
         grids = {m: iter(inputs.get(f"{m}_grid_thw", ())) for m in waiting}
-        for modality in self.order(request.prompt):
+        for modality in self.row.order(request.prompt):
             runs = self.runs_alone(modality, next(waiting[modality]))
             thw = next(grids[modality], None)
             grid = None if thw is None else Grid(int(thw[0]), int(thw[1]) // 2, int(thw[2]) // 2)
             yield Item(modality, runs, torch.tensor(slots[at : at + sum(runs)]), grid)
             at += sum(runs)
         assert at == len(slots)
-
-    def order(self, prompt: str) -> list[str]:
-        """Modalities of the media in a prompt."""
-        shown = {self.row.image: "image", **({self.row.video: "video"} if self.row.video else {})}
-        return [shown[match] for match in re.findall("|".join(re.escape(text) for text in shown), prompt)]
 
     def runs_alone(self, modality: str, item: Any) -> list[int]:
         """Lengths of an item's runs of embedded tokens."""

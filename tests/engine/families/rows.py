@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from vllm_prune.grid import Grid
+
 from .. import matrix, media
 from ..media import Request, Visual
-from . import recipes, recipes_of_vllm, towers
+from . import kimi, opencua, ovis, recipes, recipes_of_vllm, step3, towers
 from .recipes import Change, Recipe
 
 STEPS = 8
@@ -26,6 +29,11 @@ BUDGETS: dict[str, Visual] = {
     "all": {"strategy": "uniform", "keep": 1.0},
     "divprune": {"strategy": "divprune", "keep": 0.3},
 }
+APART: dict[str, Visual] = {
+    "apart": {"strategy": "uniform", "image": {"keep": 0.2}, "video": {"max_tokens": 9}},
+    "images": {"strategy": "uniform", "keep": 0.5, "video": None},
+}
+"""For families whose pictures and videos are one modality of vLLM."""
 QWEN_CASES = ("i", "v", "iv", "ivi")
 """Cases of the two families of Qwen-VL that their kin are asked, unless all are wanted."""
 
@@ -50,6 +58,11 @@ class Row:
         rewrite: makes the copy of the checkpoint that the engine loads, where its format is one of vLLM's own.
         embed: features of one item from transformers' tower, see `towers`; where it is there, prompt and pixels come
             from vLLM's stock processor.
+        grid: frames, rows and columns of an item from the same fields, where the processor gives them.
+        marks: embedded tokens before and behind the visual tokens of an item.
+        chunks: whether pictures and pieces of videos are one modality of vLLM, `vision_chunk`.
+        latent: whether the model has latent attention; False where vLLM is told to keep all heads instead, as its CPU
+            kernel takes neither parts of prompts nor cached ones.
         options: of vLLM, which transformers' answers need.
         kv: whether KV budgets are compared, too.
         drafter: whether the checkpoint has a head that drafts; these rows are for `test_mtp` alone.
@@ -71,6 +84,10 @@ class Row:
     videos: int = 2
     rewrite: Callable[[Path], None] | None = None
     embed: Callable[[Any, str, dict[str, Any]], Tensor] | None = None
+    grid: Callable[[dict[str, Any]], Grid] | None = None
+    marks: tuple[int, int] = (0, 0)
+    chunks: bool = False
+    latent: bool | None = None
     options: dict[str, Any] = field(default_factory=dict)
     kv: bool = False
     drafter: bool = False
@@ -84,7 +101,25 @@ class Row:
     @property
     def limits(self) -> dict[str, int]:
         """`limit_mm_per_prompt` of the requests."""
+        if self.chunks:
+            return {"vision_chunk": 4}
         return {"image": 4, **({"video": self.videos} if self.video else {})}
+
+    @property
+    def cached(self) -> bool:
+        """Whether vLLM caches prefixes of the family."""
+        return bool(self.options.get("enable_prefix_caching", True))
+
+    def order(self, prompt: str) -> list[str]:
+        """Modalities of the media in a prompt."""
+        shown = {self.image: "image", **({self.video: "video"} if self.video else {})}
+        return [shown[match] for match in re.findall("|".join(re.escape(text) for text in shown), prompt)]
+
+    def data(self, prompt: str, images: Sequence[Any], videos: Sequence[Any]) -> dict[str, list[Any]]:
+        """The media of a prompt as vLLM takes them."""
+        if self.chunks:
+            return {"vision_chunk": media.chunks(self.order(prompt), images, videos)}
+        return {"image": list(images), "video": list(videos)}
 
 
 NORMALISED = {"mm_device_do_normalize": False}
@@ -96,6 +131,15 @@ GLM4V = Row(
     recipes.glm4v, None, ("<|image|>", "<|video|>", *GLM_MARKS),
     "<|begin_of_image|><|image|><|end_of_image|>", "<|begin_of_video|><|video|><|end_of_video|>",
     ("<|image|>", "<|video|>"), one_pad_for_all=True, videos=1, kv=True,
+)  # fmt: skip
+KIMI = Row(
+    kimi.twin, None, kimi.TOKENS, "<|media_begin|>image<|media_content|><|media_pad|><|media_end|>",
+    "<|media_begin|>video<|media_content|><|media_pad|><|media_end|>", ("<|media_pad|>",), rewrite=kimi.k25,
+    embed=kimi.tower, grid=kimi.grid, chunks=True, latent=False, options=NORMALISED, slow=True,
+)  # fmt: skip
+STEP = Row(
+    recipes_of_vllm.step3p7_twin, None, recipes_of_vllm.STEP_TOKENS, "<im_patch>", None, ("<im_patch>",), chunk=512,
+    rewrite=recipes_of_vllm.step3p7, embed=towers.step3p7, transposed_input=True, slow=True,
 )  # fmt: skip
 ROWS = {
     "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", change=recipes.transposed_experts, kv=True),
@@ -158,13 +202,26 @@ ROWS = {
         recipes.gemma4, None, (*recipes.GEMMA4_TOKENS.values(), "<|video|>"), "<|image|>", "<|video|>",
         ("<|image|>", "<|video|>"), embed=towers.gemma4, slow=True,
     ),
-    "step3p7": Row(
-        recipes_of_vllm.step3p7_twin, None, recipes_of_vllm.STEP_TOKENS, "<im_patch>", None, ("<im_patch>",), chunk=512,
-        rewrite=recipes_of_vllm.step3p7, embed=towers.step3p7, transposed_input=True, slow=True,
-    ),
+    "step3p7": STEP,
+    "step_vl": replace(STEP, rewrite=step3.step_vl),
+    "step3_vl": replace(STEP, recipe=step3.twin, rewrite=step3.step3, embed=step3.tower),
     "minicpmv4_6": Row(
         recipes.minicpmv4_6, None, tuple(recipes.MINICPM_TOKENS.values())[2:], "<|image_pad|>", "<|video_pad|>",
         ("<|image_pad|>", "<|video_pad|>"), chunk=192, float32_delta_nets=True, embed=towers.minicpmv4_6, slow=True,
+    ),
+    "kimi_k25": KIMI,
+    "kimi_k25_mla": replace(
+        KIMI, recipe=kimi.twin_as_cached, latent=True, chunk=2048,
+        options={**NORMALISED, "enable_prefix_caching": False},
+    ),
+    "kimi_vl": replace(KIMI, video=None, rewrite=kimi.vl, chunks=False, options={}),
+    "opencua": Row(
+        opencua.twin, None, opencua.TOKENS, "<|media_begin|><|media_placeholder|><|media_end|>", None,
+        ("<|media_placeholder|>",), rewrite=opencua.opencua, embed=opencua.tower, kv=True, slow=True,
+    ),
+    "ovis2_5": Row(
+        ovis.twin, None, ovis.TOKENS, "<image>", "<video>", ("<|image_pad|>",), videos=1, rewrite=ovis.ovis,
+        embed=ovis.tower, grid=ovis.grid, marks=(1, 1), kv=True, slow=True,
     ),
     "llama4": Row(
         recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), transposed_input=True,
@@ -189,7 +246,7 @@ def requests(name: str, everything: bool = False) -> dict[str, Request]:
     return {
         f"{case}, {budget}": ask(row, items, visual)
         for case, items in chosen.items()
-        for budget, visual in BUDGETS.items()
+        for budget, visual in {**BUDGETS, **(APART if row.chunks else {})}.items()
     }
 
 
@@ -227,4 +284,5 @@ def ask(row: Row, items: tuple[Any, ...], visual: Visual) -> Request:
     """A chat prompt that shows media in their order, each after a word of text."""
     shown = "".join(f"m{i}{row.video if isinstance(item, tuple) else row.image}" for i, item in enumerate(items))
     prompt = f"<|im_start|>user\n{shown}what is it?<|im_end|>\n<|im_start|>assistant\n"
-    return media.with_media(prompt, *items, visual=visual)
+    request = media.with_media(prompt, *items, visual=visual)
+    return replace(request, order=tuple(row.order(prompt))) if row.chunks else request

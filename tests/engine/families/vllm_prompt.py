@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.config import ModelConfig
+from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal.processing import InputProcessingContext
 from vllm.multimodal.processing.context import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
@@ -63,16 +63,16 @@ class VllmPromptOracle(FamilyOracle):
         # vLLM remembers the class of a checkpoint, so ours are to be known by now.
         load_general_plugins()
         architecture = json.loads((engine_path / "config.json").read_text())["architectures"][0]
-        config = ModelConfig(
+        config = EngineArgs(
             str(engine_path), dtype="float32", limit_mm_per_prompt=row.limits, skip_mm_profiling=True, **row.options
-        )
+        ).create_model_config()
         self.tokenizer: Any = cached_tokenizer_from_config(config)
         parent = vllm_class(FAMILIES[architecture].parent)
         self.stock: Any = parent._processor_factory.build_processor(InputProcessingContext(config, self.tokenizer))
 
     def expand(self, text: str, images: Sequence[Any], videos: Sequence[Any]) -> Expanded:
         """A prompt as vLLM's processor expands it."""
-        data = {"image": list(images), "video": list(videos)}
+        data = self.row.data(text, images, videos)
         items = self.stock.info.parse_mm_data({key: each for key, each in data.items() if each})
         ids = self.tokenizer.encode(text, add_special_tokens=False)
         made = self.stock.apply(ProcessorInputs(ids, items), TimingContext(enabled=False))
@@ -95,9 +95,13 @@ class VllmPromptOracle(FamilyOracle):
 
     def items(self, request: Request, ids: Tensor, inputs: Expanded) -> Iterator[Item]:
         """Media in prompt order."""
-        for placed in inputs.media:
+        for placed, modality in zip(inputs.media, self.row.order(request.prompt), strict=True):
             runs = [len(list(run)) for embedded, run in groupby(placed.mask.tolist()) if embedded]
-            yield Item(placed.modality, runs, _slots(placed), None)
+            before, behind = self.row.marks
+            if before or behind:
+                runs = [sum(runs) - before - behind]
+            slots = _slots(placed)[before : before + sum(runs)]
+            yield Item(modality, runs, slots, None if self.row.grid is None else self.row.grid(placed.fields))
 
 
 def _fields(item: Any) -> dict[str, Any]:

@@ -62,6 +62,22 @@ def test_what_is_merged_comes_with_the_kept(segments: tuple[int, ...]) -> None:
         assert left[run == number].max() <= part.max()
 
 
+@pytest.mark.parametrize("name", ["divprune", "vqtoken_kmeans"])
+@pytest.mark.parametrize("marks", [(1, 1), (2, 0), (0, 3)])
+def test_marks_stay_and_are_not_chosen_from(marks: tuple[int, int], name: str) -> None:
+    before, behind = marks
+    rows = features(12 + before + behind)
+    plan = ItemPlan(name, "{}", 5, 0, None, None, "marked", (len(rows),), (2, 2, 3), marks)
+    left, kept = choose(plan, rows, FACTS)
+    inner, chosen = choose(replace(plan, marks=(0, 0), segments=(12,)), rows[before : before + 12], FACTS)
+    assert kept.tolist() == [*range(before), *(before + chosen).tolist(), *range(before + 12, len(rows))]
+    assert torch.equal(left[before : before + 5], inner)
+    assert torch.equal(left[:before], rows[:before])
+    assert torch.equal(left[before + 5 :], rows[before + 12 :])
+    with pytest.raises(ValueError, match="11 rows"):
+        choose(plan, rows[1:], FACTS)
+
+
 def test_a_tower_output_of_another_size_is_an_error() -> None:
     plan = ItemPlan("uniform", "{}", 5, 0, None, None, "", (12,), (1, 1, 12))
     with pytest.raises(ValueError, match="11 rows"):
@@ -70,4 +86,6 @@ def test_a_tower_output_of_another_size_is_an_error() -> None:
 
 def test_segments_and_grid_travel() -> None:
     plan = ItemPlan("uniform", "{}", 5, 0, (2, 3), None, "k", (6, -1, 6), (2, 2, 3))
+    assert decode(plan.encode()) == plan
+    plan = replace(plan, per_frame=None, marks=(1, 1))
     assert decode(plan.encode()) == plan

@@ -45,14 +45,17 @@ def test_a_row_that_keeps_nothing_still_has_its_separator() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runs", "thw", "rows", "grid"),
+    ("runs", "size", "rows", "grid"),
     [
         ([24], (1, 8, 12), False, Grid(1, 4, 6)),
         ([4, 4], (2, 4, 4), False, Grid(2, 2, 2)),
         ([6, 6, 6], None, True, Grid(1, 3, 6)),
         ([16, 16], None, False, Grid(2, 1, 16)),
+        # All frames share their visual tokens.
+        ([24], (4, 8, 12), False, Grid(1, 4, 6)),
+        ([24], (8, 12), False, Grid(1, 4, 6)),
         ([169, 81, 81], None, False, Grid(1, 1, 331)),
     ],
 )
-def test_grids(runs: list[int], thw: tuple[int, int, int] | None, rows: bool, grid: Grid) -> None:
-    assert item_grid(runs, thw, 2, rows) == grid
+def test_grids(runs: list[int], size: tuple[int, ...] | None, rows: bool, grid: Grid) -> None:
+    assert item_grid(runs, size, 2, rows) == grid

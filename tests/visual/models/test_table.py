@@ -39,6 +39,8 @@ def test_an_adapter_is_vllm_s_model_with_ours_in_front(architecture: str) -> Non
     if isinstance(processor, type):
         assert issubclass(processor, PrunedProcessor)
         assert issubclass(processor, GenericProcessor) == (family.kind == "generic")
+        assert (processor.sent_as, processor.marks) == (family.sent_as, family.marks)
+        assert set(family.patch_grids) <= {*family.sent_as}
 
 
 def test_a_processor_that_vllm_picks_by_the_checkpoint() -> None:
@@ -49,8 +51,9 @@ def test_a_processor_that_vllm_picks_by_the_checkpoint() -> None:
     class Mixin:
         pass
 
-    build = derived._processor(Picked, Mixin, FAMILIES["LlavaForConditionalGeneration"])
-    indirect = derived._processor(lambda info, dummy_inputs: Picked(info, dummy_inputs), Mixin, None)  # type: ignore
+    family = FAMILIES["LlavaForConditionalGeneration"]
+    build = derived._processor(Picked, Mixin, family)
+    indirect = derived._processor(lambda info, dummy_inputs: Picked(info, dummy_inputs), Mixin, family)
     for made in (build("about", None), indirect("about", None)):
         assert isinstance(made, Picked)
         assert isinstance(made, Mixin)

@@ -12,7 +12,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 from vllm_prune.visual.item_plan import ItemPlan, field_name
 from vllm_prune.visual.models.segments import mask_of, runs_of, segments_of, thinned
-from vllm_prune.visual.models.unpruned_prompt import UnprunedPrompt, run_starts
+from vllm_prune.visual.models.unpruned_prompt import UnprunedPrompt, counts_of, run_starts
 
 PAD, TEXT = 7, 1
 
@@ -51,6 +51,14 @@ def test_positions_are_those_of_the_unpruned_prompt(items: list[list[bool]], dat
     for one, flags in zip(prompt.features, items, strict=True):
         assert one.mm_position.length == len(flags) + 1
         assert one.mm_position.get_num_embeds() == 1 + sum(flags)
+
+
+def test_marks_are_among_the_tokens_of_their_run() -> None:
+    plan = ItemPlan("uniform", "{}", 2, 0, None, None, "", (6,), (1, 2, 2), (1, 1))
+    assert counts_of(plan) == [4]
+    prompt = UnprunedPrompt.of([TEXT, *[PAD] * 4, TEXT], [feature(1, torch.ones(4).bool(), plan)])
+    assert prompt.tokens == [TEXT, *[PAD] * 6, TEXT]
+    assert prompt.source == [0, 1, 1, 1, 1, 7]
 
 
 def test_run_starts() -> None:

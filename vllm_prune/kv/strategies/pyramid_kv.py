@@ -37,7 +37,7 @@ class PyramidKv(SnapKv):
 
         The ramp falls from `2 (C - W) - (C - W) / beta` scored rows in the first layer to `(C - W) / beta` in the last;
         where that is more than the prompt has, it begins there and falls less, as in the authors' code. Rows that
-        rounding leaves over go to the first groups, so that the mean over layers is C but for less than one row. Where
+        rounding leaves over go to the first groups, none above the one before, so that the mean over layers is C but for less than one row. Where
         the budget evicts nothing of the prompt all layers keep the same.
         """
         total, scored = sum(budget.layers), budget.count - budget.window
@@ -50,7 +50,8 @@ class PyramidKv(SnapKv):
         counts = [budget.window + int(most - fall * middle) for middle in middles]
         left = total * budget.count - sum(map(int.__mul__, counts, budget.layers))
         for number, layers in enumerate(budget.layers):
-            more = min(left // layers, budget.prompt - counts[number])
+            most_here = counts[number - 1] if number else budget.prompt
+            more = min(left // layers, most_here - counts[number])
             counts[number] += more
             left -= more * layers
         return tuple(counts)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from vllm.multimodal.parse import VideoProcessorItems
 
-from ...grid import Grid, Modality
+from ...grid import MODALITIES, Grid
 from ..models.segments import Segments
 from .frame_split import FrameSplit, frame_counts
 
@@ -19,10 +19,14 @@ class GridItems:
         counts_per_frame: whether text stands between frames, so that each frame's count is fixed before the tower runs;
             see `frame_split`.
         exact_image_sizes: whether `image_tokens` can say an image's size without processing one.
+        sent_as: vLLM's modalities in which the items come; see `Family.sent_as`.
+        marks: see `Family.marks`.
     """
 
     counts_per_frame: ClassVar[bool] = False
     exact_image_sizes: ClassVar[bool] = True
+    sent_as: ClassVar[tuple[str, ...]] = MODALITIES
+    marks: ClassVar[tuple[int, int]] = (0, 0)
 
     def cell_side(self) -> int:
         """Patches per side of the square that one visual token stands for."""
@@ -36,18 +40,18 @@ class GridItems:
     def add_segments(self, mm_items: Any, kwargs: Mapping[str, object], data: Any) -> None:
         """Note in a processor's output how the items are placed in the prompt, where grids do not say it."""
 
-    def segments_of(self, modality: Modality, data: Any, index: int) -> Segments | None:
+    def segments_of(self, modality: str, data: Any, index: int) -> Segments | None:
         """What `add_segments` has noted of an item; None where grids say it."""
         return None
 
-    def grids_of(self, modality: Modality, data: Any) -> list[Grid]:
+    def grids_of(self, modality: str, data: Any) -> list[Grid]:
         """Grids of the items in a processor's output; none where it has no item of the modality."""
         thw, side = data.get(f"{modality}_grid_thw"), self.cell_side()
         rows = () if thw is None else thw.tolist()
         return [Grid(frames, height // side, width // side) for frames, height, width in rows]
 
     def counts_of(
-        self, modality: Modality, count: int, grid: Grid, segments: Segments | None, patches: Any, split: FrameSplit
+        self, modality: str, count: int, grid: Grid, segments: Segments | None, patches: Any, split: FrameSplit
     ) -> tuple[int, ...] | None:
         """Counts that are fixed before the tower runs, sum `count`; None where the choice is free over the item.
 
@@ -63,7 +67,7 @@ class GridItems:
             return frame_counts(count, grid, patches, split)
         return None
 
-    def patches_of(self, modality: Modality, data: Any, index: int) -> Any:
+    def patches_of(self, modality: str, data: Any, index: int) -> Any:
         """Patches of an item, [patches, values], frame by frame; None for precomputed embeddings."""
         pixels = data.get("pixel_values" if modality == "image" else "pixel_values_videos")
         if pixels is None:
@@ -72,9 +76,9 @@ class GridItems:
         start = sum(counts[:index])
         return pixels[start : start + counts[index]]
 
-    def tokens_of(self, modality: Modality, placed: Any) -> int:
+    def tokens_of(self, modality: str, placed: Any) -> int:
         """Visual tokens of an item, from its place in the prompt."""
-        return int(placed.get_num_embeds())
+        return int(placed.get_num_embeds()) - sum(self.marks)
 
     def image_tokens(self, width: int, height: int) -> int:
         """Visual tokens of an image of so many pixels, before pruning."""
@@ -84,7 +88,7 @@ class GridItems:
             info.get_num_image_tokens(image_width=width, image_height=height, image_processor=images, mm_kwargs={})
         )
 
-    def size_of(self, items: Any, modality: Modality, index: int, kwargs: Mapping[str, object]) -> int:
+    def size_of(self, items: Any, modality: str, index: int, kwargs: Mapping[str, object]) -> int:
         """Visual tokens of an item that was sent, before pruning.
 
         Args:
@@ -96,7 +100,7 @@ class GridItems:
         grid = self.grid_of(items, modality, index, kwargs)
         return int(items.get_feature_size(index)) if grid is None else grid.tokens
 
-    def grid_of(self, items: Any, modality: Modality, index: int, kwargs: Mapping[str, object]) -> Grid | None:
+    def grid_of(self, items: Any, modality: str, index: int, kwargs: Mapping[str, object]) -> Grid | None:
         """Grid of an item that was sent, before it is processed; None for precomputed embeddings. See `size_of`."""
         info: Any = self.info  # type: ignore[attr-defined]
         if not hasattr(items, "get_image_size" if modality == "image" else "get_frame_size"):

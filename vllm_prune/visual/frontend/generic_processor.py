@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import Tensor
 from vllm.multimodal.inputs import MultiModalKwargsItems
 from vllm.multimodal.processing import PromptUpdateDetails
 
 from ...budget.canonical import VisualSpec
 from ...budget.errors import BudgetError
-from ...grid import MODALITIES, Grid, Modality
+from ...grid import Grid
 from ...shares import largest_remainder
 from ..item_plan import plan_of
 from ..models.abilities import missing
@@ -46,8 +48,11 @@ class GenericProcessor(PrunedProcessor):
 
     def cell_side(self) -> int:
         """See `GridItems.cell_side`; only read where the processor gives grids of patches."""
-        vision = getattr(self.info.get_hf_config(), "vision_config", None)
-        return int(getattr(vision, "spatial_merge_size", 1))
+        at: Any = self.info.get_hf_config()
+        for name in self.family.cell_side.split("."):
+            at = getattr(at, name, None)
+        side = at[0] if isinstance(at, Sequence) else at
+        return 1 if side is None else int(side)
 
     def pixel_spread(self) -> float:
         """See `GridItems.pixel_spread`."""
@@ -60,32 +65,34 @@ class GenericProcessor(PrunedProcessor):
         parent: Any = super(PrunedProcessor, self)
         items = MultiModalKwargsItems.from_hf_inputs(data, parent._get_mm_fields_config(data, kwargs))
         for update in parent._get_prompt_updates(mm_items, kwargs, items):
-            if update.modality in MODALITIES and _segments_field(update.modality) not in data:
+            if update.modality in self.sent_as and _segments_field(update.modality) not in data:
                 details = [update.resolve(i).content for i in range(mm_items.get_count(update.modality, strict=False))]
                 data[_segments_field(update.modality)] = [_segments(content) for content in details]
 
-    def segments_of(self, modality: Modality, data: Any, index: int) -> Segments | None:
+    def segments_of(self, modality: str, data: Any, index: int) -> Segments | None:
         """See `GridItems.segments_of`."""
         segments: Segments = data[_segments_field(modality)][index]
         return segments
 
-    def grids_of(self, modality: Modality, data: Any) -> list[Grid]:
+    def grids_of(self, modality: str, data: Any) -> list[Grid]:
         """See `GridItems.grids_of`; none where no request has asked about the items."""
-        thw = data.get(f"{modality}_grid_thw")
+        sizes = data.get(self.family.patch_grids.get(modality, ""))
         return [
-            self._grid(modality, segments, None if thw is None else thw[i].tolist())
+            self._grid(modality, segments, None if sizes is None else sizes[i])
             for i, segments in enumerate(data.get(_segments_field(modality), ()))
         ]
 
-    def _grid(self, modality: Modality, segments: Segments, thw: Sequence[int] | None) -> Grid:
+    def _grid(self, modality: str, segments: Segments, size: Tensor | None) -> Grid:
         rows = modality == "image" and self.family.image_rows
-        return item_grid(runs_of(segments), thw, self.cell_side(), rows)
+        runs = [sum(runs_of(segments)) - sum(self.marks)] if any(self.marks) else runs_of(segments)
+        # Some processors give the size in a list of one.
+        return item_grid(runs, None if size is None else size.flatten().tolist(), self.cell_side(), rows)
 
-    def patches_of(self, modality: Modality, data: Any, index: int) -> Any:
+    def patches_of(self, modality: str, data: Any, index: int) -> Any:
         """See `GridItems.patches_of`; None also where the processor does not give them visual token by token."""
         return super().patches_of(modality, data, index) if "pixels" in self.family.signals else None
 
-    def size_of(self, items: Any, modality: Modality, index: int, kwargs: Mapping[str, object]) -> int:
+    def size_of(self, items: Any, modality: str, index: int, kwargs: Mapping[str, object]) -> int:
         """See `GridItems.size_of`: the item is processed for it, as families count in ways of their own."""
         alone = self.info.parse_mm_data({modality: [items[index]]}, validate=False)
         parent: Any = super(PrunedProcessor, self)
@@ -93,7 +100,7 @@ class GenericProcessor(PrunedProcessor):
         self.add_segments(alone, kwargs, data)
         return self.grids_of(modality, data)[0].tokens
 
-    def position_span(self, modality: Modality, grid: Grid) -> int:
+    def position_span(self, modality: str, grid: Grid) -> int:
         """See `PrunedProcessor.position_span`."""
         if self.family.positions != "grid":
             return grid.tokens
@@ -111,28 +118,29 @@ class GenericProcessor(PrunedProcessor):
             if part is not None and (finding := missing(self.family, part)) is not None:
                 raise finding.error()
         grants = super()._grants(inputs, spec)
-        for modality, items in grants.items():
-            if modality not in self.family.modalities and any(grant.budget for grant in items):
+        for grant in chain.from_iterable(grants.values()):
+            if grant.budget and grant.modality not in self.family.modalities:
                 raise BudgetError(
-                    f"{self.family.name} takes no budget for {modality}s; set pruning.visual.{modality} to null",
-                    f"pruning.visual.{modality}",
+                    f"{self.family.name} takes no budget for {grant.modality}s; set pruning.visual.{grant.modality} to "
+                    "null",
+                    f"pruning.visual.{grant.modality}",
                 )
         return grants
 
     def _keep_grids(self, result: Any) -> None:
-        for modality in MODALITIES:
+        for modality in self.sent_as:
             placed_items = result["mm_placeholders"].get(modality, ())
             items, bases = result["mm_kwargs"].get(modality, ()), result["mm_hashes"].get(modality, ())
             for base, item, placed in zip(bases, items, placed_items, strict=False):
                 # Items that a cache has answered come without data.
                 if item is not None:
-                    element = item.get(f"{modality}_grid_thw")
+                    element = item.get(self.family.patch_grids.get(modality, ""))
                     segments = segments_of(placed.is_embed, placed.length)
-                    thw = None if element is None else element.data.tolist()
-                    self._item_cache.keep_grid(base, self._grid(modality, segments, thw))
+                    size = None if element is None else element.data
+                    self._item_cache.keep_grid(base, self._grid(modality, segments, size))
 
     def counts_of(
-        self, modality: Modality, count: int, grid: Grid, segments: Segments | None, patches: Any, split: FrameSplit
+        self, modality: str, count: int, grid: Grid, segments: Segments | None, patches: Any, split: FrameSplit
     ) -> tuple[int, ...] | None:
         """See `PrunedProcessor.counts_of`: one count per embedded run, where text stands between runs."""
         assert segments is not None

@@ -9,7 +9,6 @@ from typing import Any
 
 from ...budget.allocate import ItemBudget
 from ...catalogue import VISUAL
-from ...grid import Modality
 from ..strategies.base import Strategy
 
 
@@ -23,6 +22,7 @@ class Grant:
         earlier: base hashes of the items before it, for strategies that compare items.
         patches_of: gives the processor output of an earlier item that was served from a cache.
         text: token ids of the request's text, for strategies that read it.
+        modality: whose budget the item has; of an item that takes none its modality in vLLM.
     """
 
     budget: ItemBudget | None
@@ -30,6 +30,7 @@ class Grant:
     earlier: tuple[str, ...] = ()
     patches_of: Callable[[int], Any] | None = field(default=None, compare=False, repr=False)
     text: tuple[int, ...] | None = None
+    modality: str = field(kw_only=True)
 
     @property
     def resizes(self) -> bool:
@@ -59,4 +60,5 @@ class Grant:
         return hashlib.blake2b(self.key.encode(), digest_size=16).hexdigest()
 
 
-Grants = dict[Modality, list[Grant]]
+Grants = dict[str, list[Grant]]
+"""By vLLM's modality, one per item."""

@@ -8,7 +8,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from ...grid import Grid
+from ...grid import Grid, Modality
 from ..strategies.base import Cells
 from ..strategies.maths import cells_of
 
@@ -22,6 +22,7 @@ class ItemCache:
 
     def __init__(self) -> None:
         self._grids: LRUCache[str, Grid] = LRUCache(65536)
+        self._modalities: LRUCache[str, Modality] = LRUCache(65536)
         self._cells: LRUCache[str, Cells] = LRUCache(256)
         self._kept: LRUCache[str, str] = LRUCache(MOST_BITMAP_CHARACTERS, getsizeof=len)
         self._lock = threading.Lock()
@@ -50,6 +51,16 @@ class ItemCache:
         """Remember the grid of an item."""
         with self._lock:
             self._grids[base] = grid
+
+    def modality(self, base: str) -> Modality | None:
+        """Whose budget a recent item has, where its name among vLLM's modalities does not say it."""
+        with self._lock:
+            return self._modalities.get(base)
+
+    def keep_modality(self, base: str, modality: Modality) -> None:
+        """Remember whose budget an item has."""
+        with self._lock:
+            self._modalities[base] = modality
 
     def cells(self, base: str) -> Cells | None:
         """Pixel digests of a recent item, None when it is not remembered."""

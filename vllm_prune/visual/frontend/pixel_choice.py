@@ -10,7 +10,7 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 from ...budget.allocate import ItemBudget
 from ...budget.canonical import KEY
 from ...catalogue import VISUAL
-from ...grid import Grid, Modality
+from ...grid import Grid
 from ..item_plan import ItemPlan
 from ..strategies.base import Cells, PixelStrategy
 from .family_items import GridItems
@@ -26,7 +26,7 @@ class PixelProcessor(GridItems):
     _merge: int
     _spread: float
 
-    def _process_alone(self, inputs: ProcessorInputs, modality: Modality, index: int) -> Any:
+    def _process_alone(self, inputs: ProcessorInputs, modality: str, index: int) -> Any:
         """Processor output of one item of the request, for an item that the cache answered."""
         info: Any = self.info  # type: ignore[attr-defined]
         item = inputs.mm_data_items[modality][index]
@@ -39,7 +39,7 @@ class PixelProcessor(GridItems):
     def _keep_cells(self, base: str, patches: Any) -> Cells:
         return self._item_cache.keep_cells(base, patches, self._merge**2, self._spread)
 
-    def needed_cells(self, modality: Modality, data: Any, index: int, grid: Grid, grant: Grant) -> tuple[int, ...]:
+    def needed_cells(self, modality: str, data: Any, index: int, grid: Grid, grant: Grant) -> tuple[int, ...]:
         """Cells that a strategy keeps of an item in a processor's output when the count is left to it.
 
         Raises:

@@ -23,7 +23,7 @@ from ...budget.canonical import KEY, VisualSpec
 from ...budget.errors import BudgetError
 from ...budget.fields import is_auto
 from ...catalogue import VISUAL
-from ...grid import MODALITIES, Grid, Modality, bitmap
+from ...grid import Grid, bitmap
 from ...signals import VisualSignal
 from ..item_plan import ItemPlan, decode, field_name, unpruned, with_cut
 from ..scorers.tower_shape import tower_shape
@@ -31,6 +31,7 @@ from ..strategies.base import PixelStrategy
 from .granted_item import Grant, Grants
 from .item_cache import ItemCache
 from .media_uuids import MissingMediaError
+from .modalities import places_of, remembered
 from .pixel_choice import PixelProcessor, without_budget
 from .resizing import ResizingProcessor
 from .user_text import Turns
@@ -76,7 +77,7 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
         """Number of positions in the model's rotary table."""
         return int(self.info.get_hf_config().get_text_config().max_position_embeddings)  # type: ignore[attr-defined]
 
-    def position_span(self, modality: Modality, grid: Grid) -> int:
+    def position_span(self, modality: str, grid: Grid) -> int:
         """Positions by which an unpruned item moves the text after it."""
         raise NotImplementedError
 
@@ -98,18 +99,19 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
 
     def _grants(self, inputs: ProcessorInputs, spec: VisualSpec) -> Grants:
         hashes = super()._get_mm_hashes(inputs)  # type: ignore[misc]
-        sizes = {m: self._sizes(inputs, m, hashes[m], spec) for m in MODALITIES if m in inputs.mm_data_items}
-        grants: Grants = {}
+        places = places_of(inputs, self.sent_as, hashes, self._item_cache)
+        sizes = {m: [self._size_in(inputs, name, i, hashes, spec) for name, i in at] for m, at in places.items()}
+        granted: dict[str, dict[int, Grant]] = {}
         for modality, budgets in allocate(spec, sizes).items():
-            bases = hashes[modality]
-            source = partial(self._process_alone, inputs, modality)
             text = self._text(inputs) if any(budget and "text" in _wanted(budget) for budget in budgets) else None
-            grants[modality] = [
-                Grant(budget, base, tuple(bases[:i]) if budget and _compares(budget) else (), source, text)
-                for i, (budget, base) in enumerate(zip(budgets, bases, strict=True))
-            ]
-            kwargs = inputs.hf_processor_mm_kwargs
-            self.check_resizable(inputs.mm_data_items[modality], modality, grants[modality], kwargs)
+            for (name, i), budget in zip(places[modality], budgets, strict=True):
+                earlier = tuple(hashes[name][:i]) if budget and _compares(budget) else ()
+                source = partial(self._process_alone, inputs, name)
+                grant = Grant(budget, hashes[name][i], earlier, source, text, modality=modality)
+                granted.setdefault(name, {})[i] = grant
+        grants = {name: [grant for _, grant in sorted(items.items())] for name, items in granted.items()}
+        for name, items in grants.items():
+            self.check_resizable(inputs.mm_data_items[name], name, items, inputs.hf_processor_mm_kwargs)
         return grants
 
     def _text(self, inputs: ProcessorInputs) -> tuple[int, ...]:
@@ -124,18 +126,17 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
             "the strategy reads the last user message, which has no text; name another one", "pruning.visual.strategy"
         )
 
-    def _sizes(self, inputs: ProcessorInputs, modality: Modality, bases: Sequence[str], spec: VisualSpec) -> list[int]:
-        """Tokens of each item before pruning; only looked up where items share a number of tokens."""
+    def _size_in(
+        self, inputs: ProcessorInputs, modality: str, index: int, hashes: Mapping[str, Sequence[str]], spec: VisualSpec
+    ) -> int:
+        """Tokens of an item before pruning; only looked up where items share a number of tokens."""
         items = inputs.mm_data_items[modality]
         if not spec.counts:
-            return [1] * items.get_count()
-        sizes = []
-        for i, base in enumerate(bases):
-            grid = self._item_cache.grid(base)
-            if grid is None and items.get(i) is None:
-                raise MissingMediaError(modality, i, "its size, which max_tokens is shared by, is not known here")
-            sizes.append(grid.tokens if grid else self.size_of(items, modality, i, inputs.hf_processor_mm_kwargs))
-        return sizes
+            return 1
+        grid = self._item_cache.grid(hashes[modality][index])
+        if grid is None and items.get(index) is None:
+            raise MissingMediaError(modality, index, "its size, which max_tokens is shared by, is not known here")
+        return grid.tokens if grid else self.size_of(items, modality, index, inputs.hf_processor_mm_kwargs)
 
     def _get_mm_hashes(self, inputs: ProcessorInputs) -> Any:
         grants = inputs.hf_processor_mm_kwargs.get(KEY)
@@ -157,7 +158,7 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
 
     def _keep_grids(self, result: Any) -> None:
         """Remember the grids of items without a budget; a request that is told what was kept needs them later."""
-        for modality in MODALITIES:
+        for modality in self.sent_as:
             items = result["mm_kwargs"].get(modality, ())
             for base, item in zip(result["mm_hashes"].get(modality, ()), items, strict=False):
                 # Items that a cache has answered come without data.
@@ -171,7 +172,7 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
         data = self.processed(mm_items, without_budget(hf_kwargs), grants)
         if grants:
             self.add_segments(mm_items, without_budget(hf_kwargs), data)
-        for modality in MODALITIES:
+        for modality in self.sent_as:
             grids = self.grids_of(modality, data)
             if not grids:
                 continue
@@ -184,7 +185,7 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
             ]
         return data
 
-    def _plan_field(self, modality: Modality, data: Any, index: int, grid: Grid, grant: Grant | None) -> Any:
+    def _plan_field(self, modality: str, data: Any, index: int, grid: Grid, grant: Grant | None) -> Any:
         if grant is None or self.smaller(grant) is not None:
             return unpruned()
         self._item_cache.keep_grid(grant.base, grid)
@@ -200,7 +201,7 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
             raise ValueError(f"strategy {budget.strategy!r} looks into the tower, but this item came as embeddings")
         segments = self.segments_of(modality, data, index)
         split = VISUAL.strategy_class(budget.strategy).frame_split
-        per_frame = self.counts_of(modality, count, grid, segments, patches, split)
+        per_frame = self.counts_of(grant.modality, count, grid, segments, patches, split)
         if needed is not None and per_frame is not None:
             per_frame = tuple(sum(cell // grid.per_frame == t for cell in needed) for t in range(grid.frames))
         indices = needed or self._from_pixels(budget, grant, grid, count, patches, per_frame)
@@ -210,11 +211,12 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
             budget.strategy, budget.options, count, grant.seed, per_frame, indices, grant.kept_key, segments
         )
         shape = None if segments is None else (grid.frames, grid.rows, grid.cols)
-        return replace(plan_of_item, grid=shape, text=grant.text, content=f"{modality}:{grant.base}").encode()
+        content = f"{modality}:{grant.base}"
+        return replace(plan_of_item, grid=shape, marks=self.marks, text=grant.text, content=content).encode()
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Mapping[str, object]) -> Any:
         parent = super()._get_mm_fields_config(hf_inputs, without_budget(hf_processor_mm_kwargs))  # type: ignore[misc]
-        plans = {field_name(m): MultiModalFieldConfig.batched(m, keep_on_cpu=True) for m in MODALITIES}
+        plans = {field_name(m): MultiModalFieldConfig.batched(m, keep_on_cpu=True) for m in self.sent_as}
         return {**parent, **plans}
 
     def _get_prompt_updates(
@@ -256,9 +258,9 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
         report = []
         for placed, modality, i in sorted(placed_items, key=lambda item: item[0].offset):
             kept = self.tokens_of(modality, placed)
-            grant = grants[modality][i] if modality in grants else Grant(None, result["mm_hashes"][modality][i])
+            grant = grants[modality][i] if modality in grants else self._no_grant(inputs, modality, i, result)
             budget, grid = grant.budget, self._item_cache.grid(grant.base)
-            entry = {"modality": modality, "strategy": "none", "input_tokens": kept, "kept_tokens": kept}
+            entry = {"modality": grant.modality, "strategy": "none", "input_tokens": kept, "kept_tokens": kept}
             if budget is not None:
                 entry["strategy"] = budget.strategy
                 entry["input_tokens"] = grid.tokens if grid else self._input_tokens(inputs, modality, i)
@@ -267,7 +269,12 @@ class PrunedProcessor(ResizingProcessor, PixelProcessor):
             report.append({**entry, "kept": self._item_cache.kept(grant.key)})
         return report
 
-    def _input_tokens(self, inputs: ProcessorInputs, modality: Modality, index: int) -> int:
+    def _no_grant(self, inputs: ProcessorInputs, modality: str, index: int, result: Any) -> Grant:
+        base, items = result["mm_hashes"][modality][index], inputs.mm_data_items
+        known = modality in self.sent_as and remembered(modality, items[modality], index, base, self._item_cache)
+        return Grant(None, base, modality=known or modality)
+
+    def _input_tokens(self, inputs: ProcessorInputs, modality: str, index: int) -> int:
         return self.size_of(
             inputs.mm_data_items[modality], modality, index, without_budget(inputs.hf_processor_mm_kwargs)
         )

@@ -16,7 +16,7 @@ from vllm.multimodal.parse import MultiModalDataItems
 from ...budget.allocate import plan
 from ...budget.errors import BudgetError
 from ...catalogue import VISUAL
-from ...grid import Grid, Modality
+from ...grid import Grid
 from .family_items import GridItems
 from .granted_item import Grant, Grants
 from .item_cache import ItemCache
@@ -55,7 +55,7 @@ class ResizingProcessor(GridItems):
                 f"strategy {name!r}: {error}; raise the budget, or name another strategy", "pruning.visual.keep"
             ) from None
 
-    def check_resizable(self, items: Any, modality: Modality, grants: Sequence[Grant], kwargs: Any) -> None:
+    def check_resizable(self, items: Any, modality: str, grants: Sequence[Grant], kwargs: Any) -> None:
         """Learn the sizes of items that are to be drawn smaller.
 
         Args:
@@ -75,7 +75,7 @@ class ResizingProcessor(GridItems):
                 self._item_cache.keep_grid(grant.base, self._size(items, modality, i, kwargs))
             self.smaller(grant)
 
-    def _size(self, items: Any, modality: Modality, index: int, kwargs: Mapping[str, object]) -> Grid:
+    def _size(self, items: Any, modality: str, index: int, kwargs: Mapping[str, object]) -> Grid:
         if items.get(index) is None:
             raise MissingMediaError(modality, index, "its size, from which it is drawn smaller, is not known here")
         grid = self.grid_of(items, modality, index, kwargs)
@@ -104,7 +104,7 @@ class ResizingProcessor(GridItems):
                 outputs.append(self._parent(MultiModalDataItems({modality: items}), kwargs))
         return _joined(outputs)
 
-    def _alone(self, modality: Modality, item: Any, grant: Grant, kwargs: Mapping[str, object]) -> Any:
+    def _alone(self, modality: str, item: Any, grant: Grant, kwargs: Mapping[str, object]) -> Any:
         """Output for one item of those whose siblings are drawn smaller."""
         smaller = self.smaller(grant)
         if smaller is None:
@@ -121,11 +121,11 @@ class ResizingProcessor(GridItems):
     def _parent(self, mm_items: Any, kwargs: Mapping[str, object]) -> Any:
         return super()._apply_hf_processor_main(mm_items=mm_items, hf_kwargs=kwargs)  # type: ignore[misc]
 
-    def _parsed(self, modality: Modality, item: Any) -> Any:
+    def _parsed(self, modality: str, item: Any) -> Any:
         info: Any = self.info  # type: ignore[attr-defined]
         return info.parse_mm_data({modality: [item]}, validate=False)
 
-    def _drawn(self, item: Any, modality: Modality, grid: Grid) -> Any:
+    def _drawn(self, item: Any, modality: str, grid: Grid) -> Any:
         side = self.cell_side() * int(self.info.get_hf_config().vision_config.patch_size)  # type: ignore[attr-defined]
         height, width = grid.rows * side, grid.cols * side
         if modality == "image":

@@ -25,14 +25,14 @@ def choose(
     text: Tensor | None = None,
     networks: Mapping[str, Network] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What is left of an item: rows, [K, width], and which tokens they are of, int64 [K], ascending.
+    """What is left of an item: rows, [K + marks, width], and which tokens they are, int64 [K + marks].
 
     Runs of one length are treated as the frames of a video: a strategy compares them with each other and chooses inside
     each. Runs of several lengths are chosen from one by one.
 
     Args:
         plan: with `segments` and `grid`.
-        features: [M, width], what the tower has put out.
+        features: [M + marks, width], what the tower has put out.
         facts: of this worker.
         text: [L, D], embeddings of the request's text, where the plan has any.
         networks: trained layers by the name of their strategy.
@@ -40,12 +40,23 @@ def choose(
     Raises:
         ValueError: the tower's output is not of the plan's size.
     """
-    assert plan.segments is not None
     assert plan.grid is not None
-    grid, runs = Grid(*plan.grid), runs_of(plan.segments)
+    before, behind = plan.marks
+    last = len(features) - behind
+    source = ItemSource(Grid(*plan.grid), features[before:last], facts=facts, text=text, networks=networks or {})
+    rows, kept = _choose(plan, source)
+    if not before and not behind:
+        return rows, kept
+    numbers = torch.arange(len(features), device=kept.device)
+    rows = torch.cat([features[:before], rows, features[last:]])
+    return rows, torch.cat([numbers[:before], before + kept, numbers[last:]])
+
+
+def _choose(plan: ItemPlan, source: ItemSource) -> tuple[Tensor, Tensor]:
+    assert plan.segments is not None
+    grid, features, runs = source.grid, source.features, runs_of(plan.segments)
     if len(features) != grid.tokens:
         raise ValueError(f"the tower gave {len(features)} rows for an item of {grid.tokens} visual tokens")
-    source = ItemSource(grid, features, facts=facts, text=text, networks=networks or {})
     if plan.per_frame is None or len(runs) == grid.frames:
         return kept_rows(plan, source, features)
     if len(set(runs)) == 1:

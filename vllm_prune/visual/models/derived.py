@@ -60,7 +60,8 @@ def make_adapter(architecture: str, family: Family) -> type[Any]:
 def _processor(parent: Callable[..., Any], mixin: type[Any], family: Family) -> Callable[..., Any]:
     """What makes the adapter's processor; where vLLM has a function that picks the class, so have we."""
     if isinstance(parent, type):
-        return _subclass(f"Prune{parent.__name__}", (mixin, parent), {"family": family})
+        attributes = {"family": family, "sent_as": family.sent_as, "marks": family.marks}
+        return _subclass(f"Prune{parent.__name__}", (mixin, parent), attributes)
 
     def build(info: Any, dummy_inputs: Any) -> Any:
         return _processor(type(parent(info, dummy_inputs)), mixin, family)(info, dummy_inputs)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...grid import MODALITIES
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
 from ..tower.feature_cache import Encoded
@@ -58,9 +57,10 @@ class GenericModel(PlacedModel):
         Raises:
             RuntimeError: the parent's outputs are not one per item.
         """
-        rows = {m: kwargs.pop(field_name(m), None) for m in MODALITIES}
+        sent_as = self.family.sent_as
+        rows = {m: kwargs.pop(field_name(m), None) for m in sent_as}
         plans = [
-            (decode(row), m, i) for m in MODALITIES if rows[m] is not None for i, row in enumerate(rows[m])
+            (decode(row), m, i) for m in sent_as if rows[m] is not None for i, row in enumerate(rows[m])
         ]  # fmt: skip
         if not any(plan for plan, _, _ in plans):
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]

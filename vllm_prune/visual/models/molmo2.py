@@ -31,7 +31,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from ...budget.canonical import VisualSpec
 from ...budget.errors import BudgetError
 from ...config.worker_facts import WorkerFacts
-from ...grid import Grid, Modality
+from ...grid import Grid
 from ...signals import VisualSignal
 from ...telemetry import metrics
 from ..frontend.granted_item import Grants
@@ -69,13 +69,13 @@ class PruneMolmo2Processor(PrunedProcessor, Molmo2MultiModalProcessor):
         cols, rows = self.info.get_base_grid_size(self.info.get_hf_processor().video_processor)
         return Grid(1, rows, cols)
 
-    def grids_of(self, modality: Modality, data: Any) -> list[Grid]:
+    def grids_of(self, modality: str, data: Any) -> list[Grid]:
         """See `GridItems.grids_of`; images have none, as they are not pruned."""
         frames = data.get("video_num_crops") if modality == "video" else None
         frame = self._frame()
         return [] if frames is None else [Grid(count, frame.rows, frame.cols) for count in frames.tolist()]
 
-    def patches_of(self, modality: Modality, data: Any, index: int) -> Any:
+    def patches_of(self, modality: str, data: Any, index: int) -> Any:
         """See `GridItems.patches_of`. Raises ValueError where cells do not tile the frames."""
         frames, cells = data["video_num_crops"].tolist(), data["video_num_pooled_patches"].tolist()
         first, start = sum(frames[:index]), sum(cells[:index])
@@ -101,7 +101,7 @@ class PruneMolmo2Processor(PrunedProcessor, Molmo2MultiModalProcessor):
         rows = patches[self._tiles(len(patches) // (self._frame().tokens * MOLMO2_SIDE**2)).flatten()]
         return super()._keep_cells(base, rows.view(len(rows), -1, CHANNELS).transpose(1, 2).flatten(1))
 
-    def tokens_of(self, modality: Modality, placed: Any) -> int:
+    def tokens_of(self, modality: str, placed: Any) -> int:
         """See `GridItems.tokens_of`; the marks of frames are text."""
         embedded = super().tokens_of(modality, placed)
         return embedded - MARKS * len(placed.extract_embeds_range()) if modality == "video" else embedded
@@ -111,7 +111,7 @@ class PruneMolmo2Processor(PrunedProcessor, Molmo2MultiModalProcessor):
         processor = self.info.get_hf_processor()
         return int(self.info.get_num_image_tokens(image_height=height, image_width=width, processor=processor))
 
-    def size_of(self, items: Any, modality: Modality, index: int, kwargs: Mapping[str, object]) -> int:
+    def size_of(self, items: Any, modality: str, index: int, kwargs: Mapping[str, object]) -> int:
         """See `GridItems.size_of`."""
         if modality == "image":
             size = items.get_image_size(index)

@@ -16,7 +16,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ...grid import Grid, Modality
+from ...grid import Grid
 from ..frontend.processor import PrunedProcessor
 from ..frontend.video_loader import ShortVideoBackend as ShortVideoBackend
 from ..item_plan import plan_of
@@ -33,7 +33,7 @@ class Qwen25VLProcessor(PrunedProcessor):
         """VLLM builds this family's rotary table four times as long as the model's context."""
         return 4 * super().rotary_table_size()
 
-    def position_span(self, modality: Modality, grid: Grid) -> int:
+    def position_span(self, modality: str, grid: Grid) -> int:
         """At most this far: the temporal step depends on the frame rate, two grid steps a second is the usual one."""
         step = 1 if modality == "image" else int(self.info.get_hf_config().vision_config.tokens_per_second)
         return max(grid.frames * step, grid.rows, grid.cols)

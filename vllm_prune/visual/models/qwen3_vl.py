@@ -15,7 +15,7 @@ from vllm.model_executor.models.qwen3_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ...grid import Grid, Modality
+from ...grid import Grid
 from ..frontend.processor import PrunedProcessor
 from ..item_plan import ItemPlan, plan_of
 from .positions import Run, grid_positions
@@ -28,7 +28,7 @@ class Qwen3VLProcessor(PrunedProcessor):
     info: Any
     counts_per_frame = True
 
-    def position_span(self, modality: Modality, grid: Grid) -> int:
+    def position_span(self, modality: str, grid: Grid) -> int:
         """The longer side, once per frame; the rotary table has no spare rows for it."""
         return grid.frames * max(grid.rows, grid.cols)
 

@@ -85,18 +85,19 @@ def thinned(tokens: Sequence[int], segments: Segments, counts: Sequence[int]) ->
     return kept, FixedMask(segments_of(torch.tensor(flags), len(flags)))
 
 
-def item_grid(runs: Sequence[int], thw: Sequence[int] | None, side: int, rows: bool) -> Grid:
+def item_grid(runs: Sequence[int], size: Sequence[int] | None, side: int, rows: bool) -> Grid:
     """Grid of an item.
 
     Args:
         runs: its embedded runs.
-        thw: frames, rows and columns in patches, where the processor gives them.
+        size: rows and columns in patches, before them perhaps frames, where the processor gives them; several
+            frames may share their visual tokens.
         side: patches per side of a visual token.
         rows: whether each run is a row of a picture.
     """
-    if thw is not None:
-        frames, height, width = thw
-        return Grid(frames, height // side, width // side)
+    if size is not None:
+        rows_of_cells, cols = (patches // side for patches in size[-2:])
+        return Grid(sum(runs) // (rows_of_cells * cols), rows_of_cells, cols)
     if len(set(runs)) > 1:
         return Grid(1, 1, sum(runs))
     return Grid(1, len(runs), runs[0]) if rows else Grid(len(runs), 1, runs[0])

@@ -7,8 +7,8 @@ from these rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ...grid import MODALITIES, Modality
@@ -53,6 +53,12 @@ class Family:
         per_frame: whether the counts of a video's frames are fixed before the tower runs.
         extent: see `Extent`; only read where positions are those of a grid.
         image_rows: whether text stands after each row of an image.
+        sent_as: vLLM's modalities of the items; `vision_chunk` holds pictures and pieces of videos alike.
+        patch_grids: for each of vLLM's modalities the field of the processor's output with an item's rows and columns
+            of patches, before them perhaps its frames. Where there is none, the runs of embedded tokens are all that is
+            known of an item.
+        cell_side: where the configuration says how many patches per side a visual token has.
+        marks: embedded tokens before and behind the visual tokens of an item, which always stay.
         tested: on what the adapter has been compared with transformers, for people.
         two_way: whether visual tokens attend to each other in both directions (prefix attention), in all models of the
             family or in some; vLLM's CPU build has no such attention, so these families are experimental.
@@ -68,6 +74,10 @@ class Family:
     per_frame: bool = False
     extent: Extent = "item"
     image_rows: bool = False
+    sent_as: tuple[str, ...] = MODALITIES
+    patch_grids: Mapping[str, str] = field(default_factory=lambda: {m: f"{m}_grid_thw" for m in MODALITIES})
+    cell_side: str = "vision_config.spatial_merge_size"
+    marks: tuple[int, int] = (0, 0)
     tested: str = "CPU, tiny model"
     kv: str = "yes"
     two_way: bool = False
@@ -95,11 +105,20 @@ class Family:
 
 
 def _qwen3(name: str, parent: str, tested: str = "CPU, tiny model", kv: str = "yes") -> Family:
-    return Family(name, parent, "Qwen3-VL", "grid", MODALITIES, QWEN, True, "frame", False, tested, kv)
+    return Family(
+        name, parent, "Qwen3-VL", "grid", MODALITIES, QWEN, True, "frame", tested=tested, kv=kv
+    )  # fmt: skip
 
 
 def _generic(name: str, parent: str, **more: Any) -> Family:
     return Family(name, parent, **{"kv": _UNTRIED, **more})
+
+
+def _ovis(name: str, tested: str = "CPU, tiny model", kv: str = "untried") -> Family:
+    return _generic(
+        name, "ovis2_5:Ovis2_5", patch_grids={"image": "grids", "video": "video_grids"},
+        cell_side="vit_config.hidden_stride", marks=(1, 1), tested=tested, kv=kv,
+    )  # fmt: skip
 
 
 _DELTA_NETS = "CPU, tiny model with float32 delta nets"
@@ -107,6 +126,8 @@ _BY_INHERITANCE = "not run: inherits from a family that was"
 _UNTRIED = "untried"
 _CAUSAL = "CPU, tiny model with a causal mask"
 _PREFIX = "refused: prefix attention"
+_LATENT = "refused: MLA"
+_HEADS = "CPU, tiny model, mostly without MLA"
 
 FAMILIES: dict[str, Family] = {
     "Qwen2_5_VLForConditionalGeneration": Family(
@@ -184,6 +205,14 @@ FAMILIES: dict[str, Family] = {
     "Exaone4_5_ForConditionalGeneration": _generic(
         "EXAONE 4.5", "exaone4_5:Exaone4_5_ForConditionalGeneration", signals=PATCHES, kv="yes"
     ),
+    "OpenCUAForConditionalGeneration": _generic(
+        "OpenCUA", "opencua:OpenCUAForConditionalGeneration", modalities=("image",), signals=PATCHES,
+        tested="CPU, tiny model with the processor of vLLM 0.33; that of 0.32 takes no picture with transformers 5",
+        kv="yes",
+    ),
+    "Ovis2_5": _ovis("Ovis 2.5", kv="yes"),
+    "Ovis2_6ForCausalLM": _ovis("Ovis 2.6, dense", _BY_INHERITANCE),
+    "Ovis2_6_MoeForCausalLM": _ovis("Ovis 2.6, MoE", _BY_INHERITANCE),
     "Gemma3ForConditionalGeneration": _generic(
         "Gemma 3, experimental", "gemma3_mm:Gemma3ForConditionalGeneration", modalities=("image",), tested=_CAUSAL,
         kv=_PREFIX, two_way=True,
@@ -198,6 +227,23 @@ FAMILIES: dict[str, Family] = {
     "Step3p7ForConditionalGeneration": _generic(
         "Step 3.7", "step3p7:Step3p7ForConditionalGeneration", modalities=("image",),
         tested="CPU, tiny model with one expert",
+    ),
+    "KimiK25ForConditionalGeneration": _generic(
+        "Kimi-K2.5", "kimi_k25:KimiK25ForConditionalGeneration", sent_as=("vision_chunk",),
+        patch_grids={"vision_chunk": "grid_thws"}, cell_side="vision_config.merge_kernel_size", kv=_LATENT,
+        tested=_HEADS,
+    ),
+    "KimiVLForConditionalGeneration": _generic(
+        "Kimi-VL", "kimi_vl:KimiVLForConditionalGeneration", modalities=("image",),
+        patch_grids={"image": "image_grid_hws"}, cell_side="vision_config.merge_kernel_size", kv=_LATENT,
+        tested=_HEADS,
+    ),
+    "StepVLForConditionalGeneration": _generic(
+        "Step-VL", "step_vl:StepVLForConditionalGeneration", modalities=("image",),
+        tested="CPU, tiny model with one expert",
+    ),
+    "Step3VLForConditionalGeneration": _generic(
+        "Step3", "step3_vl:Step3VLForConditionalGeneration", modalities=("image",)
     ),
     "Llama4ForConditionalGeneration": _generic(
         "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",), kv="refused: chunks of attention"

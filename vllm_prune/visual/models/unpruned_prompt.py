@@ -67,8 +67,8 @@ class UnprunedPrompt:
 
 
 def counts_of(plan: ItemPlan) -> Sequence[int]:
-    """Kept tokens of each embedded run."""
-    return [plan.count] if plan.per_frame is None else plan.per_frame
+    """Kept tokens of each embedded run, with the marks among them."""
+    return [plan.count + sum(plan.marks)] if plan.per_frame is None else plan.per_frame
 
 
 def placeholder(segments: Segments, offset: int) -> PlaceholderRange:

@@ -52,9 +52,9 @@ def networks_of(vllm_config: Any) -> dict[str, Network]:
     Raises:
         ScorerError: weights that do not fit the served model, so that the server does not start with them.
     """
-    language = language_shape(vllm_config.model_config.hf_config)
     networks = {}
     for strategy, path in sorted(WorkerFacts.of(vllm_config).weights.items()):
+        language = language_shape(vllm_config.model_config.hf_config)
         if text := _problem(strategy, Path(path), language):
             raise ScorerError(f"weights.{strategy}: {text}")
         assert language is not None
@@ -116,15 +116,15 @@ def _problem(strategy: str, path: Path, language: LanguageShape | None) -> str |
     if language is None:
         return "the model's configuration does not say what its language model is like; name another strategy"
     try:
-        modified = path.stat().st_mtime_ns if path.exists() else 0
-        return _fit(strategy, path, language, modified)
+        state = path.stat() if path.exists() else None
+        return _fit(strategy, path, language, state and (state.st_mtime_ns, state.st_size))
     except (ScorerError, OSError) as error:
         return str(error)
 
 
 @lru_cache(maxsize=16)
-def _fit(strategy: str, path: Path, language: LanguageShape, modified: int) -> str | None:
-    # A file that is replaced is read again.
+def _fit(strategy: str, path: Path, language: LanguageShape, state: tuple[int, int] | None) -> str | None:
+    # A file that is replaced is read again; a second one within a tick of the clock has the same time.
     places = find(_class(strategy), path)
     try:
         _class(strategy).check({name: shape for name, (_, _, shape) in places.items()}, language)

@@ -90,12 +90,13 @@ class FeatureCache:
             ValueError: see `FeatureCache`; or encoder CUDA graphs, which run the tower before it could be asked.
         """
         size = WorkerFacts.of(vllm_config).feature_cache_bytes
-        if size and getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False):
+        if not size:
+            return cls(0, width, torch.float32)
+        if getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False):
             raise ValueError("feature_cache does not go with encoder CUDA graphs; drop one of the two")
         cache = cls(size, width, vllm_config.model_config.dtype)
-        if size:
-            room = len(cache._free) * PAGE
-            _LOG.info("Feature cache: %.2f GiB on each worker, room for %d visual tokens", size / (1 << 30), room)
+        room = len(cache._free) * PAGE
+        _LOG.info("Feature cache: %.2f GiB on each worker, room for %d visual tokens", size / (1 << 30), room)
         return cache
 
     def encode(
