@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.kv.compaction import CachedRequest
+from vllm_prune.kv.group_budgets import GroupBudgets
 from vllm_prune.kv.strategies.streaming import Streaming
 
 
@@ -22,14 +23,16 @@ def test_the_next_window_is_observed_from_its_first_query(
     prompt: int, tokens: int, buffer: int, window: int, compactions: int
 ) -> None:
     spec = KvSpec("streaming", max_tokens=tokens, buffer=buffer, window=window)
-    request = CachedRequest(spec, Streaming(), prompt, torch.empty(0), (), 0, [])
+    budgets = GroupBudgets(spec, prompt, (1,), (spec.count(prompt),))
+    request = CachedRequest(budgets, Streaming(), torch.empty(0), (), 0, list(range(window)))
     computed, compacted = prompt, 0
     while True:
-        rows = computed - request.evicted
+        rows = computed - request.evicted[0]
         if spec.due(prompt, rows, compacted > 0):
             # The command stands for the rows that are cached now, and its window for the last of them.
-            assert request.observed_from() == computed - window
+            assert budgets.observed_from(request.evicted) == computed - window
+            assert request.observed(0, computed) == range(computed - window, computed)
             if compacted == compactions:
                 return
-            request.evicted, compacted = computed - spec.count(prompt), compacted + 1
+            request.evicted, compacted = [computed - spec.count(prompt)], compacted + 1
         computed += 1

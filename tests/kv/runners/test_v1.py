@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vllm_prune.kv.layer_groups import LayerGroups
 from vllm_prune.kv.runners.v1 import CompactingV1
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ class Table:
 def runner() -> tuple[Any, list[Table]]:
     """Two requests of 1 and 3 tokens, behind a stale third row."""
     made, tables = object.__new__(CompactingV1), [Table(), Table()]
-    made.device, made.kv_group, made.kv_group_lengths = CPU, 1, None
+    made.device, made.kv_groups, made.kv_group_lengths = CPU, LayerGroups((0,), (1,), ((1,),)), []
     made.seq_lens = torch.tensor([50, 73, 9], dtype=torch.int32)
     made.optimistic_seq_lens_cpu = made.seq_lens.clone()
     made.positions = torch.tensor([49, 70, 71, 72, 9])
@@ -39,7 +40,7 @@ def runner() -> tuple[Any, list[Table]]:
 
 def test_lengths_on_device_and_host_and_slots_are_those_of_the_cache() -> None:
     made, tables = runner()
-    made._shorten(np.array([0, 20], dtype=np.int32), np.array([1, 3], dtype=np.int32))
+    made._shorten(np.array([[0, 20]], dtype=np.int32), np.array([1, 3], dtype=np.int32))
     assert made.seq_lens.tolist() == [50, 53, 9]
     # Backends that plan on the host read these.
     assert made.optimistic_seq_lens_cpu.tolist() == [50, 53, 9]
@@ -51,8 +52,8 @@ def test_lengths_on_device_and_host_and_slots_are_those_of_the_cache() -> None:
 def test_beside_other_groups_their_lengths_stay() -> None:
     made, tables = runner()
     begun: list[list[int]] = []
-    made.kv_group_lengths = SimpleNamespace(begin=lambda evicted: begun.append(evicted.tolist()))
-    made._shorten(np.array([0, 20], dtype=np.int32), np.array([1, 3], dtype=np.int32))
+    made.kv_group_lengths = [SimpleNamespace(begin=lambda evicted: begun.append(evicted.tolist()))]
+    made._shorten(np.array([[0, 20]], dtype=np.int32), np.array([1, 3], dtype=np.int32))
     assert begun == [[0, 20]]
     assert made.seq_lens.tolist() == made.optimistic_seq_lens_cpu.tolist() == [50, 73, 9]
     assert tables[1].positions == [49, 50, 51, 52]
@@ -60,6 +61,20 @@ def test_beside_other_groups_their_lengths_stay() -> None:
 
 def test_a_step_without_evicted_rows_is_vllms_own() -> None:
     made, tables = runner()
-    made._shorten(np.zeros(2, dtype=np.int32), np.array([1, 3], dtype=np.int32))
+    made._shorten(np.zeros((1, 2), dtype=np.int32), np.array([1, 3], dtype=np.int32))
     assert made.seq_lens.tolist() == [50, 73, 9]
     assert not any(hasattr(table, "positions") for table in tables)
+
+
+def test_every_group_of_layers_has_lengths_of_its_own() -> None:
+    made, tables = runner()
+    begun: list[tuple[int, list[int]]] = []
+    made.kv_groups = LayerGroups((0, 2), (2, 1), ((0,), (1,)))
+    made.kv_group_lengths = [
+        SimpleNamespace(begin=lambda evicted, number=number: begun.append((number, evicted.tolist())))
+        for number in range(2)
+    ]
+    made._shorten(np.array([[0, 20], [30, 40]], dtype=np.int32), np.array([1, 3], dtype=np.int32))
+    assert begun == [(0, [0, 20]), (1, [30, 40])]
+    assert tables[0].positions == [49, 50, 51, 52]
+    assert tables[1].positions == [19, 30, 31, 32]

@@ -37,8 +37,8 @@ class PyramidKv(SnapKv):
 
         The ramp falls from `2 (C - W) - (C - W) / beta` scored rows in the first layer to `(C - W) / beta` in the last;
         where that is more than the prompt has, it begins there and falls less, as in the authors' code. Rows that
-        rounding leaves over go to the first groups, none above the one before, so that the mean over layers is C but for less than one row. Where
-        the budget evicts nothing of the prompt all layers keep the same.
+        rounding leaves over go to the first groups, none above the one before, so that the mean over layers is C but
+        for less than one row. Where the budget evicts nothing of the prompt all layers keep the same.
         """
         total, scored = sum(budget.layers), budget.count - budget.window
         if budget.count >= budget.prompt or len(budget.layers) == 1:
