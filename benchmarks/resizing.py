@@ -2,11 +2,12 @@
 
 Where an element is one visual token large, as in the tasks of `benchmarks.quality`, no smaller picture can show it and
 resizing loses for that reason alone. Here elements are twice as large in each direction, for every strategy alike, and
-the checkpoint that answers was taught them at sizes between once and 2.2 times. Writes JSON, CSV and a plot.
+the checkpoint that answers was taught them at sizes between once and 2.2 times. Writes JSON.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from vllm_prune.sweep import run
 from vllm_prune.sweep.client import Client
-from vllm_prune.sweep.report import table, write
+from vllm_prune.sweep.report import table
 
 from .machine import RESULTS, hardware
 from .quality import DEMO, Table, arms, chosen, held_out, strategies
@@ -48,7 +49,7 @@ def main(
     strategy: Annotated[
         list[str] | None, typer.Option(help="Print these alone, repeatable: visual:NAME or video:NAME; not saved.")
     ] = None,
-    save: Annotated[bool, typer.Option(help="Write resizing.json, .csv and .png under benchmarks/results/.")] = False,
+    save: Annotated[bool, typer.Option(help="Write benchmarks/results/resizing.json.")] = False,
 ) -> None:
     """Measure and print."""
     if save and strategy:
@@ -63,7 +64,7 @@ def main(
     if save:
         about = {"command": "python -m benchmarks.resizing " + " ".join(sys.argv[1:]), "hardware": hardware(),
                  "samples": n, "dtype": dtype}  # fmt: skip
-        write(RESULTS, rows, about, "resizing")
+        (RESULTS / "resizing.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
