@@ -86,9 +86,24 @@ def test_weights_that_the_workers_were_not_told_of(
         assert "does not exist" in finding.text
 
 
+def test_trained_layers_that_the_workers_were_not_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "configuration", lambda: PruneConfig.model_validate({"weights": {"qtsplus": "x"}}))
+    path = str(Path("x").absolute())
+    finding = signals.VISUAL["weights"](served(), "qtsplus")
+    assert finding is not None
+    assert "the workers do not know of" in finding.text
+    argument = json.dumps({"vllm_prune": {"weights": {"qtsplus": path}}})
+    assert f"--additional-config '{argument}'" in finding.text
+    for facts in ({"launched": True, "weights": {"qtsplus": path}}, json.loads(argument)["vllm_prune"]):
+        finding = signals.VISUAL["weights"](served(**facts), "qtsplus")
+        assert finding is not None
+        assert finding.cause == "weights"
+        assert "the workers do not know of" not in finding.text
+
+
 def test_nothing_is_said_of_weights_that_nobody_configured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signals, "configuration", lambda: load.PruneConfig())
-    for signal, words in (("scorer", "needs a scorer"), ("selector", "needs trained weights")):
-        finding = signals.VISUAL[signal](served(), "any")  # type: ignore[index]
+    for signal, words in (("scorer", "a scorer"), ("selector", "trained weights"), ("weights", "trained weights")):
+        finding = signals.VISUAL[signal](served(), "qtsplus")  # type: ignore[index]
         assert finding is not None
-        assert words in finding.text
+        assert f"needs {words}" in finding.text
