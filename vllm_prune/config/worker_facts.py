@@ -38,6 +38,7 @@ class WorkerFacts:
         max_window: largest observation window that any request may have.
         observed_requests: most requests with such a window at once; None for all that can run.
         prompt_queries: most requests at once whose prompt's queries are summed up.
+        plain_graphs: whether graphs of decode steps are captured without observation, too.
     """
 
     launched: bool = False
@@ -46,6 +47,7 @@ class WorkerFacts:
     max_window: int = MAX_WINDOW
     observed_requests: int | None = None
     prompt_queries: int = 0
+    plain_graphs: bool = True
 
     @classmethod
     def of(cls, vllm_config: Any) -> WorkerFacts:
@@ -60,7 +62,9 @@ class WorkerFacts:
         paths = (config.stts.scorer, config.vision_selector.weights)
         scorer, selector = (None if path is None else str(Path(path).absolute()) for path in paths)
         kv = config.kv
-        return cls(True, scorer, selector, config.largest_window, kv.observed_requests, kv.prompt_queries)
+        return cls(
+            True, scorer, selector, config.largest_window, kv.observed_requests, kv.prompt_queries, kv.plain_graphs
+        )
 
     def wire(self) -> dict[str, Any]:
         """The facts that differ from the defaults.

@@ -28,9 +28,10 @@ from ..query_window import QueryStore, StepPlan
 from ..saliency import SaliencyStore
 from ..suitability import evictable_layers, full_attention_group, grouping_refusals, layer_refusals
 from ..window_slots import WindowLimits, sums
+from .plain_graphs import PlainSteps
 
 
-class CompactingRunner:
+class CompactingRunner(PlainSteps):
     """In front of vLLM's runner class; `make_compacting` puts a subclass of it there.
 
     Attributes:
@@ -226,12 +227,6 @@ class CompactingRunner:
                     store.disarm()
             if self.kv_group_lengths is not None:
                 self.kv_group_lengths.end()
-
-    def _record_slots(self, armed: bool) -> None:
-        """Whether the coming step records what is kept per slot, which is read of prompts only."""
-        for store in (self.kv_saliency, self.kv_coordinates):
-            if store is not None:
-                store.armed = armed
 
     def _is_first_rank(self) -> bool:
         return bool(self.vllm_config.parallel_config.rank == 0)

@@ -24,6 +24,11 @@ class PlacedModel:
     _offsets: StepOffsets
 
     @property
+    def moves_positions(self) -> bool:
+        """Whether the step at hand has kept tokens whose positions `forward` completes."""
+        return self._offsets.active
+
+    @property
     def output_width(self) -> int:
         """Columns of the parent's encoder output."""
         raise NotImplementedError
