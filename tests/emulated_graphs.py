@@ -24,11 +24,12 @@ PYTHON_OPERATORS: dict[str, Callable[..., Any]] = {}
 
 
 class Capture:
-    """Whether kernels are recorded at the moment, and how often graphs have been replayed."""
+    """Whether kernels are recorded at the moment, how often graphs have been replayed, and which was the last."""
 
     def __init__(self) -> None:
         self.active = False
         self.replays = 0
+        self.last: Graph | None = None
 
 
 STATE = Capture()
@@ -88,6 +89,7 @@ class Graph:
     def replay(self) -> None:
         """Run what was recorded, in place."""
         STATE.replays += 1
+        STATE.last = self
         for func, args, kwargs, result, made in self.recorder.operators:
             again = func(*args, **kwargs)
             for before, after, own in zip(tree_leaves(result), tree_leaves(again), made, strict=True):
@@ -110,4 +112,4 @@ def install(patches: pytest.MonkeyPatch) -> None:
     patches.setattr(torch.cuda, "CUDAGraph", Graph)
     patches.setattr(torch.cuda, "graph", graph)
     patches.setattr(torch.cuda, "is_current_stream_capturing", lambda: STATE.active)
-    patches.setattr("vllm_prune.vllm_compat.cuda_graphs.capturing", lambda: STATE.active)
+    patches.setattr("vllm_prune.vllm_compat.cuda_graphs.stream_capturing", lambda: STATE.active)

@@ -65,6 +65,8 @@ def test_paths_are_those_of_the_launcher(monkeypatch: pytest.MonkeyPatch, tmp_pa
     config = PruneConfig.model_validate({"stts": {"scorer": "a"}, "vision_selector": {"weights": "/b"}, **trained})
     config = config.model_copy(update={"kv": Kv(observed_requests=9)})
     assert WorkerFacts.configured(config).observed_requests == 9
+    config = config.model_copy(update={"kv": Kv(plain_graphs=False)})
+    assert WorkerFacts.configured(config).wire()["plain_graphs"] is False
     config = config.model_copy(update={"kv": Kv()})
     assert WorkerFacts.configured(config) == WorkerFacts(
         True, f"{tmp_path}/a", "/b", weights={"qtsplus": f"{tmp_path}/c"}, feature_cache_bytes=9

@@ -100,19 +100,22 @@ class Evictor:
         return [torch.cat([held, since], dim=1).contiguous() for held in self.held]
 
 
-def evict(llm: Any, requests: Sequence[Request], specs: Sequence[KvSpec | None], steps: int) -> list[Any]:
-    """Greedy outputs of all requests, each under its own KV budget."""
+def evict(
+    llm: Any, requests: Sequence[Request], specs: Sequence[KvSpec | None], steps: int | Sequence[int]
+) -> list[Any]:
+    """Greedy outputs of all requests, each under its own KV budget; `steps` tokens of each, or as many of all."""
     from vllm import SamplingParams
 
+    counts = [steps] * len(specs) if isinstance(steps, int) else steps
     sampling = [
         SamplingParams(
             temperature=0,
-            max_tokens=steps,
+            max_tokens=count,
             ignore_eos=True,
             logprobs=0,
             extra_args={KEY: spec.wire()} if spec is not None else None,
         )
-        for spec in specs
+        for spec, count in zip(specs, counts, strict=True)
     ]
     return llm.generate([request.for_vllm() for request in requests], sampling, use_tqdm=False)
 

@@ -150,6 +150,14 @@ def capture(llm: Any, mode: str, sizes: Sequence[int]) -> dict[str, int]:
         return _capture_v2(runner) if hasattr(runner, "cudagraph_manager") else _capture_v1(runner)
 
 
+def plain_graphs(runner: Any) -> list[emulated_graphs.Graph]:
+    """The captured graphs of steps that observe nothing."""
+    if hasattr(runner, "cudagraph_manager"):
+        return list(getattr(runner.cudagraph_manager, "plain", {}).values())
+    entries = getattr(runner.kv_plain_model, "concrete_cudagraph_entries", {})
+    return [entry.cudagraph for entry in entries.values()]
+
+
 def _capture_v2(runner: Any) -> dict[str, int]:
     from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
 
@@ -159,6 +167,8 @@ def _capture_v2(runner: Any) -> dict[str, int]:
         runner.compilation_config.cudagraph_mode,
         decode_query_len=runner.decode_query_len,
     )
+    if hasattr(runner, "capture_plain_graphs"):
+        runner.capture_plain_graphs()
     manager.capture(
         runner.model,
         runner.model_state,
@@ -186,6 +196,8 @@ def _capture_v1(runner: Any) -> dict[str, int]:
     if mode.has_full_cudagraphs():
         model = CUDAGraphWrapper(model, config, runtime_mode=CUDAGraphMode.FULL)
     runner.model, runner.get_model = model, lambda: _plain(runner.model)
+    if hasattr(runner, "capture_plain_graphs"):
+        runner.capture_plain_graphs()
     dispatcher = runner.cudagraph_dispatcher
     for keys in dispatcher.cudagraph_keys.values():
         keys.clear()

@@ -21,14 +21,18 @@ from tests import emulated_graphs
 
 from . import media
 from .checkpoints import CELL
-from .engines import answer_of, reset, runner_of, start
+from .engines import EnginePool, answer_of, reset, runner_of
 from .eviction import EVICTING, evict, journal
+from .operators import decode_steps
 
 FAMILY, STEPS, CHUNK, SEQUENCES = "qwen2_5_vl", 28, 96, 4
 SIZES = {"FULL_DECODE_ONLY": (1, 2, 4), "FULL": (4, CHUNK), "PIECEWISE": (4, CHUNK), "FULL_AND_PIECEWISE": (4, CHUNK)}
 """Tokens of the captured graphs, by mode. One of `CHUNK` tokens takes every prefill."""
 VISUAL = "visual"
 """The case without a KV budget."""
+MIXED, MIXED_STEPS = "mixed", (18, 4, 4, 4, 8)
+"""The case in which a request with a KV budget arrives late and leaves early, and the tokens of its requests."""
+STOCK = "vllm.model_executor.models.qwen2_5_vl:Qwen2_5_VLForConditionalGeneration"
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Run:
         replayed: those in which a graph was replayed.
         observed: those that kept queries.
         observed_replayed: those of them in which a graph was replayed.
+        kinds: per step whether it was eager (e), or replayed a graph that observes (o) or one that does not (p).
         seconds: time that it took.
     """
 
@@ -52,6 +57,7 @@ class Run:
     replayed: int = 0
     observed: int = 0
     observed_replayed: int = 0
+    kinds: str = ""
     seconds: float = 0.0
 
 
@@ -82,15 +88,20 @@ def cases() -> dict[str, tuple[list[media.Request], list[Any]]]:
             KvSpec(name, keep="0.4", buffer=5),
         ]
 
+    late = [media.ask(screens[1]), *(media.ask(question=f"no picture {n}") for n in range(3)), media.ask(screens[0])]
     return {name: (requests, specs(name)) for name in ("random", "snapkv", "gui_kv")} | {
-        "visual": (requests, [None] * 4)
+        VISUAL: (requests, [None] * 4),
+        MIXED: (late, [None] * 4 + [KvSpec("snapkv", keep="0.5", buffer=4)]),
     }
 
 
 @contextmanager
-def counted(runner: Any) -> Iterator[dict[str, int]]:
+def counted(runner: Any) -> Iterator[dict[str, Any]]:
     """Count the steps of the model meanwhile."""
-    counts = {"steps": 0, "replayed": 0, "observed": 0, "observed_replayed": 0}
+    from . import graphs
+
+    counts: dict[str, Any] = {"steps": 0, "replayed": 0, "observed": 0, "observed_replayed": 0, "kinds": ""}
+    plain = graphs.plain_graphs(runner)
     observed: list[bool] = []
     execute, arm = runner.execute_model, runner.kv_store.arm
 
@@ -111,6 +122,7 @@ def counted(runner: Any) -> Iterator[dict[str, int]]:
                 ("observed_replayed", replayed and any(observed)),
             ):
                 counts[name] += happened
+            counts["kinds"] += "e" if not replayed else "p" if emulated_graphs.STATE.last in plain else "o"
         return result
 
     runner.execute_model, runner.kv_store.arm = step, noted
@@ -125,7 +137,7 @@ def answered(llm: Any, requests: Sequence[media.Request], specs: Sequence[Any]) 
     reset(llm)
     started = time.perf_counter()
     with journal() as kept, counted(runner_of(llm)) as counts:
-        outputs = evict(llm, requests, specs, STEPS)
+        outputs = evict(llm, requests, specs, MIXED_STEPS if len(requests) > SEQUENCES else STEPS)
     answers = [answer_of(output) for output in outputs]
     compactions = [[[rows.tolist() for rows in one] for one in kept.of(output.request_id)] for output in outputs]
     seconds = time.perf_counter() - started
@@ -145,7 +157,7 @@ def compared(run: Run, eager: Run) -> dict[str, Any]:
         for mine, theirs in zip(run.logprobs, eager.logprobs, strict=True)
         for one, other in zip(mine, theirs, strict=True)
     ]
-    counts = {name: value for name, value in asdict(run).items() if isinstance(value, int | float)}
+    counts = {name: value for name, value in asdict(run).items() if isinstance(value, int | float | str)}
     return {
         **counts,
         "tokens": len(pairs),
@@ -167,7 +179,8 @@ def matrix(llm: Any, result: dict[str, Any]) -> None:
     for mode, sizes in SIZES.items():
         result.setdefault("captured", {})[mode] = graphs.capture(llm, mode, sizes)
         # Visual budgets are part of every case; in full graphs also without a KV budget beside them.
-        names = [name for name in asked if name != VISUAL or mode == "FULL"]
+        only = {VISUAL: "FULL", MIXED: "FULL_DECODE_ONLY"}
+        names = [name for name in asked if only.get(name, mode) == mode]
         result[mode] = {name: compared(answered(llm, *asked[name]), eager[name]) for name in names}
     result["controls"] = {name: compared(run, eager[case]) for name, case, run in controls(llm, asked)}
 
@@ -188,6 +201,13 @@ def controls(llm: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str, Run]]:
             graphs.capture(llm, "FULL", SIZES["FULL"])
         yield name, case, answered(llm, *asked[case])
     graphs.capture(llm, "FULL", SIZES["FULL"])
+    runner = runner_of(llm)
+    with pytest.MonkeyPatch.context() as patches:
+        choice = (
+            (runner.cudagraph_manager, "observes") if hasattr(runner, "cudagraph_manager") else (runner, "_observes")
+        )
+        patches.setattr(*choice, lambda: False)
+        yield "plain graphs for all", "snapkv", answered(llm, *asked["snapkv"])
     with pytest.MonkeyPatch.context() as patches:
         move_lengths(runner_of(llm), patches)
         yield "lengths elsewhere", "random", answered(llm, *asked["random"])
@@ -218,6 +238,40 @@ def move_lengths(runner: Any, patches: pytest.MonkeyPatch) -> None:
     patches.setattr(lengths, "begin", begun)
 
 
+def decoded(llm: Any, spec: Any) -> dict[str, Any]:
+    """Exact answers to three requests, the first with this KV budget, and the operators of their decode steps."""
+    reset(llm)
+    cell = CELL[FAMILY]
+    requests = [media.ask(media.image(3 * cell, (4 + seed) * cell, seed)) for seed in range(3)]
+    with decode_steps(llm) as steps:
+        answers = [answer_of(output) for output in evict(llm, requests, [spec, None, None], 6)]
+    return {"answers": [[*one.tokens, *(value.hex() for value in one.logprobs)] for one in answers], "operators": steps}
+
+
+def beside_stock(pool: EnginePool, options: dict[str, Any], result: dict[str, Any]) -> None:
+    """Decode steps in full graphs without a KV budget, with one, without one again; then those of stock vLLM."""
+    from vllm import ModelRegistry
+    from vllm.model_executor.model_loader import utils
+
+    from vllm_prune.budget.kv import KvSpec
+
+    from . import graphs
+
+    started, llm, size = time.perf_counter(), pool.get(FAMILY, **options, **EVICTING), (SEQUENCES,)
+    off: dict[str, Any] = result.setdefault("off", {})
+    off["captured"] = graphs.capture(llm, "FULL_DECODE_ONLY", size)
+    off["plain"] = [len(one.recorder.operators) for one in graphs.plain_graphs(runner_of(llm))]
+    for name, spec in (("before", None), ("budget", KvSpec("snapkv", keep="0.5", buffer=64)), ("after", None)):
+        off[name] = decoded(llm, spec)
+    ModelRegistry.register_model("Qwen2_5_VLForConditionalGeneration", STOCK)
+    utils._MODEL_ARCH_BY_HASH.clear()
+    llm = pool.get(FAMILY, **options)
+    off["stock captured"], off["stock"] = graphs.capture(llm, "FULL_DECODE_ONLY", size), decoded(llm, None)
+    off["stock model"] = type(graphs._plain(runner_of(llm).model)).__module__
+    pool.close()
+    off["seconds"] = time.perf_counter() - started
+
+
 def main(checkpoint: str, out: str) -> None:
     """Run one engine and write what it answered."""
     import torch
@@ -227,17 +281,18 @@ def main(checkpoint: str, out: str) -> None:
 
     patches = pytest.MonkeyPatch()
     graphs.install(patches)
-    llm = start(
-        Path(checkpoint),
-        max_num_batched_tokens=CHUNK,
-        max_num_seqs=SEQUENCES,
-        max_model_len=512,
-        enable_prefix_caching=False,
-        kv_cache_memory_bytes=32 << 20,
-        **EVICTING,
-    )
+    pool = EnginePool({FAMILY: Path(checkpoint)})
+    options: dict[str, Any] = {
+        "max_num_batched_tokens": CHUNK,
+        "max_num_seqs": SEQUENCES,
+        "max_model_len": 512,
+        "enable_prefix_caching": False,
+        "kv_cache_memory_bytes": 32 << 20,
+    }
+    llm = pool.get(FAMILY, **options, **EVICTING)
     result: dict[str, Any] = {"runner": type(runner_of(llm)).__mro__[1].__name__}
     matrix(llm, result)
+    beside_stock(pool, options, result)
     Path(out).write_text(json.dumps(result))
 
 

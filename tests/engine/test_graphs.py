@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 
 from tests import runner_v2
 
-from .graphs_child import FAMILY, SIZES, STEPS, VISUAL
+from .graphs_child import FAMILY, MIXED, MIXED_STEPS, SIZES, STEPS, VISUAL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -89,10 +90,46 @@ def test_observed_steps_are_replayed(matrix: dict[str, Any], mode: str, name: st
     assert run["observed"] - run["observed_replayed"] <= prefills
 
 
+def test_steps_that_observe_nothing_replay_plain_graphs(matrix: dict[str, Any]) -> None:
+    for name in KV_STRATEGIES:
+        # What follows the last prompt of the batch: queries of its requests, or nothing.
+        kinds = matrix["FULL_DECODE_ONLY"][name]["kinds"].rpartition("e")[2]
+        assert set(kinds) == ({"o"} if name in OBSERVING else {"p"})
+        assert len(kinds) > STEPS - 5
+    # Norms of prompts, and positions of kept visual tokens.
+    assert re.fullmatch("o+p+", matrix["FULL"][VISUAL]["kinds"])
+
+
+def test_a_budget_that_comes_and_goes_changes_the_graph_and_no_answer(matrix: dict[str, Any]) -> None:
+    run = matrix["FULL_DECODE_ONLY"][MIXED]
+    assert run["equal"] == run["tokens"] == sum(MIXED_STEPS)
+    assert run["kept_equal"]
+    assert run["apart"] < 1e-4
+    assert run["compactions"][-1] >= 2
+    arrived = MIXED_STEPS[-1] - 1
+    assert re.fullmatch(f"e+p+e+o{{{arrived}}}p+", run["kinds"])
+
+
+def test_a_replayed_step_without_a_budget_is_that_of_stock(matrix: dict[str, Any]) -> None:
+    off = matrix["off"]
+    assert off["stock model"].startswith("vllm.")
+    assert off["plain"] == [*off["stock captured"].values()]
+    assert off["before"] == off["stock"] == off["after"]
+    # A control: what a budget costs shows in both.
+    (observing,), (stock,) = off["captured"].values(), off["stock captured"].values()
+    assert observing > stock
+    *with_budget, alone = off["budget"]["operators"]
+    *without, last = off["stock"]["operators"]
+    assert all(len(one) > len(other) > stock for one, other in zip(with_budget, without, strict=True))
+    # The request with the budget was the first, and has ended.
+    assert alone == last
+
+
 @pytest.mark.parametrize(
     ("control", "rows_too"),
     [
         ("queries not captured", True),
+        ("plain graphs for all", True),
         ("norms not captured", True),
         ("lengths elsewhere", False),
         ("positions not captured", False),

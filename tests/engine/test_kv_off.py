@@ -2,66 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vllm_prune.budget.kv import KvSpec
 
 from . import media
 from .checkpoints import CELL
-from .engines import EnginePool, runner_of
+from .engines import EnginePool
 from .eviction import EVICTING, evict
+from .operators import decode_steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 FAMILY, STEPS = "qwen2_5_vl", 12
 RECORDS = {"vllm_prune::record_norm", "vllm_prune::record_coordinates"}
 """Our operators in the model: in decode steps without a body."""
-
-
-class Operators(TorchDispatchMode):
-    """Names of the operators that run, in their order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.append(func._schema.name)
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def decode_steps(llm: Any) -> Iterator[list[list[str]]]:
-    """The operators of each decode step, sampling included."""
-    steps: list[list[str]] = []
-    runner, kept = runner_of(llm), {}
-
-    def watched(name: str) -> Any:
-        original = getattr(runner, name)
-
-        def run(first: Any, *args: Any, **kwargs: Any) -> Any:
-            operators = Operators()
-            with operators:
-                result = original(first, *args, **kwargs)
-            kept[name] = operators.names
-            if name == "execute_model":
-                kept["decodes"] = set(first.num_scheduled_tokens.values()) == {1}
-            elif kept["decodes"]:
-                steps.append(kept["execute_model"] + operators.names)
-            return result
-
-        return run
-
-    for name in ("execute_model", "sample_tokens"):
-        setattr(runner, name, watched(name))
-    try:
-        yield steps
-    finally:
-        del runner.execute_model, runner.sample_tokens
 
 
 def exact(logprobs: Any) -> list[str]:

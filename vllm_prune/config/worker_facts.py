@@ -41,6 +41,7 @@ class WorkerFacts:
         feature_cache_bytes: memory of a worker for the vision tower's outputs of items seen before.
         weights: file or folder of the trained layers of each strategy that has some, by its name.
         layer_groups: numbers of the layers at which another group of layers begins; empty for one group.
+        plain_graphs: whether graphs of decode steps are captured without observation, too.
     """
 
     launched: bool = False
@@ -52,6 +53,7 @@ class WorkerFacts:
     weights: dict[str, str] = field(default_factory=dict)
     feature_cache_bytes: int = 0
     layer_groups: tuple[int, ...] = ()
+    plain_graphs: bool = True
 
     @classmethod
     def of(cls, vllm_config: Any) -> WorkerFacts:
@@ -70,7 +72,8 @@ class WorkerFacts:
         layers = {name: str(Path(path).absolute()) for name, path in config.weights if path is not None}
         kv = config.kv
         reserved = (config.largest_window, kv.observed_requests, kv.prompt_queries)
-        return cls(True, scorer, selector, *reserved, layers, config.feature_cache.max_bytes, kv.layer_groups)
+        cached = config.feature_cache.max_bytes
+        return cls(True, scorer, selector, *reserved, layers, cached, kv.layer_groups, kv.plain_graphs)
 
     def wire(self) -> dict[str, Any]:
         """The facts that differ from the defaults.

@@ -32,9 +32,10 @@ from ..saliency import SaliencyStore
 from ..suitability import evictable_layers, full_attention_groups, grouping_refusals, layer_refusals
 from ..window_slots import WindowLimits, sums
 from .facts import decoder_attention, head_offset, rotation_of, sum_over_ranks
+from .plain_graphs import PlainSteps
 
 
-class CompactingRunner:
+class CompactingRunner(PlainSteps):
     """In front of vLLM's runner class; `make_compacting` puts a subclass of it there.
 
     Attributes:
@@ -237,12 +238,6 @@ class CompactingRunner:
                     store.disarm()
             for lengths in self.kv_group_lengths:
                 lengths.end()
-
-    def _record_slots(self, armed: bool) -> None:
-        """Whether the coming step records what is kept per slot, which is read of prompts only."""
-        for store in (self.kv_saliency, self.kv_coordinates):
-            if store is not None:
-                store.armed = armed
 
     def _is_first_rank(self) -> bool:
         return bool(self.vllm_config.parallel_config.rank == 0)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
+from ...config.worker_facts import WorkerFacts
 from .base import CompactingRunner
+from .plain_graphs import decode_sizes
 
 
 class CompactingV1(CompactingRunner):
@@ -21,6 +25,55 @@ class CompactingV1(CompactingRunner):
     optimistic_seq_lens_cpu: torch.Tensor
     query_start_loc: Any
     positions: torch.Tensor
+    cudagraph_dispatcher: Any
+    uniform_decode_query_len: int
+
+    kv_plain_model: Any = None
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """As the base; vLLM wraps the model for full CUDA graphs here."""
+        super().load_model(*args, **kwargs)
+        self.capture_plain_graphs()
+
+    def capture_plain_graphs(self) -> None:
+        """Hold graphs of plain steps, too, unless the operator does not want them; vLLM clears both alike."""
+        from vllm.compilation.cuda_graph import CUDAGraphWrapper
+
+        model, self.kv_plain_model = self.model, None
+        if isinstance(model, CUDAGraphWrapper) and WorkerFacts.of(self.vllm_config).plain_graphs:
+            self.kv_plain_model = CUDAGraphWrapper(model.runnable, self.vllm_config, model.runtime_mode)
+
+    @contextmanager
+    def _plain_model(self) -> Iterator[None]:
+        model, self.model = self.model, self.kv_plain_model
+        try:
+            yield
+        finally:
+            self.model = model
+
+    def _warmup_and_capture(self, desc: Any, cudagraph_runtime_mode: Any, *args: Any, **kwargs: Any) -> None:
+        """Capture a graph of a decode step twice; called for profiling, too, which so counts the memory of both."""
+        super()._warmup_and_capture(desc, cudagraph_runtime_mode, *args, **kwargs)  # type: ignore[misc]
+        if self.kv_plain_model is None or cudagraph_runtime_mode != self.kv_plain_model.runtime_mode:
+            return
+        sizes = [key.num_tokens for key in self.cudagraph_dispatcher.cudagraph_keys[cudagraph_runtime_mode]]
+        if desc.num_tokens in decode_sizes(sizes, self.max_num_reqs * self.uniform_decode_query_len):
+            with self._capturing_plain(), self._plain_model():
+                super()._warmup_and_capture(desc, cudagraph_runtime_mode, *args, **kwargs)  # type: ignore[misc]
+
+    def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Replay the plain graph where the step observes nothing."""
+        from vllm.forward_context import get_forward_context
+
+        plain = self.kv_plain_model
+        if (
+            plain is None
+            or self._observes()
+            or get_forward_context().batch_descriptor not in plain.concrete_cudagraph_entries
+        ):
+            return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
+        with self._plain_model():
+            return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
 
     def _update_states(self, scheduler_output: Any) -> Any:
         """Compact before anything else: the freed blocks may belong to another request of this very step."""

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from ...config.worker_facts import WorkerFacts
 from ..lengths import CacheLengths, cached_positions
 from .base import CompactingRunner
+from .plain_graphs import capture_plain_graphs
 
 
 class CompactingV2(CompactingRunner):
@@ -27,6 +29,7 @@ class CompactingV2(CompactingRunner):
     req_states: Any
     block_tables: Any
     model_state: Any
+    cudagraph_manager: Any
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """As the base; vLLM makes the model's state here, which builds attention's metadata."""
@@ -43,6 +46,16 @@ class CompactingV2(CompactingRunner):
                 return encode(scheduled_encoder_inputs)
 
         state.prepare_attn, state.execute_mm_encoder = prepare_attn, execute_mm_encoder
+
+    def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
+        """As the base; vLLM makes the manager of CUDA graphs here, also the one whose memory it profiles."""
+        super().initialize_kv_cache(*args, **kwargs)
+        self.capture_plain_graphs()
+
+    def capture_plain_graphs(self) -> None:
+        """Let the manager of CUDA graphs capture those of plain steps, too, unless the operator does not want them."""
+        if WorkerFacts.of(self.vllm_config).plain_graphs:
+            capture_plain_graphs(self.cudagraph_manager, self._observes, self._capturing_plain)
 
     def finish_requests(self, scheduler_output: Any) -> None:
         """A preempted request comes back as a new one."""

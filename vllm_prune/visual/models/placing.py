@@ -45,6 +45,11 @@ class PlacedModel:
         return super().load_weights(weights)  # type: ignore[misc]
 
     @property
+    def moves_positions(self) -> bool:
+        """Whether the step at hand has kept tokens whose positions `forward` completes."""
+        return self._offsets.active
+
+    @property
     def output_width(self) -> int:
         """Columns of the parent's encoder output."""
         raise NotImplementedError

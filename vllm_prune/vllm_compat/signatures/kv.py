@@ -9,6 +9,7 @@ _COORDINATOR = "vllm.v1.core.kv_cache_coordinator"
 _MANAGER = "vllm.v1.core.single_type_kv_cache_manager"
 _RUNNER = "vllm.v1.worker.gpu_model_runner"
 _RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
+_GRAPHS_V2 = "vllm.v1.worker.gpu.cudagraph_utils"
 _GROUP = "vllm.v1.worker.utils"
 _STATE = "vllm.v1.worker.gpu.model_states.interface"
 _BATCH = ("seq_lens", "seq_lens_cpu_upper_bound", "positions", "num_scheduled_tokens", "num_computed_tokens_np")
@@ -70,6 +71,12 @@ RUNNER_V1_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_RUNNER, "GPUModelRunner.load_model", ()),
     VllmSignature(_RUNNER, "GPUModelRunner.profile_run", ()),
     VllmSignature(_RUNNER, "GPUModelRunner.execute_model", ("scheduler_output",)),
+    VllmSignature(_RUNNER, "GPUModelRunner._model_forward", ()),
+    VllmSignature(_RUNNER, "GPUModelRunner._warmup_and_capture", ("desc", "cudagraph_runtime_mode")),
+    VllmSignature(_RUNNER, "GPUModelRunner.profile_cudagraph_memory", ()),
+    VllmSignature("vllm.compilation.cuda_graph", "CUDAGraphWrapper", ("runnable", "vllm_config", "runtime_mode")),
+    VllmSignature("vllm.compilation.cuda_graph", "CUDAGraphWrapper.__call__", ()),
+    VllmSignature("vllm.v1.cudagraph_dispatcher", "CudagraphDispatcher.add_cudagraph_key", ("batch_descriptor",)),
     VllmSignature("vllm.v1.worker.block_table", "MultiGroupBlockTable.__getitem__", ("idx",)),
     VllmSignature("vllm.v1.worker.block_table", "BlockTable.compute_slot_mapping", ("num_reqs", "positions")),
     VllmSignature("vllm.v1.worker.block_table", "BlockTable.add_row", ("block_ids", "row_idx")),
@@ -88,6 +95,12 @@ RUNNER_V2_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_RUNNER_V2, "GPUModelRunner.prepare_inputs", ("scheduler_output", "batch_req_state", "batch_desc")),
     VllmSignature(_RUNNER_V2, "GPUModelRunner.prepare_attn", ("input_batch",)),
     VllmSignature(_RUNNER_V2, "GPUModelRunner.execute_model", ("scheduler_output", "dummy_run")),
+    VllmSignature(_GRAPHS_V2, "CudaGraphManager.capture", ("create_forward_fn",)),
+    VllmSignature(_GRAPHS_V2, "CudaGraphManager.release_graphs", ()),
+    VllmSignature(_GRAPHS_V2, "CudaGraphManager.run_fullgraph", ("desc",)),
+    VllmSignature(_GRAPHS_V2, "ModelCudaGraphManager.capture", ("model", "model_state")),
+    VllmSignature(_GRAPHS_V2, "ModelCudaGraphManager.run_fullgraph", ("desc",)),
+    VllmSignature(_GRAPHS_V2, "profile_cudagraph_memory", ("runner",)),
     VllmSignature(_STATE, "ModelState.prepare_attn", ("input_batch", "cudagraph_mode", "for_capture")),
     VllmSignature(_STATE, "ModelState.execute_mm_encoder", ("scheduled_encoder_inputs",)),
     VllmSignature("vllm.v1.worker.gpu.block_table", "BlockTables", ("block_sizes", "max_num_reqs")),
