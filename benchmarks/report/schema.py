@@ -41,7 +41,7 @@ def kind(field: dict[str, Any], schema: dict[str, Any]) -> str:
     if "enum" in field:
         return " or ".join(f"`{value}`" for value in field["enum"])
     if field.get("type") == "array":
-        return "list of texts"
+        return "list of " + ("integers" if field.get("items", {}).get("type") == "integer" else "texts")
     name = {"integer": "integer", "number": "number", "boolean": "`true` or `false`", "string": "text"}
     return name.get(field["type"], "section") + _bounds(field)
 
