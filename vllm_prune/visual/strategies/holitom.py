@@ -60,6 +60,9 @@ class HoliTom(MergingStrategy):
     def reduce_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Reduction:
         """See `MergingStrategy.reduce_span`."""
         attention = received(self.name, tokens, grid, context)
+        if grid.frames == 1:
+            # Nothing stands still in one frame, so that the device need not be waited for.
+            return Reduction(best_per_frame(attention, [count]))
         rows = compared(tokens, grid.per_frame) / math.sqrt(tokens.shape[1])
         frames = unit_rows(rows).view(grid.frames, grid.per_frame, -1)
         similar = (frames[1:] * frames[:-1]).sum(-1)
