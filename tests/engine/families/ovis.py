@@ -16,11 +16,9 @@ from vllm_prune.grid import Grid
 
 from ..checkpoints import _HALF
 from .recipes import _plain_text
-from .recipes_of_vllm import read, rewrite
+from .recipes_of_vllm import OVIS_STARTS, read, rewrite
 from .twins import Twin, TwinConfig, register
 
-STARTS = ("<ovis_image_start>", "<ovis_image_end>", "<ovis_video_start>", "<ovis_video_end>")
-TOKENS = ("<image>", "<video>", "<ovis_visual_atom>", *STARTS)
 STRIDE = 2
 TOWER = {
     "model_type": "siglip2_navit", "hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 3,
@@ -124,7 +122,7 @@ class OvisTwin(Twin):
         self.llm = Qwen3ForCausalLM(config.text_config)
         width = TOWER["hidden_size"]
         tower = Tower(width, TOWER["intermediate_size"], TOWER["num_hidden_layers"])
-        words = VOCABULARY - len(STARTS)
+        words = VOCABULARY - len(OVIS_STARTS)
         head = nn.Sequential(nn.Linear(width * STRIDE**2, words, bias=False), nn.LayerNorm(words))
         self.visual_tokenizer = nn.ModuleDict({"vit": nn.ModuleDict({"vision_model": tower}), "head": head})
         self.vte = nn.Embedding(VOCABULARY, config.text_config.hidden_size)
@@ -135,7 +133,7 @@ class OvisTwin(Twin):
         rows = self.visual_tokenizer["vit"]["vision_model"](patches, size)
         words = self.visual_tokenizer["head"](rows.unflatten(0, (-1, STRIDE**2)).flatten(1)).softmax(-1)
         before, behind = self.vte(marks).split(1)
-        return torch.cat([before, words @ self.vte.weight[: -len(STARTS)], behind])
+        return torch.cat([before, words @ self.vte.weight[: -len(OVIS_STARTS)], behind])
 
 
 def twin(tokenizer: Any, folder: Path) -> Any:
@@ -143,7 +141,7 @@ def twin(tokenizer: Any, folder: Path) -> Any:
     from vllm.model_executor.models import ovis2_5
 
     register(OvisConfig, OvisTwin)
-    ids = tokenizer.convert_tokens_to_ids(list(STARTS))
+    ids = tokenizer.convert_tokens_to_ids(list(OVIS_STARTS))
     assert all(b == a + 1 for a, b in pairwise(ids))
     # vLLM knows these tokens by their numbers in the real vocabulary.
     ovis2_5.INDICATOR_IDS[:] = ids

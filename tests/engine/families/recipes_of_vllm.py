@@ -132,6 +132,8 @@ def with_head(folder: Path) -> None:
     rewrite(folder, {**weights, **{f"mtp.{name}": each.clone() for name, each in head.items()}}, settings | more)
 
 
+OVIS_STARTS = ("<ovis_image_start>", "<ovis_image_end>", "<ovis_video_start>", "<ovis_video_end>")
+OVIS_TOKENS = ("<image>", "<video>", "<ovis_visual_atom>", *OVIS_STARTS)
 STEP_TOKENS = ("<im_patch>", "<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>")
 STEP_LAYERS = ["full_attention", "sliding_attention", "full_attention"]
 

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vllm_prune.grid import Grid
 
 from .. import matrix, media
 from ..media import Request, Visual
-from . import kimi, opencua, ovis, recipes, recipes_of_vllm, step3, towers
+from . import kimi, opencua, recipes, recipes_of_vllm, towers
 from .recipes import Change, Recipe
 
 STEPS = 8
@@ -36,6 +37,11 @@ APART: dict[str, Visual] = {
 """For families whose pictures and videos are one modality of vLLM."""
 QWEN_CASES = ("i", "v", "iv", "ivi")
 """Cases of the two families of Qwen-VL that their kin are asked, unless all are wanted."""
+
+
+def later(module: str, name: str) -> Callable[..., Any]:
+    """A function of a module here that is imported when it is called: it needs transformers, and so Triton."""
+    return lambda *values, **named: getattr(import_module(f".{module}", __package__), name)(*values, **named)
 
 
 @dataclass(frozen=True)
@@ -203,8 +209,10 @@ ROWS = {
         ("<|image|>", "<|video|>"), embed=towers.gemma4, slow=True,
     ),
     "step3p7": STEP,
-    "step_vl": replace(STEP, rewrite=step3.step_vl),
-    "step3_vl": replace(STEP, recipe=step3.twin, rewrite=step3.step3, embed=step3.tower),
+    "step_vl": replace(STEP, rewrite=later("step3", "step_vl")),
+    "step3_vl": replace(
+        STEP, recipe=later("step3", "twin"), rewrite=later("step3", "step3"), embed=later("step3", "tower")
+    ),
     "minicpmv4_6": Row(
         recipes.minicpmv4_6, None, tuple(recipes.MINICPM_TOKENS.values())[2:], "<|image_pad|>", "<|video_pad|>",
         ("<|image_pad|>", "<|video_pad|>"), chunk=192, float32_delta_nets=True, embed=towers.minicpmv4_6, slow=True,
@@ -220,8 +228,9 @@ ROWS = {
         ("<|media_placeholder|>",), rewrite=opencua.opencua, embed=opencua.tower, kv=True, slow=True,
     ),
     "ovis2_5": Row(
-        ovis.twin, None, ovis.TOKENS, "<image>", "<video>", ("<|image_pad|>",), videos=1, rewrite=ovis.ovis,
-        embed=ovis.tower, grid=ovis.grid, marks=(1, 1), kv=True, slow=True,
+        later("ovis", "twin"), None, recipes_of_vllm.OVIS_TOKENS, "<image>", "<video>", ("<|image_pad|>",), videos=1,
+        rewrite=later("ovis", "ovis"), embed=later("ovis", "tower"), grid=later("ovis", "grid"), marks=(1, 1),
+        kv=True, slow=True,
     ),
     "llama4": Row(
         recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), transposed_input=True,
