@@ -34,6 +34,7 @@ COME_WITH_VLLM = {
     "triton": "comes with PyTorch for CUDA only, and is imported where there is a CUDA device",
     "transformers": "vLLM pins the range that its models fit",
     "tokenizers": "transformers pins it",
+    "llvmlite": "vLLM pins numba, which pins it",
     "fastapi": "we add routes to vLLM's application, so the version is vLLM's choice",
     "starlette": "as fastapi",
     "uvicorn": "the server that vLLM's application runs in",
