@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,25 @@ def hardware() -> dict[str, Any]:
     device = torch.cuda.get_device_name() if has_cuda() else f"{os.cpu_count()} cores of {_processor()}"
     return {"device": device, "python": platform.python_version(), "torch": torch.__version__, "vllm": vllm.__version__,
             "vllm-prune": vllm_prune.__version__}  # fmt: skip
+
+
+def command_line(module: str) -> str:
+    """The command that a result comes from, without the places of files on this machine.
+
+    Args:
+        module: that was run.
+    """
+    return " ".join(["python -m", module, *map(_placeless, sys.argv[1:])])
+
+
+def _placeless(word: str) -> str:
+    """An argument whose path, where it is an absolute one, is relative to the repository, or its last part outside."""
+    flag, equals, value = word.rpartition("=")
+    path = Path(value)
+    if not path.is_absolute():
+        return word
+    root = RESULTS.parents[1]
+    return flag + equals + (str(path.relative_to(root)) if path.is_relative_to(root) else path.name)
 
 
 def _processor() -> str:

@@ -12,7 +12,6 @@ import json
 import os
 import random
 import statistics
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,7 +24,7 @@ from rich.progress import Progress
 from vllm_prune.cli.host import installed_libraries, preload_list
 
 from . import random_internvl, random_model
-from .machine import RESULTS, hardware, quiet_seconds
+from .machine import RESULTS, command_line, hardware, quiet_seconds
 from .random_internvl import TILE
 from .random_model import parameters
 from .servers import PRELOAD_AT_START, Server
@@ -99,7 +98,7 @@ def main(
     side, tokens = ((2 * TILE, 3 * TILE), 7 * 256) if one_row else ((rows * 28, cols * 28), rows * cols)
     found = measure(folder, side, pairs)
     result: dict[str, Any] = {
-        "command": "python -m benchmarks.off_cost " + " ".join(sys.argv[1:]),
+        "command": command_line("benchmarks.off_cost"),
         "hardware": hardware(),
         "parameters": parameters(folder),
         "setting": {"visual_tokens": tokens, "pairs": pairs, "load": os.getloadavg()[0]},

@@ -11,7 +11,6 @@ of them: `--strategy kv:gui_kv`.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from vllm_prune.sweep.graders import Expectation
 from vllm_prune.sweep.report import rows, table, write
 from vllm_prune.sweep.statistics import paired
 
-from .machine import RESULTS, hardware
+from .machine import RESULTS, command_line, hardware
 from .servers import Server
 from .tasks import ENLARGED, GENERATORS, sample
 from .tasks import Sample as Generated
@@ -121,13 +120,13 @@ def strategies(client: Client, modality: str) -> list[str]:
 def arms(names: Sequence[str], keeps: Sequence[float]) -> list[Arm]:
     """Every strategy and the baselines at every ratio; names as in `strategies`."""
     outside = visual_arms([name for name in names if not name.endswith(INSIDE)], keeps)
-    inside = [
-        Arm("visual", name, keep, json.dumps({"visual": budget, "kv": None}))
-        for name in names if name.endswith(INSIDE)
-        for keep in sorted(set(keeps), reverse=True)
-        for budget in ({"strategy": name.removesuffix(INSIDE), "keep": keep, "options": {"where": "tower"}},)
-    ]  # fmt: skip
-    return outside + inside
+    cells = [(name, keep) for name in names if name.endswith(INSIDE) for keep in sorted(set(keeps), reverse=True)]
+    return outside + [_inside(name, keep) for name, keep in cells]
+
+
+def _inside(name: str, keep: float) -> Arm:
+    budget = {"strategy": name.removesuffix(INSIDE), "keep": keep, "options": {"where": "tower"}}
+    return Arm("visual", name, keep, json.dumps({"visual": budget, "kv": None}))
 
 
 def kv_strategies(client: Client) -> list[str]:
@@ -242,7 +241,7 @@ def main(
         default = next(cell for cell in visual.cells if (cell.arm.strategy, cell.arm.keep) == ("divprune", 0.5))
         again = repeated(client, model, visual.samples, default.arm, default)
     about = {
-        "command": "python -m benchmarks.quality " + " ".join(sys.argv[1:]), "hardware": hardware(), "samples": n,
+        "command": command_line("benchmarks.quality"), "hardware": hardware(), "samples": n,
         "dtype": dtype, "tasks": list(tasks), "repeated": again,
         "coverage": {name: target_coverage(n, task=name) for name in GENERATORS if name not in FILMS},
     }  # fmt: skip
@@ -259,7 +258,7 @@ def _finish(console: Console, tables: Sequence[Table], only: Sequence[str], n: i
         console.print(table(one.rows(), f"{one.title}, {n} samples of each task"))
     if save:
         committed = json.loads((RESULTS / "quality.json").read_text())
-        command = "python -m benchmarks.quality " + " ".join(sys.argv[1:])
+        command = command_line("benchmarks.quality")
         about = replaced(committed, [row for one in tables for row in one.rows()], only, command)
         write(RESULTS, about.pop("rows"), about, "quality")
 

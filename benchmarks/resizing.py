@@ -8,7 +8,6 @@ the checkpoint that answers was taught them at sizes between once and 2.2 times.
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +19,7 @@ from vllm_prune.sweep import run
 from vllm_prune.sweep.client import Client
 from vllm_prune.sweep.report import table
 
-from .machine import RESULTS, hardware
+from .machine import RESULTS, command_line, hardware
 from .quality import DEMO, Table, arms, chosen, held_out, strategies
 from .servers import Server
 
@@ -62,7 +61,7 @@ def main(
     for one in tables:
         console.print(table(one.rows(), one.title))
     if save:
-        about = {"command": "python -m benchmarks.resizing " + " ".join(sys.argv[1:]), "hardware": hardware(),
+        about = {"command": command_line("benchmarks.resizing"), "hardware": hardware(),
                  "samples": n, "dtype": dtype}  # fmt: skip
         (RESULTS / "resizing.json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -32,7 +31,7 @@ from vllm_prune.visual.strategies.base import Context, PixelStrategy
 from vllm_prune.visual.strategies.maths import cells_of
 
 from . import random_model
-from .machine import RESULTS, hardware
+from .machine import RESULTS, command_line, hardware
 from .servers import EAGER, Server
 
 FRAME = 256
@@ -153,7 +152,7 @@ def main(
     rows = list(costs(tokens, width, device, dtype, repeats))
     Console().print(table(rows, unpruned))
     if save:
-        about = {"command": "python -m benchmarks.strategy_cost " + " ".join(sys.argv[1:]), "hardware": hardware(),
+        about = {"command": command_line("benchmarks.strategy_cost"), "hardware": hardware(),
                  "tokens": tokens, "width": width, "dtype": dtype, "threads": threads, "repeats": repeats}  # fmt: skip
         text = json.dumps({**about, "prefill": unpruned, "rows": rows}, indent=1)
         (RESULTS / "strategy_cost.json").write_text(text + "\n")

@@ -104,7 +104,7 @@ def load(text: str, file: Path, names: Mapping[str, Any] | None = None) -> dict[
         file: where it lies, for tools that look their own source up.
         names: what imports of these names give, wherever the file imports them from.
     """
-    given = names or {}
+    replaced = names or {}
 
     def importer(
         name: str,
@@ -119,8 +119,8 @@ def load(text: str, file: Path, names: Mapping[str, Any] | None = None) -> dict[
                 module = builtins.__import__(name, globals, locals, tuple(fromlist or ()), 0)
             except ImportError:
                 module = Missing
-        whole = all(hasattr(module, part) and part not in given for part in fromlist or ())
-        return module if module is not Missing and whole else _Module(module, given)
+        whole = all(hasattr(module, part) and part not in replaced for part in fromlist or ())
+        return module if module is not Missing and whole else _Module(module, replaced)
 
     namespace: dict[str, Any] = {
         "__name__": "authors",

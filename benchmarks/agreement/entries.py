@@ -143,8 +143,7 @@ ENTRIES: dict[str, Entry] = {
         lambda: cases([(1, 16, 16)], [96], [0.1, 0.25, 0.5], 3),
         _images(512, 0.1, 0.25),
         "over a whole video the first pick is the visual token farthest from the mean, and another first pick changes "
-        "most of "
-        "those that follow; large K is chosen in segments",
+        "most of those that follow; large K is chosen in segments",
         objective=smallest_distance,
     ),
     "fastvid": Entry(

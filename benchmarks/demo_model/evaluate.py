@@ -9,7 +9,6 @@ import json
 import math
 import os
 import platform
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.table import Table
 
 from vllm_prune.sweep.statistics import wilson
 
+from ..machine import command_line
 from ..tasks import GENERATORS, Sample
 from .batches import collate
 
@@ -93,7 +93,7 @@ def main(
     if save:
         import transformers
 
-        about = {"command": "python -m benchmarks.demo_model.evaluate " + " ".join(sys.argv[1:]),
+        about = {"command": command_line("benchmarks.demo_model.evaluate"),
                  "hardware": f"{os.cpu_count()} cores, {platform.machine()}", "torch": torch.__version__,
                  "transformers": transformers.__version__}  # fmt: skip
         (FOLDER / "evaluation.json").write_text(json.dumps({**about, "tasks": found}, indent=1) + "\n")

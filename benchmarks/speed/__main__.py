@@ -25,7 +25,7 @@ import typer
 
 from vllm_prune.cli.host import installed_libraries, preload_list
 
-from ..machine import hardware, has_cuda
+from ..machine import command_line, hardware, has_cuda
 from ..random_model import parameters
 from ..servers import PRELOAD_AT_START
 from ..seven_b import Model, served
@@ -149,7 +149,7 @@ def main(
     form = QUICK if quick else Form(rounds, requests)
     form = replace(form, screen=(rows or form.screen[0], cols or form.screen[1]), limit=limit or form.limit)
     folder, given, prefix = served(shape)
-    about = {"command": "python -m benchmarks.speed " + " ".join(sys.argv[1:]), "hardware": hardware()}
+    about = {"command": command_line("benchmarks.speed"), "hardware": hardware()}
     about["parameters"] = parameters(folder)
     sizes, levels = replace(CPU, screen=form.screen), concurrency or ([1, 8, 32] if all_arms else [4])
     if all_arms:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from vllm_prune.visual.scorers.stts import files
 from vllm_prune.visual.scorers.stts.training import PrunedTower, pruned_logits
 
 from ..demo_model.batches import collate
-from ..machine import RESULTS, hardware
+from ..machine import RESULTS, command_line, hardware
 from ..tasks import Sample
 from .arms import load_model
 from .train import CHECKPOINT, held_out
@@ -162,7 +161,7 @@ def main(
     found = compare(checkpoint, held_out(n, videos))
     typer.echo(json.dumps(found, indent=1))
     if save:
-        command = "python -m benchmarks.stts.agreement " + " ".join(sys.argv[1:])
+        command = command_line("benchmarks.stts.agreement")
         whole = {"command": command, "hardware": hardware(), **found}
         (RESULTS / "stts_agreement.json").write_text(json.dumps(whole, indent=1) + "\n")
     raise typer.Exit(1 if found["kept_sets_that_differ"] or found["answers_that_differ"] else 0)

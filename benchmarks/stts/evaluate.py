@@ -9,7 +9,6 @@ their scorers answer for themselves (`--model NAME=FOLDER`). That the engine kee
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -27,7 +26,7 @@ from vllm_prune.visual.frontend.frame_split import frame_counts
 from vllm_prune.visual.scorers.stts import files
 from vllm_prune.visual.scorers.stts.training import Pruned, PrunedTower
 
-from ..machine import RESULTS, hardware
+from ..machine import RESULTS, command_line, hardware
 from ..tasks import Sample
 from .arms import NOTHING, Case, choose_per_frame, load_model, untrained
 from .train import CHECKPOINT, held_out
@@ -176,7 +175,7 @@ def main(
         show(rows, kind, KEEPS)
     if save:
         shape = files.read_shape(checkpoint / files.PLACE)
-        found = {"command": "python -m benchmarks.stts.evaluate " + " ".join(sys.argv[1:]), "hardware": hardware(),
+        found = {"command": command_line("benchmarks.stts.evaluate"), "hardware": hardware(),
                  "shape": vars(shape), "keeps": KEEPS, "rows": rows}  # fmt: skip
         (RESULTS / "stts.json").write_text(json.dumps(found, indent=1) + "\n")
         plot(rows, KEEPS, RESULTS / "stts.png")

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..machine import RESULTS, hardware
+from ..machine import RESULTS, command_line, hardware
 from .towers import CACHE, LENGTHS, build, film, sizes
 
 # Freed blocks go back to the kernel at once, so that the mark is that of live tensors.
@@ -106,7 +106,7 @@ def main(
         table.add_row(row["arm"], f"{row['bytes'] / 2**20:.0f} MiB", f"{row['of_stock']:.2f}")
     Console().print(table)
     if save:
-        command = "python -m benchmarks.stts.memory " + " ".join(sys.argv[1:])
+        command = command_line("benchmarks.stts.memory")
         patches = frames // 2 * (side // 14) ** 2
         whole = {"command": command, "hardware": hardware(), "model": sizes(folder), "frames": frames,
                  "patches": patches, "rows": rows}  # fmt: skip

@@ -29,7 +29,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .. import seven_b
-from ..machine import RESULTS, hardware
+from ..machine import RESULTS, command_line, hardware
 from ..seven_b import Model
 from . import towers
 from .agreement import engine, video_of
@@ -131,7 +131,7 @@ def main(
             table.add_row(row["arm"], f"{row['seconds']:.2f}", f"{row['throughput_ratio']:.2f}x", spread)
         Console().print(table)
     if save:
-        command = "python -m benchmarks.stts.speed " + " ".join(sys.argv[1:])
+        command = command_line("benchmarks.stts.speed")
         whole = {"command": command, "hardware": hardware(), "model": sizes(folder), "rounds": rounds,
                  "dtype": dtype, "prepared": prepared, "after": towers.AFTER, "results": results}  # fmt: skip
         own = "stts_speed_reuse" if reuse else "stts_speed"

@@ -12,7 +12,7 @@ import torch
 
 from . import media
 from .checkpoints import byte_tokenizer
-from .eviction import scheduler_of
+from .eviction import free_blocks, scheduler_of
 from .families import recipes
 from .media import Request
 from .oracle import Evict, Expected
@@ -96,6 +96,53 @@ def media_requests() -> list[Request]:
 def managers(llm: Any) -> tuple[Any, ...]:
     """Block managers of an engine, one per cache group."""
     return scheduler_of(llm).kv_cache_manager.coordinator.single_type_managers
+
+
+@contextmanager
+def preemptions(llm: Any) -> Iterator[list[bool]]:
+    """Record of every request that is preempted whether it was compacted."""
+    scheduler, compacted = scheduler_of(llm), list[bool]()
+    original = scheduler._preempt_request
+
+    def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
+        compacted.append(request.request_id in scheduler.compacting.evicted)
+        return original(request, *args, **kwargs)
+
+    scheduler._preempt_request = preempt
+    try:
+        yield compacted
+    finally:
+        del scheduler._preempt_request
+
+
+def run_with_aborts(llm: Any, every: int, per_request: int) -> None:
+    """Run what was added, and now and then abort a request.
+
+    Args:
+        llm: the engine; its requests are named r0, r1 and so on.
+        every: steps between aborts.
+        per_request: steps after which the next number is the one aborted.
+    """
+    engine = llm.llm_engine
+    for step in range(5000):
+        if not engine.has_unfinished_requests():
+            break
+        engine.step()
+        if step % every == every - 1:
+            engine.abort_request([f"r{step // per_request}"])
+    assert not engine.has_unfinished_requests()
+
+
+def assert_nothing_left(llm: Any, before: int) -> None:
+    """Whether all requests have given back what they held.
+
+    Args:
+        llm: the engine.
+        before: free blocks before them.
+    """
+    assert free_blocks(llm) == before
+    assert scheduler_of(llm).compacting.evicted == {}
+    assert not any(manager.req_to_blocks for manager in managers(llm))
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,24 +41,36 @@ class Journal:
 
 
 @contextmanager
-def journal() -> Iterator[Journal]:
-    """Record the compactions of in-process engines."""
+def compactions(after: Callable[[Any, Any, Any], None]) -> Iterator[None]:
+    """Call `after` behind every compaction of in-process engines, with the compactor, the command and the request."""
     from vllm_prune.kv.compaction import Compactor
 
-    found, original = Journal(), Compactor.run
+    original = Compactor.run
 
     def run(self: Any, command: Any, request: Any) -> float:
         seconds = original(self, command, request)
-        found.kept.setdefault(command.request_id, []).append(
-            [kept.clone().cpu() for _, kept in sorted(request.positions.items())]
-        )
+        after(self, command, request)
         return seconds
 
     Compactor.run = run  # type: ignore[method-assign]
     try:
-        yield found
+        yield
     finally:
         Compactor.run = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def journal() -> Iterator[Journal]:
+    """Record the compactions of in-process engines."""
+    recorded = Journal()
+
+    def record(compactor: Any, command: Any, request: Any) -> None:
+        recorded.kept.setdefault(command.request_id, []).append(
+            [kept.clone().cpu() for _, kept in sorted(request.positions.items())]
+        )
+
+    with compactions(record):
+        yield recorded
 
 
 class Evictor:

@@ -15,7 +15,7 @@ from vllm_prune.kv.strategies._depth import DepthBudget
 from vllm_prune.kv.strategies.base import KvStrategy, LayerView, Scores
 
 from .engines import answer_of
-from .eviction import EVICTING, Evictor, evict
+from .eviction import EVICTING, Evictor, compactions, evict
 from .media import Request
 from .oracle import Oracle, compare
 
@@ -50,23 +50,15 @@ def options(starts: Sequence[int]) -> dict[str, Any]:
 @contextmanager
 def journal_by_layer() -> Iterator[dict[str, dict[int, list[Tensor]]]]:
     """Record by request, without the engine's suffix, and layer what each compaction kept, int64 [H, C] positions."""
-    from vllm_prune.kv.compaction import Compactor
-
     recorded: dict[str, dict[int, list[Tensor]]] = {}
-    original = Compactor.run
 
-    def run(self: Any, command: Any, request: Any) -> float:
-        seconds = original(self, command, request)
+    def record(compactor: Any, command: Any, request: Any) -> None:
         kept = recorded.setdefault(command.request_id.split("-")[0], {})
-        for layer in self.cache_groups[command.group][1]:
+        for layer in compactor.cache_groups[command.group][1]:
             kept.setdefault(layer, []).append(request.positions[layer].clone().cpu())
-        return seconds
 
-    Compactor.run = run  # type: ignore[method-assign]
-    try:
+    with compactions(record):
         yield recorded
-    finally:
-        Compactor.run = original  # type: ignore[method-assign]
 
 
 class LayeredEvictor:

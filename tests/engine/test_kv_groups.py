@@ -16,7 +16,16 @@ from vllm_prune.kv.strategies.gui_kv import GuiKv
 
 from ..runner_v2 import asynchronous_scheduling
 from . import cache_groups
-from .cache_groups import TextOracle, fill_with_nan, lookups, managers, zeroes
+from .cache_groups import (
+    TextOracle,
+    assert_nothing_left,
+    fill_with_nan,
+    lookups,
+    managers,
+    preemptions,
+    run_with_aborts,
+    zeroes,
+)
 from .engines import EnginePool, answer_of, reset, runner_of
 from .eviction import EVICTING, SPECS, compare_with_masked, evict, free_blocks, journal, scheduler_of
 from .families import float32_delta_nets
@@ -263,14 +272,7 @@ def test_requests_leave_nothing_behind(model: Model) -> None:
     from vllm import SamplingParams
 
     llm = model.llm(max_model_len=512, num_gpu_blocks_override=40)
-    engine, scheduler, rng, before = llm.llm_engine, scheduler_of(llm), random.Random(7), free_blocks(llm)
-    preempted, original = [], scheduler._preempt_request
-
-    def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
-        preempted.append(request.request_id in scheduler.compacting.evicted)
-        return original(request, *args, **kwargs)
-
-    scheduler._preempt_request = preempt
+    engine, rng, before = llm.llm_engine, random.Random(7), free_blocks(llm)
     shared = tokens(200, 3)
     for i in range(24):
         # The first ones are compacted while there is room for them all, and then grow.
@@ -280,15 +282,7 @@ def test_requests_leave_nothing_behind(model: Model) -> None:
             spec, prompt, steps = KvSpec("random", keep="0.9", buffer=60), tokens(60, i), 150
         sampling = SamplingParams(temperature=1.0, max_tokens=steps, ignore_eos=i < 12, extra_args={KEY: spec.wire()})
         engine.add_request(f"r{i}", {"prompt_token_ids": prompt}, sampling)
-    for step in range(5000):
-        if not engine.has_unfinished_requests():
-            break
-        engine.step()
-        if step % 100 == 99:
-            engine.abort_request([f"r{step // 50}"])
-    del scheduler._preempt_request
-    assert not engine.has_unfinished_requests()
+    with preemptions(llm) as preempted:
+        run_with_aborts(llm, 100, 50)
     assert any(preempted)
-    assert free_blocks(llm) == before
-    assert scheduler.compacting.evicted == {}
-    assert not any(manager.req_to_blocks for manager in managers(llm))
+    assert_nothing_left(llm, before)

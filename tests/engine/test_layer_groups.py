@@ -13,7 +13,7 @@ from vllm_prune.budget.kv import KEY, REPORT, KvSpec
 from vllm_prune.catalogue import KV
 
 from . import media
-from .cache_groups import managers
+from .cache_groups import assert_nothing_left, managers, preemptions, run_with_aborts
 from .checkpoints import CELL
 from .engines import EnginePool, answer_of, generate, reset, runner_of
 from .eviction import EVICTING, evict, free_blocks, scheduler_of
@@ -221,14 +221,7 @@ def test_requests_leave_nothing_behind(engines: EnginePool) -> None:
     from vllm import SamplingParams
 
     llm = engine_of(engines, "qwen2_5_vl", max_num_batched_tokens=256, max_model_len=416, num_gpu_blocks_override=70)
-    engine, scheduler, rng, before = llm.llm_engine, scheduler_of(llm), random.Random(7), free_blocks(llm)
-    preempted, original = [], scheduler._preempt_request
-
-    def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
-        preempted.append(request.request_id in scheduler.compacting.evicted)
-        return original(request, *args, **kwargs)
-
-    scheduler._preempt_request = preempt
+    engine, rng, before = llm.llm_engine, random.Random(7), free_blocks(llm)
     shared, pictures = tokens(200, 3), [request.for_vllm() for request in requests_of("qwen2_5_vl")]
     budgets = [*SPECS, KvSpec("stairs", keep="0.9", buffer=60), KvSpec("pyramid_kv", max_tokens=50, buffer=7)]
     for i in range(60):
@@ -241,18 +234,10 @@ def test_requests_leave_nothing_behind(engines: EnginePool) -> None:
         extra = {KEY: spec.wire()} if spec is not None else None
         sampling = SamplingParams(max_tokens=steps, ignore_eos=True, extra_args=extra)
         engine.add_request(f"r{i}", prompt, sampling)
-    for step in range(5000):
-        if not engine.has_unfinished_requests():
-            break
-        engine.step()
-        if step % 50 == 49:
-            engine.abort_request([f"r{step // 10}"])
-    del scheduler._preempt_request
-    assert not engine.has_unfinished_requests()
+    with preemptions(llm) as preempted:
+        run_with_aborts(llm, 50, 10)
     assert any(preempted)
-    assert free_blocks(llm) == before
-    assert scheduler.compacting.evicted == {}
-    assert not any(manager.req_to_blocks for manager in managers(llm))
+    assert_nothing_left(llm, before)
 
 
 def test_without_budgets_answers_are_those_of_one_group(family: str, engines: EnginePool) -> None:

@@ -121,9 +121,14 @@ class KvSpec:
         count = self.count(prompt) if count is None else count
         return rows > count + (self.buffer if compacted or count >= prompt else 0)
 
-    def gamma(self, prompt: int) -> float:
-        """Share of the prompt that is kept, in (0, 1]: the count's, which is a whole number, not the requested one."""
-        return min(1.0, self.count(prompt) / prompt)
+    def gamma(self, prompt: int, count: int | None = None) -> float:
+        """Share of the prompt that is kept, in (0, 1]: the count's, which is a whole number, not the requested one.
+
+        Args:
+            prompt: rows of the prompt.
+            count: as for `due`.
+        """
+        return min(1.0, (self.count(prompt) if count is None else count) / prompt)
 
     def wire(self) -> str:
         """JSON text with a fixed key order."""

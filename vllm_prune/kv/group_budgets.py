@@ -67,7 +67,11 @@ class GroupBudgets:
 
     def mean(self, rows: Sequence[int]) -> int:
         """Average over all layers of a number of rows per group, rounded down."""
-        return sum(map(int.__mul__, rows, self.layers)) // sum(self.layers)
+        return self._over_layers(rows) // sum(self.layers)
+
+    def _over_layers(self, rows: Sequence[int]) -> int:
+        """Sum over all layers of a number of rows per group."""
+        return sum(map(int.__mul__, rows, self.layers))
 
     def due(self, number: int, rows: int, compacted: bool) -> bool:
         """Whether a group of layers that holds that many rows is to be compacted now.
@@ -84,7 +88,7 @@ class GroupBudgets:
 
     def gamma(self, number: int) -> float:
         """Share of the prompt that a group keeps, in (0, 1]."""
-        return min(1.0, self.counts[number] / self.prompt)
+        return self.spec.gamma(self.prompt, self.counts[number])
 
     def observed_from(self, evicted: Sequence[int]) -> int | None:
         """First position whose query may belong to the window of a next compaction; None where there will be none.
@@ -103,13 +107,13 @@ class GroupBudgets:
 
     def merged(self, clamped: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Entries of the engine's bounds with those of `clamped`, which say last what a value has become."""
-        own = self.clamped()
-        params = {entry["param"] for entry in own}
-        return [*(entry for entry in clamped if entry["param"] not in params), *own]
+        by_strategy = self.clamped()
+        params = {entry["param"] for entry in by_strategy}
+        return [*(entry for entry in clamped if entry["param"] not in params), *by_strategy]
 
     def clamped(self) -> list[dict[str, Any]]:
         """Entries of `usage.pruning.clamped` for what the strategy could not leave out."""
-        rows, spec = sum(map(int.__mul__, self.counts, self.layers)), self.spec
+        rows, spec = self._over_layers(self.counts), self.spec
         if rows <= spec.count(self.prompt) * sum(self.layers):
             return []
         if spec.keep is not None:

@@ -244,10 +244,8 @@ class CompactingRunner(PlainSteps):
 
     def _evicted(self, request_ids: Sequence[str]) -> np.ndarray:
         """int32 [layer groups, R], evicted rows of each request of the batch in each group of layers."""
-        requests, none = (
-            [self.kv_requests.get(request_id) for request_id in request_ids],
-            [0] * len(self.kv_groups.layers),
-        )
+        none = [0] * len(self.kv_groups.layers)
+        requests = (self.kv_requests.get(request_id) for request_id in request_ids)
         evicted = [request.evicted if request is not None else none for request in requests]
         return np.array(evicted, dtype=np.int32).reshape(-1, len(none)).T.copy()
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from ...grid import Grid
+from ...grid import MODALITIES, Grid
 from ...signals import VisualSignal
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
@@ -31,7 +31,6 @@ from ..tower.signals import Captures, ItemSource, attended, needed
 from .placing import PlacedModel
 from .positions import COLUMNS, Run, StepOffsets, attach, grid_positions, lay_out, slots_of
 
-MODALITIES = ("image", "video")
 CPU_PATCHES = 4096
 """Patches that a CPU's tower takes at once: more make it no faster, and every tensor of more than 32 MiB comes in pages
 that the kernel fills with zeros first."""

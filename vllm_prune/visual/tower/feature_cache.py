@@ -124,8 +124,8 @@ class FeatureCache:
         for i, encoded in fresh.items():
             self._put(plans[i], encoded, blocks)
         metrics.set_feature_cache_bytes((len(self._memory) - len(self._free)) * self._page_bytes)
-        found = (fresh.get(i, one) for i, one in enumerate(stored))
-        return [one for one in found if one is not None]
+        outputs = (fresh.get(i, one) for i, one in enumerate(stored))
+        return [one for one in outputs if one is not None]
 
     def clear(self) -> None:
         """Forget all items: they belong to weights that are replaced."""

@@ -1,0 +1,34 @@
+"""What results say of where they come from."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.machine import RESULTS, command_line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], ""),
+        (["--n", "36", "--save"], " --n 36 --save"),
+        (["--store", str(RESULTS.parents[1] / "build" / "quality")], " --store build/quality"),
+        ([f"--store={RESULTS.parents[1] / 'build'}"], " --store=build"),
+        (["--store", "/elsewhere/cells", "relative/path"], " --store cells relative/path"),
+    ],
+)
+def test_a_command_says_no_place_of_this_machine(words: list[str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["any", *words])
+    assert command_line("benchmarks.quality") == f"python -m benchmarks.quality{said}"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_no_committed_command_names_an_absolute_path(path: Path) -> None:
+    result = json.loads(path.read_text())
+    commands = [result.get("command", ""), *result.get("later", {}).values()]
+    assert not any(re.search(r"[\s=]/", command) for command in commands)
