@@ -114,7 +114,7 @@ class Sizes:
 
 CPU = Sizes((32, 48), (20, 26), (32, 8, 8), 600, 8, 256)
 GPU = Sizes((60, 64), (32, 40), (64, 10, 11), 2000, 32, 1024)
-TINY = Sizes((4, 6), (3, 4), (4, 3, 4), 20, 4, 24)
+TINY = Sizes((4, 6), (3, 4), (4, 3, 4), 20, 12, 24)
 
 
 def workloads(sizes: Sizes) -> dict[str, Workload]:

@@ -149,10 +149,14 @@ def test_every_load_has_every_arm(
         for row in rows.values():
             assert row["requests_per_second"] > 0
             assert 0 < row["ttft_p50_ms"] <= row["ttft_p95_ms"] <= row["ttft_p99_ms"]
-            assert 0 < row["itl_p50_ms"] <= row["itl_p99_ms"]
+            # vLLM sends the tokens that a slow client has not taken as one event, and one event has no gap.
+            if row["itl_p50_ms"] is not None:
+                assert 0 < row["itl_p50_ms"] <= row["itl_p99_ms"]
             assert row["ratio_bound"] >= 1
             assert 0 <= row["kv_peak"] <= 1
         assert rows["stock"]["throughput_ratio"] == 1
+        gaps = [row["itl_p50_ms"] for row in rows.values()]
+        assert len(gaps) > 2 * gaps.count(None)
 
 
 def test_kv_budgets_evict(dry: tuple[subprocess.CompletedProcess[str], Path]) -> None:
