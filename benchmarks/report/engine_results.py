@@ -32,7 +32,7 @@ def _speed_row(row: dict[str, Any]) -> list[str]:
 
 
 def off_cost(results: Path) -> str:
-    """A paragraph each for a family with positions on a grid and for one that is shown to vLLM with three equal rows."""
+    """A paragraph for a family with positions on a grid, and one for a family with one position per token."""
     kinds = {"off_cost.json": "Qwen2.5-VL", "off_cost_one_row.json": "InternVL, whose tokens have one position each"}
     return "\n\n".join(_off_cost(results / name, family) for name, family in kinds.items())
 
