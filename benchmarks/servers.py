@@ -19,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 STOCK_PLUGINS = "none"
 EAGER = ("--enforce-eager",)
 """For servers that are started for something the compiler has no part in: they are there in half the time."""
+UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+"""For servers on a CPU beside others: vLLM would bind the workers of all to one core."""
 START_SECONDS = 300
 
 _SCRIPT = Path(sys.executable).parent / "vllm-prune"

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.servers import EAGER, Server
+from benchmarks.servers import EAGER, UNBOUND, Server
 
 from ..deploy.expressions import scraped_names
 from .collector import Collector, attributes
@@ -58,6 +58,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def observed(collector: Collector, log: Path) -> Iterator[Server]:
     """A server with JSON lines, spans, an API key and vLLM's own request ids."""
     environment = {
+        **UNBOUND,
         "VLLM_PRUNE_LOG_FORMAT": "json",
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
