@@ -84,7 +84,12 @@ class Server:
             # engine of another one this process gets no turn for seconds.
             process_group=0,
         )  # fmt: skip
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:
+            # Also a limit of the test's time, or Ctrl-C: nobody else would end it.
+            self.stop()
+            raise
         return self
 
     def _command(self) -> list[str]:
@@ -117,7 +122,6 @@ class Server:
                     if client.get(f"{self.url}/health").status_code == 200:
                         return
                 time.sleep(0.2)
-        self.stop()
         raise TimeoutError(f"{self.kind} server did not answer in {self.start_seconds:g} s{self._tail()}")
 
     def _tail(self) -> str:

@@ -96,12 +96,12 @@ def test_a_full_temporary_folder_costs_no_answer(small: Path | None, make_serve:
         assert kept(server, "uniform") > counted["uniform"]
 
 
-def test_ctrl_c_drains_make_serve_and_leaves_no_process(server: MakeServe) -> None:
-    family, reasons = server.processes(), list[str]()
-    reading = started(stream, server, reasons, max_tokens=300)
+def test_ctrl_c_drains_make_serve_and_leaves_no_process(make_serve: MakeServe) -> None:
+    family, reasons = make_serve.processes(), list[str]()
+    reading = started(stream, make_serve, reasons, max_tokens=300)
     until(lambda: bool(reasons))
-    server.send(signal.SIGINT)
-    server.check_ended_by(signal.SIGINT, family)
+    make_serve.send(signal.SIGINT)
+    make_serve.check_ended_by(signal.SIGINT, family)
     reading.join(10)
     assert reasons[-1] == "length"
 
