@@ -43,13 +43,13 @@ def test_sigterm_drains_make_serve_and_leaves_no_process(tmp_path: Path) -> None
         answers: list[httpx.Response] = []
         short: list[str] = []
         long: list[str] = []
-        slow = {"max_tokens": 400, "ignore_eos": True, "pruning": {"visual": {"keep": 0.5}}}
+        slow = {"max_tokens": 250, "ignore_eos": True, "pruning": {"visual": {"keep": 0.5}}}
         threads = [started(stream, server, long, max_tokens=8000)]
         upload = socket.create_connection(("127.0.0.1", server.port))
         upload.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
         until(lambda: bool(long))
         threads.append(started(lambda: answers.append(ask(server, **slow))))
-        threads.append(started(stream, server, short, max_tokens=400))
+        threads.append(started(stream, server, short, max_tokens=250))
         until(lambda: bool(short) and server.metric("vllm_prune_inflight_requests") == 3)
         assert not answers
         server.send(signal.SIGTERM)
@@ -69,7 +69,7 @@ def test_sigterm_drains_make_serve_and_leaves_no_process(tmp_path: Path) -> None
             thread.join(10)
         upload.close()
     assert answers[0].status_code == 200
-    assert answers[0].json()["usage"]["completion_tokens"] == 400
+    assert answers[0].json()["usage"]["completion_tokens"] == 250
     assert (short[-1], long[-1]) == ("length", "abort")
     ready = [line for line in log.read_text().splitlines() if line.startswith("vllm-prune is ready: ")]
     assert ready == [f"vllm-prune is ready: {server.url}"]
@@ -131,11 +131,11 @@ def check_death(server: Server) -> None:
         next(one for one in family if one.name() == "VLLM::Worker").send_signal(signal.SIGBUS)
         start = time.monotonic()
         until(lambda: not alive(server))
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 15
         with contextlib.suppress(httpx.HTTPError):
             assert not any('"finish_reason":"length"' in line for line in lines)
     assert server.process.wait(30) == 1
-    assert time.monotonic() - start < 25
+    assert time.monotonic() - start < 40
 
 
 def alive(server: Server) -> bool:
