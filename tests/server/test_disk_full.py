@@ -49,7 +49,7 @@ def small() -> Iterator[Path | None]:
 
 @pytest.fixture(scope="module")
 def make_serve(small: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeServe]:
-    """`make serve` with its files on that file system."""
+    """`make serve` with its files on that file system; eager, as the compiler's need more room than is there."""
     folder = tmp_path_factory.mktemp("full")
     config = folder / "prune.yaml"
     config.write_text("media: {private: [127.0.0.0/8]}\n")
