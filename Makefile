@@ -9,6 +9,9 @@ ARGS   ?=
 RUNNER ?= v1
 VLLM   ?=
 
+# Set-up leaves compiling to imports. Where these may not write, each process compiles PyTorch and vLLM anew: 12 s more.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN   := $(VENV)/bin
 # `exec`, as a shell in between would keep the signals that make hands on.
 SETUP := exec $(PYTHON) scripts/setup_env.py --venv "$(VENV)"
@@ -60,8 +63,7 @@ test: ## set up .venv, then lint, check types and run every test that needs no G
 	@"$(BIN)/python" scripts/deploy_tools.py
 	@"$(BIN)/python" scripts/get_chromium.py
 	@"$(BIN)/python" scripts/build_playground.py --check
-	@$(MAKE) --no-print-directory check
-	@$(if $(strip $(ARGS)),,$(MAKE) --no-print-directory coverage)
+	@$(MAKE) --no-print-directory -j2 -O check $(if $(strip $(ARGS)),,coverage)
 	@$(if $(strip $(ARGS)),"$(BIN)/python" -m pytest -q $(ARGS),$(PYTESTS))
 else
 .PHONY: test

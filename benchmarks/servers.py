@@ -19,6 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 STOCK_PLUGINS = "none"
 EAGER = ("--enforce-eager",)
 """For servers that are started for something the compiler has no part in: they are there in half the time."""
+UNBOUND = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+"""For servers on a CPU beside others: vLLM would bind the workers of all to one core."""
 START_SECONDS = 300
 
 _SCRIPT = Path(sys.executable).parent / "vllm-prune"
@@ -82,7 +84,12 @@ class Server:
             # engine of another one this process gets no turn for seconds.
             process_group=0,
         )  # fmt: skip
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:
+            # Also a limit of the test's time, or Ctrl-C: nobody else would end it.
+            self.stop()
+            raise
         return self
 
     def _command(self) -> list[str]:
@@ -115,7 +122,6 @@ class Server:
                     if client.get(f"{self.url}/health").status_code == 200:
                         return
                 time.sleep(0.2)
-        self.stop()
         raise TimeoutError(f"{self.kind} server did not answer in {self.start_seconds:g} s{self._tail()}")
 
     def _tail(self) -> str:

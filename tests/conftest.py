@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ engine_guard.install()
 
 SPREAD = ("engine", "kv", "visual")
 """Folders with a rule of their own, or whose tests share nothing that is slow to start."""
-ALONE = ("test_disk_full.py", "test_lifecycle.py")
+ALONE = ("test_lifecycle.py",)
 """Files whose tests start a server each, which either process may take."""
+EARLY = (*ALONE, "test_disk_full.py", "test_observability.py", "test_runner_v2.py", "test_gpu_dry_run.py")
+"""Files that take half a minute or more, and would leave the other process idle at the end."""
 SHARED = ("guarded", "server")
 """Fixtures that start a server for several files."""
 DECODERS = "pool"
@@ -39,6 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare this process for Runner V2 before anything imports vLLM."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell starts what it runs in the background so, and all servers of the tests would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "runner(name, reason): has a meaning on this model runner of vLLM only")
     if config.getoption("--runner") != "v1":
         runner_v2.install()
@@ -87,7 +93,7 @@ def _turn(item: pytest.Item) -> int:
     used = getattr(item, "fixturenames", ())
     if "server" in used or "guarded" in used:
         return 0 if "server" in used else 1
-    return 2 if item.path.name in ALONE else 3
+    return 2 if item.path.name in EARLY else 3
 
 
 def _skip_gpu(items: list[pytest.Item]) -> None:

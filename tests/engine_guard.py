@@ -7,8 +7,6 @@ marker fails in `make test` as well.
 from __future__ import annotations
 
 import functools
-import importlib.abc
-import importlib.machinery
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -17,6 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from .runner_v2 import AfterImport
 
 NOT_QUICK = ("engine", "slow", "gpu")
 STARTS = {
@@ -64,9 +64,8 @@ def starts_engine(command: str | Sequence[object]) -> bool:
 
 def install() -> None:
     """Watch the modules in `STARTS`, now or when they are imported, and child processes. Once per process."""
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+    if not AfterImport.install("the engine guard", lambda name: _watch if name in STARTS else None):
         return
-    sys.meta_path.insert(0, _Finder())
     for name in STARTS:
         if name in sys.modules:
             _watch(sys.modules[name])
@@ -89,25 +88,3 @@ def _guarded(function: Callable[..., Any], starts: Callable[..., bool], what: st
         return function(*args, **kwargs)
 
     return guarded
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    """Leaves finding to the others and watches a module of `STARTS` as soon as its body has run."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in STARTS:
-            return None
-        others = (finder for finder in sys.meta_path if finder is not self)
-        spec = next((spec for finder in others if (spec := finder.find_spec(fullname, path, target))), None)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            run = loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                run(module)
-                _watch(module)
-
-            loader.exec_module = exec_module
-        return spec

@@ -77,8 +77,7 @@ def in_child(variables: Mapping[str, str]) -> dict[str, str]:
 
 def watch_imports() -> None:
     """Complete modules as they are imported. Once per process, which may have loaded this module twice."""
-    if not any(type(finder).__qualname__ == _RunnerV2Finder.__qualname__ for finder in sys.meta_path):
-        sys.meta_path.insert(0, _RunnerV2Finder())
+    AfterImport.install("Runner V2", COMPLETED.get)
 
 
 @contextmanager
@@ -168,13 +167,30 @@ COMPLETED: dict[str, Callable[[ModuleType], None]] = {
 """What is done to a module once its body has run."""
 
 
-class _RunnerV2Finder(importlib.abc.MetaPathFinder):
-    """Leaves finding to the others, and completes a module as soon as its body has run."""
+class AfterImport(importlib.abc.MetaPathFinder):
+    """Leaves finding to the others, and calls a function with a module as soon as its body has run.
+
+    Args:
+        purpose: what for.
+        function_of: the function for the module of a name, or None.
+    """
+
+    def __init__(self, purpose: str, function_of: Callable[[str], Callable[[ModuleType], None] | None]) -> None:
+        self.purpose, self.function_of = purpose, function_of
+
+    @classmethod
+    def install(cls, purpose: str, function_of: Callable[[str], Callable[[ModuleType], None] | None]) -> bool:
+        """Watch the imports from now on; returns False where the process does so for that purpose already."""
+        if any(getattr(finder, "purpose", None) == purpose for finder in sys.meta_path):
+            return False
+        sys.meta_path.insert(0, cls(purpose, function_of))
+        return True
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        complete = COMPLETED.get(fullname)
+        """See the base class."""
+        complete = self.function_of(fullname)
         if complete is None:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)

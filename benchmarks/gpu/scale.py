@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field, replace
 
 from .. import shapes
+from ..servers import UNBOUND
 from ..shapes import GIB, Shape
 from ..speed.arms import EVS, OURS, STOCK, VIDCOM2, pruning_arguments
 from ..speed.fleet import Plan
@@ -14,12 +15,8 @@ from ..speed.workloads import GPU, TINY, Sizes, Workload, workloads
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 GRAPHS = {"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY", "cudagraph_capture_sizes": [1, 2, 4, 8, 16, 24, 32]}
 """CUDA graphs for decoding, no compilation, which takes a minute per server and gains such long prefills little."""
-ON_CPU = {
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_PRUNE_PRELOADED": "1",
-}  # fmt: skip
-"""On a CPU: vLLM would bind every server's threads to the same cores, where they would wait for each other, and would
-put the worker in a process of its own, which on one GPU it is not."""
+ON_CPU = {**UNBOUND, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PRUNE_PRELOADED": "1"}
+"""On a CPU: beside others, and with the worker in the engine's process, as on one GPU."""
 WORKING_BYTES = 4 * GIB
 """A server's memory beside weights and cache: activations, encoder, graphs, CUDA itself."""
 USABLE = 0.94

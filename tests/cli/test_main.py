@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from vllm_prune.catalogue import KV, VISUAL, entries, markdown
+from vllm_prune.cli import doctor
 from vllm_prune.cli.main import app
 from vllm_prune.visual.models.table import FAMILIES
 from vllm_prune.vllm_compat.version import TESTED, minor_of, vllm_version
@@ -51,6 +52,7 @@ def test_doctor_names_every_problem(tmp_path: Path) -> None:
     variables = {
         "VLLM_PLUGINS": "something_else",
         "VLLM_USE_RUST_FRONTEND": "1",
+        "VLLM_MEDIA_CONNECTOR": "http",
         "VLLM_RUST_FRONTEND_PATH": "/bin/true",
         "VLLM_PRUNE_CONFIG": str(config),
     }
@@ -60,15 +62,18 @@ def test_doctor_names_every_problem(tmp_path: Path) -> None:
     assert "PROBLEM" in text
     assert "VLLM_PLUGINS" in text
     assert "would ignore budgets" in text
+    assert "URLs and decoding are not guarded" in text
     assert "none.safetensorscannotberead" in text.replace(" ", "")
     assert "absent,whichdoesnotexist" in text.replace(" ", "")
     assert "weights:{cacovid:PATH}" in text.replace(" ", "")
 
 
-@pytest.mark.slow
-def test_doctor_fails_on_a_broken_configuration(tmp_path: Path) -> None:
+def test_doctor_fails_on_a_broken_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "prune.yaml"
     config.write_text("limits:\n  most: 3\n")
-    found = run("doctor", VLLM_PRUNE_CONFIG=str(config))
-    assert found.returncode == 1
-    assert "prune.yaml:2" in found.stdout.replace("\n", "").replace("│", "").replace(" ", "")
+    monkeypatch.setenv("VLLM_PRUNE_CONFIG", str(config))
+    found = doctor._configuration()
+    assert not found.good
+    assert "prune.yaml:2" in found.detail
+    config.write_text("limits:\n  min_keep: 0.1\n")
+    assert doctor._configuration().good

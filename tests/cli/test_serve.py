@@ -12,7 +12,7 @@ import torch
 
 from vllm_prune.cli import serve
 from vllm_prune.cli.host import CPU_CACHE, DEMO_CACHE
-from vllm_prune.cli.serve import V2_RUNNER, _defaults, has_flag, is_demo, is_path
+from vllm_prune.cli.serve import V2_RUNNER, LaunchError, _defaults, has_flag, is_demo, is_path, launch
 
 from .command import run
 
@@ -32,13 +32,17 @@ def test_only_what_is_written_as_a_path_is_one() -> None:
         assert not is_path(name), name
 
 
-@pytest.mark.parametrize("path", ["./no/such/model", "../no-such-model", "/no/such/model", "~/no/such/model"])
 @pytest.mark.engine
-def test_a_folder_that_is_missing_is_named(path: str) -> None:
-    missing = run("serve", path)
+def test_a_launch_that_is_refused_ends_with_its_message() -> None:
+    missing = run("serve", "./no/such/model")
     assert missing.returncode == 2
-    assert "is not a directory" in missing.stderr
-    assert "no" in missing.stderr
+    assert "vllm-prune: ./no/such/model is not a directory" in missing.stderr
+
+
+@pytest.mark.parametrize("path", ["./no/such/model", "../no-such-model", "/no/such/model", "~/no/such/model"])
+def test_a_folder_that_is_missing_is_named(path: str) -> None:
+    with pytest.raises(LaunchError, match=f"^{os.path.expanduser(path)} is not a directory"):
+        launch(path, [], None)
 
 
 @pytest.mark.engine
@@ -64,9 +68,9 @@ def test_front_ends_that_run_none_of_our_code_are_refused() -> None:
     rust = run("serve", HUB_NAME, VLLM_USE_RUST_FRONTEND="1")
     assert rust.returncode == 2
     assert "VLLM_USE_RUST_FRONTEND" in rust.stderr
-    grpc = run("serve", HUB_NAME, "--grpc")
-    assert grpc.returncode == 2
-    assert "--grpc" in grpc.stderr
+    for flag in ("--grpc", "--grpc-port=1"):
+        with pytest.raises(LaunchError, match="gRPC server would ignore budgets"):
+            launch(HUB_NAME, [flag], None)
 
 
 @pytest.mark.parametrize(("chosen", "cuda", "runner"), [

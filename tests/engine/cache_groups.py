@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from .checkpoints import byte_tokenizer
 from .eviction import free_blocks, scheduler_of
 from .families import recipes
 from .media import Request
-from .oracle import Evict, Expected
+from .oracle import Evict, Expected, greedy
 
 WINDOW = 64
 """Tokens that a layer with a sliding window sees."""
@@ -55,19 +55,17 @@ class TextOracle:
         from transformers.cache_utils import DynamicCache
 
         prompt = self.tokenizer(request.prompt).input_ids
-        cache, step = DynamicCache(config=self.hf.config), torch.tensor([prompt])
-        positions = torch.arange(len(prompt))[None]
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        for i in range(steps):
-            if evict is not None and i:
-                evict(cache.layers, len(prompt) + i - 1)
-            logits = self.hf(input_ids=step, position_ids=positions, past_key_values=cache).logits
-            scores = logits[0, -1].log_softmax(-1)
-            tokens.append(int(scores.argmax()))
-            logprobs.append(float(scores.max()))
-            step, positions = torch.tensor([tokens[-1:]]), torch.tensor([[len(prompt) + i]])
-        return Expected(tuple(prompt), tuple(tokens), tuple(logprobs), len(prompt), ())
+        cache = DynamicCache(config=self.hf.config)
+
+        def scores_behind(tokens: Sequence[int]) -> torch.Tensor:
+            step, positions = torch.tensor([prompt]), torch.arange(len(prompt))[None]
+            if tokens:
+                step, positions = torch.tensor([tokens[-1:]]), torch.tensor([[len(prompt) + len(tokens) - 1]])
+                if evict is not None:
+                    evict(cache.layers, len(prompt) + len(tokens) - 1)
+            return self.hf(input_ids=step, position_ids=positions, past_key_values=cache).logits[0, -1]
+
+        return Expected(tuple(prompt), *greedy(steps, scores_behind), len(prompt), ())
 
 
 def text_requests() -> list[Request]:
@@ -98,19 +96,26 @@ def managers(llm: Any) -> tuple[Any, ...]:
     return scheduler_of(llm).kv_cache_manager.coordinator.single_type_managers
 
 
+def was_compacted(scheduler: Any, request: Any) -> bool:
+    """Whether a request has lost rows."""
+    return request.request_id in scheduler.compacting.evicted
+
+
 @contextmanager
-def preemptions(llm: Any) -> Iterator[list[bool]]:
-    """Record of every request that is preempted whether it was compacted."""
-    scheduler, compacted = scheduler_of(llm), list[bool]()
+def preemptions(llm: Any, noted: Callable[[Any, Any], Any] = was_compacted) -> Iterator[list[Any]]:
+    """Record of every request that is preempted what `noted` says of the scheduler and it; no trace of it stays."""
+    scheduler, record = scheduler_of(llm), list[Any]()
     original = scheduler._preempt_request
 
     def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
-        compacted.append(request.request_id in scheduler.compacting.evicted)
-        return original(request, *args, **kwargs)
+        record.append(noted(scheduler, request))
+        result = original(request, *args, **kwargs)
+        assert not was_compacted(scheduler, request)
+        return result
 
     scheduler._preempt_request = preempt
     try:
-        yield compacted
+        yield record
     finally:
         del scheduler._preempt_request
 

@@ -130,17 +130,20 @@ def _text_config(tokenizer: Any, rope: dict[str, Any], **more: Any) -> dict[str,
     }
 
 
-def _qwen2_5_vl(tokenizer: Any, folder: Path) -> Any:
-    from transformers import (
-        Qwen2_5_VLConfig,
-        Qwen2_5_VLForConditionalGeneration,
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessor,
-    )
+def qwen2_vl_processors() -> tuple[Any, Any]:
+    """Processors of images and videos that Qwen2-VL and its descendants share."""
+    from transformers import Qwen2VLImageProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
     images = Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024}, **_HALF)
     videos = Qwen2VLVideoProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 768}, **_HALF)
+    return images, videos
+
+
+def _qwen2_5_vl(tokenizer: Any, folder: Path) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+    images, videos = qwen2_vl_processors()
     Qwen2_5_VLProcessor(
         image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=_TEMPLATE
     ).save_pretrained(folder)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vllm_prune.budget.kv import KvSpec
+from vllm_prune.budget.kv import REPORT, KvSpec
 
 from . import media
 from .checkpoints import CELL
@@ -22,16 +22,20 @@ SPECS = [
     KvSpec("expected_attention", max_tokens=30, buffer=9),
 ]
 
+STEPS = 36
+"""Tokens of an answer, in which every budget compacts more than twice."""
+
 
 def answers(llm: Any) -> list[Any]:
-    """Tokens and log-probabilities of one request under every budget, in one batch."""
+    """Tokens, log-probabilities and number of compactions of one request under every budget, in one batch."""
     cell = CELL["qwen2_5_vl"]
     request = media.ask(media.image(6 * cell, 8 * cell, 1), media.image(5 * cell, 8 * cell, 2))
     found = []
-    for output in evict(llm, [request] * len(SPECS), SPECS, 60):
+    for output in evict(llm, [request] * len(SPECS), SPECS, STEPS):
         completion = output.outputs[0]
         chosen = zip(completion.token_ids, completion.logprobs, strict=True)
-        found.append([list(completion.token_ids), [entry[token].logprob for token, entry in chosen]])
+        logprobs = [entry[token].logprob for token, entry in chosen]
+        found.append([list(completion.token_ids), logprobs, output.kv_transfer_params[REPORT]["compactions"]])
     return found
 
 

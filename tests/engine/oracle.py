@@ -80,6 +80,23 @@ def compare(answer: Answer, expected: Answer) -> float:
     return error
 
 
+def greedy(steps: int, scores_behind: Callable[[Sequence[int]], Tensor]) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Greedy tokens, and the log-probability of each.
+
+    Args:
+        steps: number of tokens.
+        scores_behind: takes the tokens so far, all of which but the last it has seen, and returns the scores [V] of
+            what follows.
+    """
+    tokens: list[int] = []
+    logprobs: list[float] = []
+    for _ in range(steps):
+        scores = scores_behind(tokens).log_softmax(-1)
+        tokens.append(int(scores.argmax()))
+        logprobs.append(float(scores.max()))
+    return tuple(tokens), tuple(logprobs)
+
+
 class Oracle:
     """transformers' model and processor of one checkpoint."""
 
@@ -245,19 +262,19 @@ class Oracle:
         from transformers.cache_utils import DynamicCache
 
         model, cache = self.hf.model.language_model, DynamicCache(config=self.config.text_config)
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        step = {"inputs_embeds": embeddings[None], "position_ids": positions[:, None], **deepstack}
-        for i in range(steps):
-            if evict is not None and i:
-                evict(cache.layers, len(embeddings) + i - 1)
+
+        def scores_behind(tokens: Sequence[int]) -> Tensor:
+            step = {"inputs_embeds": embeddings[None], "position_ids": positions[:, None], **deepstack}
+            if tokens:
+                embedded = self.hf.get_input_embeddings()(torch.tensor([tokens[-1:]]))
+                place = torch.full((3, 1, 1), following + len(tokens) - 1)
+                step = {"inputs_embeds": embedded, "position_ids": place}
+                if evict is not None:
+                    evict(cache.layers, len(embeddings) + len(tokens) - 1)
             hidden = model(past_key_values=cache, **step).last_hidden_state
-            scores = self.hf.lm_head(hidden[0, -1]).log_softmax(-1)
-            tokens.append(int(scores.argmax()))
-            logprobs.append(float(scores.max()))
-            embedded = self.hf.get_input_embeddings()(torch.tensor([tokens[-1:]]))
-            step = {"inputs_embeds": embedded, "position_ids": torch.full((3, 1, 1), following + i)}
-        return tuple(tokens), tuple(logprobs)
+            return self.hf.lm_head(hidden[0, -1])
+
+        return greedy(steps, scores_behind)
 
 
 def _without_literals(request: Request) -> str:

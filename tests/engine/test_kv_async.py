@@ -70,7 +70,7 @@ def test_answers_are_those_of_the_masked_reference(
 
 
 def test_preempted_requests_are_compacted_anew(engines: EnginePool) -> None:
-    asked, steps = requests(6), 120
+    asked, steps = requests(6), 90
     stock = [output.outputs[0].token_ids for output in generate(engines.get(FAMILY, **OPTIONS), asked, steps)]
     tight = {**OPTIONS, "num_gpu_blocks_override": 20, "max_model_len": 256}
     llm = engines.get(FAMILY, scheduler_cls=AsyncShufflingScheduler, worker_cls=WORKER, **tight)

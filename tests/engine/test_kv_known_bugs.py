@@ -16,6 +16,7 @@ from vllm_prune.kv.runners.v2 import CompactingV2
 from vllm_prune.support import kv
 
 from . import media
+from .cache_groups import preemptions, was_compacted
 from .checkpoints import CELL
 from .engines import EnginePool, answer_of, runner_of
 from .eviction import EVICTING, evict, free_blocks, journal, scheduler_of
@@ -72,20 +73,8 @@ def test_preempted_requests_forget_what_was_evicted(engines: EnginePool) -> None
     requests = screens(6)
     llm = engines.get(FAMILY, max_num_batched_tokens=64, max_model_len=416, num_gpu_blocks_override=22, **EVICTING)
     scheduler, before = scheduler_of(llm), free_blocks(llm)
-    victims: list[bool] = []
-    original = scheduler._preempt_request
-
-    def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
-        victims.append(request.request_id in scheduler.compacting.evicted)
-        original(request, *args, **kwargs)
-        assert request.request_id not in scheduler.compacting.evicted
-
-    scheduler._preempt_request = preempt
-    try:
-        with journal() as found:
-            outputs = evict(llm, requests, [KvSpec("snapkv", keep="0.9", buffer=60)] * 6, 200)
-    finally:
-        scheduler._preempt_request = original
+    with journal() as found, preemptions(llm) as victims:
+        outputs = evict(llm, requests, [KvSpec("snapkv", keep="0.9", buffer=60)] * 6, 200)
     assert any(victims)
     assert [len(output.outputs[0].token_ids) for output in outputs] == [200] * 6
     assert all((kept >= 0).all() for steps in found.kept.values() for layers in steps for kept in layers)
@@ -96,21 +85,13 @@ def test_preempted_requests_forget_what_was_evicted(engines: EnginePool) -> None
 def test_uncompacted_requests_are_preempted_first(engines: EnginePool) -> None:
     requests = screens(6)
     llm = engines.get(FAMILY, max_num_batched_tokens=64, max_model_len=416, num_gpu_blocks_override=22, **EVICTING)
-    scheduler = scheduler_of(llm)
-    victims: list[tuple[bool, bool]] = []
-    original = scheduler._preempt_request
 
-    def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
-        compacted = scheduler.compacting.evicted
-        others = [one.request_id not in compacted for one in scheduler.running]
-        victims.append((request.request_id in compacted, any(others)))
-        return original(request, *args, **kwargs)
+    def beside_others(scheduler: Any, request: Any) -> tuple[bool, bool]:
+        others = [not was_compacted(scheduler, one) for one in scheduler.running]
+        return was_compacted(scheduler, request), any(others)
 
-    scheduler._preempt_request = preempt
-    try:
+    with preemptions(llm, beside_others) as victims:
         evict(llm, requests, [SPEC, None] * 3, 150)
-    finally:
-        scheduler._preempt_request = original
     assert victims
     assert not any(compacted and others for compacted, others in victims)
 

@@ -42,6 +42,7 @@ def test_two_ranks_answer_as_one(engines: EnginePool, checkpoints: dict[str, Pat
     engines.close()
     two = of_two_ranks(checkpoints["qwen2_5_vl"], tmp_path / "answers.json")
     assert len(one) == len(two)
-    for (tokens, logprobs), (same, close) in zip(one, two, strict=True):
+    for (tokens, logprobs, compactions), (same, close, times) in zip(one, two, strict=True):
         assert tokens == same
+        assert compactions == times > 2
         np.testing.assert_allclose(logprobs, close, atol=TOLERANCE)

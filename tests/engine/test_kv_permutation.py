@@ -25,6 +25,7 @@ REQUESTS, STEPS, TIGHT = (6, 100, 18) if runner_v2.is_on() else (16, 300, 52)
 interpreter runs; the answers are compared as strictly."""
 SHUFFLES = STEPS // EVERY
 """Least shuffles of a request's rows in one answer."""
+OPTIONS: dict[str, Any] = {"max_num_batched_tokens": 96, "max_model_len": 148 + STEPS}
 
 
 @pytest.fixture(autouse=True)
@@ -34,24 +35,32 @@ def shuffle() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("blocks", [None, TIGHT], ids=["ample pool", "preemption"])
-def test_shuffled_rows_answer_as_stock(blocks: int | None, engines: EnginePool) -> None:
+def requests() -> list[media.Request]:
+    """One or two pictures of many sizes."""
     cell = CELL[FAMILY]
     shapes = [(4 + i % 5, 3 + i % 7) for i in range(REQUESTS)]
-    requests = [
+    return [
         media.ask(media.image(h * cell, w * cell, i % 6), *([media.image(4 * cell, 4 * cell, 99)] * (i % 2)))
         for i, (h, w) in enumerate(shapes)
     ]
-    options: dict[str, Any] = {"max_num_batched_tokens": 96, "max_model_len": 148 + STEPS}
-    stock = [output.outputs[0].token_ids for output in generate(engines.get(FAMILY, **options), requests, STEPS)]
-    if blocks is not None:
-        options["num_gpu_blocks_override"] = blocks
-    llm = engines.get(FAMILY, scheduler_cls=ShufflingScheduler, worker_cls=WORKER, **options)
+
+
+@pytest.fixture(scope="module")
+def stock(engines: EnginePool) -> list[Any]:
+    """What stock vLLM answers."""
+    outputs = generate(engines.get(FAMILY, **OPTIONS), requests(), STEPS)
+    return [output.outputs[0].token_ids for output in outputs]
+
+
+@pytest.mark.parametrize("blocks", [None, TIGHT], ids=["ample pool", "preemption"])
+def test_shuffled_rows_answer_as_stock(blocks: int | None, stock: list[Any], engines: EnginePool) -> None:
+    tight: dict[str, Any] = {} if blocks is None else {"num_gpu_blocks_override": blocks}
+    llm = engines.get(FAMILY, scheduler_cls=ShufflingScheduler, worker_cls=WORKER, **OPTIONS, **tight)
     scheduler, before = scheduler_of(llm), free_blocks(llm)
     scheduler.preempted = scheduler.ordered = 0
     # Twice: the second time every prompt is in the prefix cache.
     for _ in range(2):
-        outputs = evict(llm, requests, [KvSpec("shuffle", keep="0.9", window=1)] * REQUESTS, STEPS)
+        outputs = evict(llm, requests(), [KvSpec("shuffle", keep="0.9", window=1)] * REQUESTS, STEPS)
         assert [output.outputs[0].token_ids for output in outputs] == stock
     assert scheduler.ordered >= 2 * REQUESTS * SHUFFLES
     assert sum(tally.compactions for tally in scheduler.tallies.values()) == 0

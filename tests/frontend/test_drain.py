@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,12 +24,20 @@ def prepared(tmp_path: Path):
         yield
 
 
+async def begun(client: Any, engine: Any) -> asyncio.Task[Any]:
+    """A request that the engine answers by now."""
+    running = asyncio.create_task(client.post("/v1/chat/completions", json=BODY))
+    async with asyncio.timeout(30):
+        while not engine.core.requests:
+            await asyncio.sleep(0.01)
+    return running
+
+
 async def test_what_runs_ends_and_nothing_new_is_taken(prepared: None) -> None:
     from .engine import arguments, front_end
 
     async with front_end(arguments(), seconds=0.05) as (client, engine):
-        running = asyncio.create_task(client.post("/v1/chat/completions", json=BODY))
-        await asyncio.sleep(0.5)
+        running = await begun(client, engine)
         assert (await client.get("/health/ready")).status_code == 200
         ending = threading.Thread(target=engine.shutdown, args=(10,))
         ending.start()
@@ -48,8 +57,7 @@ async def test_the_deadline_ends_what_still_runs(prepared: None) -> None:
     from .engine import arguments, front_end
 
     async with front_end(arguments(), seconds=0.5) as (client, engine):
-        running = asyncio.create_task(client.post("/v1/chat/completions", json=BODY))
-        await asyncio.sleep(0.5)
+        running = await begun(client, engine)
         began = time.monotonic()
         ending = threading.Thread(target=engine.shutdown, args=(1,))
         ending.start()

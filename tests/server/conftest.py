@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from benchmarks.servers import EAGER, Server
+from benchmarks.servers import EAGER, UNBOUND, Server
 from vllm_prune.config.media import Media
 from vllm_prune_server.media.decode_pool import DecodePool
 
@@ -62,7 +62,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[guards.Guarded
     # Every door that vLLM has is open, for `test_guard`.
     doors = ["--enable-scale-out", "--trust-request-mm-kwargs"]
     arguments = [*EAGER, "--max-num-seqs", "16", "--block-size", "32", "--enable-prompt-tokens-details", *doors]
-    environment = {"VLLM_PRUNE_TENANTS": guards.TENANTS}
+    environment = {**UNBOUND, "VLLM_PRUNE_TENANTS": guards.TENANTS}
     log = folder / "server.log"
     with Server(model, "prune", arguments, config=config, log=log, environment=environment) as running:
         yield guards.Guarded(running)

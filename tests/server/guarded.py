@@ -117,7 +117,7 @@ class Held:
         self.close()
 
 
-def until(true: Callable[[], bool], seconds: float = 10) -> float:
+def until(true: Callable[[], bool], seconds: float = 30) -> float:
     """Wait for something; returns the seconds that it took."""
     start = time.monotonic()
     while not true():

@@ -291,7 +291,7 @@ def test_over_capacity_waits_then_503(guarded: Guarded) -> None:
         start = time.monotonic()
         error = refused(guarded.chat(ALPHA), 503, "server_overloaded")
         assert error["type"] == "server_error"
-        assert 2 < time.monotonic() - start < 5
+        assert 2 < time.monotonic() - start < 20
         answers: list[httpx.Response] = []
         thread = threading.Thread(target=lambda: answers.append(guarded.chat(ALPHA)))
         thread.start()
@@ -391,12 +391,12 @@ def test_bodies_that_are_too_large_with_and_without_a_length(guarded: Guarded) -
 def test_a_slow_body_is_cut_off_and_holds_nobody_up(guarded: Guarded) -> None:
     with raw(guarded, f"content-length: 1000\r\nauthorization: Bearer {ALPHA}\r\n\r\n") as slow:
         start = time.monotonic()
-        for _ in range(6):
+        while time.monotonic() - start < 1:
             slow.sendall(b" ")
             assert guarded.chat(ALPHA).status_code == 200
             time.sleep(0.1)
         answer = read(slow)
-        assert 1.5 < time.monotonic() - start < 5
+        assert 1.5 < time.monotonic() - start < 20
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"request_timeout"' in answer
 
@@ -432,7 +432,7 @@ def test_thousands_of_idle_connections_leave_room_for_requests(guarded: Guarded)
         start = time.monotonic()
         assert guarded.chat(ALPHA).status_code == 200
         assert guarded.get("/health/ready").status_code == 200
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 

@@ -1,9 +1,10 @@
-"""A server whose temporary folder is full goes on answering and counting."""
+"""A server whose temporary folder is full goes on answering and counting; Ctrl-C then ends it as any other."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ import pytest
 
 from benchmarks.servers import Server
 
-from .conftest import DEMO
+from .guarded import until
 from .hostile import HostileHost
+from .make_serve import MakeServe, started, stream
 from .media_files import image_part, png, user
 
 pytestmark = pytest.mark.engine
@@ -28,17 +30,32 @@ BUDGETS = (
 )
 
 
-@pytest.fixture
-def small() -> Iterator[Path]:
-    """A file system of 64 MiB; its path is short, as vLLM puts sockets there, whose names may have 107 characters."""
+@pytest.fixture(scope="module")
+def small() -> Iterator[Path | None]:
+    """A file system of 64 MiB, or None for who may not mount one.
+
+    Its path is short, as vLLM puts sockets there, whose names may have 107 characters.
+    """
     folder = Path(tempfile.mkdtemp(prefix="small-"))
     command = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         folder.rmdir()
-        pytest.skip("mounting a small file system needs root")
+        yield None
+        return
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
     folder.rmdir()
+
+
+@pytest.fixture(scope="module")
+def make_serve(small: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeServe]:
+    """`make serve` with its files on that file system; eager, as the compiler's need more room than is there."""
+    folder = tmp_path_factory.mktemp("full")
+    config = folder / "prune.yaml"
+    config.write_text("media: {private: [127.0.0.0/8]}\n")
+    variables = {} if small is None else {"TMPDIR": str(small), "VLLM_MEDIA_CACHE": str(small / "cache")}
+    with MakeServe(folder, folder / "server.log", ["--config", str(config)], variables) as running:
+        yield running
 
 
 def fill(folder: Path) -> None:
@@ -58,17 +75,11 @@ def ask(server: Server, url: str, budget: object, number: int) -> httpx.Response
     return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
 
 
-def test_a_full_temporary_folder_costs_no_answer(small: Path, tmp_path: Path) -> None:
-    config = tmp_path / "prune.yaml"
-    config.write_text("media: {private: [127.0.0.0/8]}\n")
-    environment = {"TMPDIR": str(small), "VLLM_MEDIA_CACHE": str(small / "cache")}
-    with (
-        HostileHost({f"/{n}.png": png(140, 140, n) for n in range(9)}) as host,
-        # Eager, as the compiler's files need more room than is here.
-        Server(
-            DEMO, arguments=["--enforce-eager"], config=config, log=tmp_path / "server.log", environment=environment
-        ) as server,
-    ):
+def test_a_full_temporary_folder_costs_no_answer(small: Path | None, make_serve: MakeServe) -> None:
+    if small is None:
+        pytest.skip("mounting a small file system needs root")
+    server = make_serve
+    with HostileHost({f"/{n}.png": png(140, 140, n) for n in range(9)}) as host:
         fill(small)
         for number, budget in enumerate(BUDGETS):
             answer = ask(server, host.url(f"/{number}.png"), budget, number)
@@ -83,7 +94,16 @@ def test_a_full_temporary_folder_costs_no_answer(small: Path, tmp_path: Path) ->
         (small / "filler").unlink()
         assert ask(server, host.url("/5.png"), BUDGETS[0], 5).status_code == 200
         assert kept(server, "uniform") > counted["uniform"]
-        assert server.stop() == 0
+
+
+def test_ctrl_c_drains_make_serve_and_leaves_no_process(make_serve: MakeServe) -> None:
+    family, reasons = make_serve.processes(), list[str]()
+    reading = started(stream, make_serve, reasons, max_tokens=300)
+    until(lambda: bool(reasons))
+    make_serve.send(signal.SIGINT)
+    make_serve.check_ended_by(signal.SIGINT, family)
+    reading.join(10)
+    assert reasons[-1] == "length"
 
 
 def kept(server: Server, strategy: str) -> float:

@@ -11,6 +11,7 @@ import pytest
 
 from vllm_prune import catalogue
 
+from .guarded import until
 from .media_files import image_part, png, user
 
 PARTS = [image_part(png(168, 196, 5)), image_part(png(140, 168, 6))]
@@ -109,6 +110,12 @@ def counters(server: Any) -> dict[str, float]:
     return {key: server.metric(f"vllm_prune_kv_{name}_total") for key, name in COUNTS.items()}
 
 
+def idle(server: Any) -> None:
+    """Wait until nothing runs, and a moment longer for what was to be counted."""
+    until(lambda: server.metric("vllm:num_requests_running") == 0)
+    time.sleep(0.5)
+
+
 def whole_text(client: openai.OpenAI, model: str) -> str:
     """An answer long enough for several compactions."""
     body = {"pruning": OFTEN, "ignore_eos": True}
@@ -135,7 +142,7 @@ def test_a_stop_string_reports_what_was_counted(
     assert found["prompt_tokens"] == usage.prompt_tokens
     assert place == 1 or found["compactions"] > 0
     # What the engine did before it heard of the end is in neither.
-    time.sleep(0.5)
+    idle(server)
     assert {key: now - before[key] for key, now in counters(server).items()} == {key: found[key] for key in COUNTS}
 
 
@@ -147,23 +154,23 @@ def test_choices_that_stop_apart_add_up(server: Any, client: openai.OpenAI, mode
     )  # fmt: skip
     found = answer.usage.pruning["kv"]
     assert found["compactions"] >= 4
-    time.sleep(0.5)
+    idle(server)
     assert {key: now - before[key] for key, now in counters(server).items()} == {key: found[key] for key in COUNTS}
 
 
 def test_a_client_that_leaves_is_counted_up_to_then(server: Any, client: openai.OpenAI, model: str) -> None:
     before = counters(server)
     with client.completions.create(
-        model=model, prompt=TEXT, max_tokens=3000, temperature=0, stream=True,
+        model=model, prompt=TEXT, max_tokens=7000, temperature=0, stream=True,
         extra_body={"pruning": OFTEN, "ignore_eos": True},
     ) as stream:  # fmt: skip
         for number, _ in enumerate(stream):
             if number == 60:
                 break
-    while server.metric("vllm:num_requests_running"):
-        time.sleep(0.1)
+    until(lambda: server.metric("vllm:num_requests_running") == 0)
     done = {key: now - before[key] for key, now in counters(server).items()}
-    assert 2 <= done["compactions"] < 100
+    # Events hold several tokens where the client is slow; all of the answer would take 400.
+    assert 2 <= done["compactions"] < 300
     assert done["evicted_tokens"] > done["compactions"]
 
 
@@ -233,8 +240,7 @@ def test_the_usage_gauge_falls_with_eviction(server: Any, client: openai.OpenAI,
                 if number == 40:
                     held[name] = server.metric("vllm:kv_cache_usage_perc")
                     break
-        while server.metric("vllm:num_requests_running"):
-            time.sleep(0.1)
+        until(lambda: server.metric("vllm:num_requests_running") == 0)
     assert 0 < held["evicted"] < 0.5 * held["full"]
 
 

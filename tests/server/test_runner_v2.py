@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.servers import EAGER, Server
+from benchmarks.servers import EAGER, UNBOUND, Server
 
 from .. import runner_v2
 from .collector import Collector, attributes
@@ -40,7 +40,7 @@ def test_a_server_on_v2_compacts(tmp_path: Path) -> None:
             "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
             "OTEL_BSP_SCHEDULE_DELAY": "200",
         }
-        environment = {**traced, **runner_v2.environment(here)}
+        environment = {**UNBOUND, **traced, **runner_v2.environment(here)}
         with Server(DEMO, "prune", ARGUMENTS, log=log, environment=environment) as server:
             on = ask(server, BUDGET, traceparent=f"00-{TRACE}-00f067aa0ba902b7-01")
             off = ask(server, None)

@@ -139,10 +139,12 @@ def test_prefix_caches_are_not_shared(guarded: Guarded) -> None:
 
 def test_a_rate_is_kept(guarded: Guarded) -> None:
     """The tenant of the environment."""
-    start = time.monotonic()
-    assert [guarded.chat(GAMMA).status_code for _ in range(2)] == [200, 200]
-    limited = guarded.chat(GAMMA)
-    assert time.monotonic() - start < 2
+    start, taken = time.monotonic(), 0
+    while (limited := guarded.chat(GAMMA)).status_code == 200:
+        taken += 1
+        # Two at once, and one more for every two seconds that a slow machine takes.
+        assert taken <= 2 + (time.monotonic() - start) / 2
+    assert taken >= 2
     error = refused(limited, 429, "rate_limit_exceeded")
     assert error["type"] == "rate_limit_error"
     assert limited.headers["retry-after"] in ("1", "2")

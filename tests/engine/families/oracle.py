@@ -24,7 +24,7 @@ from vllm_prune.visual.strategies.base import Context
 
 from ..counts import budgets, spread
 from ..media import Request
-from ..oracle import Answer, Evict, Expected
+from ..oracle import Answer, Evict, Expected, greedy
 from .rows import Row
 
 
@@ -194,20 +194,19 @@ class FamilyOracle:
         from transformers.cache_utils import DynamicCache
 
         model, cache = self.language, DynamicCache(config=self.hf.config.get_text_config())
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        step = {"inputs_embeds": embeddings[None], "position_ids": self.for_hf(positions)}
-        for i in range(steps):
-            if evict is not None and i:
-                evict(cache.layers, len(embeddings) + i - 1)
+
+        def scores_behind(tokens: Sequence[int]) -> Tensor:
+            step = {"inputs_embeds": embeddings[None], "position_ids": self.for_hf(positions)}
+            if tokens:
+                embedded = self.hf.get_input_embeddings()(torch.tensor([tokens[-1:]]))
+                place = torch.full((len(positions), 1), following + len(tokens) - 1)
+                step = {"inputs_embeds": embedded, "position_ids": self.for_hf(place)}
+                if evict is not None:
+                    evict(cache.layers, len(embeddings) + len(tokens) - 1)
             hidden = model(past_key_values=cache, **step).last_hidden_state
-            scores = self.hf.get_output_embeddings()(hidden[0, -1]).log_softmax(-1)
-            tokens.append(int(scores.argmax()))
-            logprobs.append(float(scores.max()))
-            embedded = self.hf.get_input_embeddings()(torch.tensor([tokens[-1:]]))
-            place = torch.full((len(positions), 1), following + i)
-            step = {"inputs_embeds": embedded, "position_ids": self.for_hf(place)}
-        return tuple(tokens), tuple(logprobs)
+            return self.hf.get_output_embeddings()(hidden[0, -1])
+
+        return greedy(steps, scores_behind)
 
     def for_hf(self, positions: Tensor) -> Tensor:
         """Positions [1 or 3, N] with the batch axis where transformers has it."""

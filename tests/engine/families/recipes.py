@@ -11,7 +11,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..checkpoints import _HALF, _SPECIAL, _TEMPLATE, _VISION, _special_ids, _text_config, byte_tokenizer
+from ..checkpoints import (
+    _HALF,
+    _SPECIAL,
+    _TEMPLATE,
+    _VISION,
+    _special_ids,
+    _text_config,
+    byte_tokenizer,
+    qwen2_vl_processors,
+)
 
 Recipe = Callable[[Any, Path], Any]
 """Writes the processors of a family beside its tokenizer, and gives transformers' model."""
@@ -158,11 +167,9 @@ def convert(folder: Path, change: Change, copy: Path) -> None:
 
 def qwen2_vl(tokenizer: Any, folder: Path) -> Any:
     """Qwen2-VL: full attention in the tower, one temporal position per pair of frames."""
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor, Qwen2VLProcessor
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
-    images = Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024}, **_HALF)
-    videos = Qwen2VLVideoProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 768}, **_HALF)
+    images, videos = qwen2_vl_processors()
     Qwen2VLProcessor(
         image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=_TEMPLATE
     ).save_pretrained(folder)
@@ -436,16 +443,9 @@ def smolvlm(tokenizer: Any, folder: Path) -> Any:
 
 def exaone4_5(tokenizer: Any, folder: Path) -> Any:
     """EXAONE 4.5: Qwen2.5-VL's processors and windows before a language model with one position per token."""
-    from transformers import (
-        Exaone4_5_Config,
-        Exaone4_5_ForConditionalGeneration,
-        Exaone4_5_Processor,
-        Qwen2VLImageProcessor,
-    )
-    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+    from transformers import Exaone4_5_Config, Exaone4_5_ForConditionalGeneration, Exaone4_5_Processor
 
-    images = Qwen2VLImageProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 1024 * 1024}, **_HALF)
-    videos = Qwen2VLVideoProcessor(size={"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 768}, **_HALF)
+    images, videos = qwen2_vl_processors()
     Exaone4_5_Processor(
         image_processor=images, tokenizer=tokenizer, video_processor=videos, chat_template=_TEMPLATE
     ).save_pretrained(folder)

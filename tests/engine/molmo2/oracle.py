@@ -7,6 +7,7 @@ as on the CPU backend; its bidirectional ranges are compared with vLLM's by them
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from vllm_prune.visual.strategies.base import Context, PixelStrategy
 from vllm_prune.visual.strategies.maths import cells_of
 
 from ..media import Request
-from ..oracle import Answer
+from ..oracle import Answer, greedy
 from .checkpoint import ADAPTER, TEXT, VIT
 from .remote import COLS, ROWS, SIDE, patches, tiles
 
@@ -177,14 +178,11 @@ class Oracle:
         return table[ids]
 
     def _decode(self, ids: list[int], rows: Tensor, steps: int) -> Answer:
-        tokens: list[int] = []
-        logprobs: list[float] = []
-        for _ in range(steps):
-            scores = (self._language(rows)[-1] @ self.weights["lm_head.weight"].mT).log_softmax(-1)
-            tokens.append(int(scores.argmax()))
-            logprobs.append(float(scores.max()))
-            rows = torch.cat([rows, self._embedding(torch.tensor(tokens[-1:]))])
-        return Answer(tuple(ids), tuple(tokens), tuple(logprobs))
+        def scores_behind(tokens: Sequence[int]) -> Tensor:
+            seen = torch.cat([rows, self._embedding(torch.tensor(tokens))]) if tokens else rows
+            return self._language(seen)[-1] @ self.weights["lm_head.weight"].mT
+
+        return Answer(tuple(ids), *greedy(steps, scores_behind))
 
     def _language(self, rows: Tensor) -> Tensor:
         size, eps = TEXT["head_dim"], TEXT["layer_norm_eps"]
