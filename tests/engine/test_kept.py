@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from vllm_prune.catalogue import VISUAL
 from vllm_prune.policy import Decision
 from vllm_prune.request import CURRENT, RequestContext
 from vllm_prune.support.self_check import EXTENSION
@@ -25,7 +26,8 @@ from vllm_prune.visual.tower.kept_store import KEPT
 
 from . import media
 from .checkpoints import CELL
-from .engines import EnginePool, generate, model_of
+from .engines import EnginePool, generate, model_of, reset
+from .matrix import strategy_budget
 from .media import Request, Visual
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -44,6 +46,14 @@ BUDGETS: dict[str, Visual] = {
     "images only": {"strategy": "divprune", "keep": 0.3, "video": None},
     "nothing": None,
 }
+
+
+CAPTURING = [
+    name
+    for name in VISUAL.names()
+    if (wanted := VISUAL.create(name).wanted()) & {"tower_attention", "projector", "scorer", "text"}
+    and "weights" not in wanted
+]
 
 
 class Placed:
@@ -177,6 +187,22 @@ def test_a_batch_of_budgets_keeps_them_apart(llm: Any, request_of: Callable[[Vis
                     assert cells_of(item) == placed.cells[report["kept_key"]]
             seen.add(items[0]["kept"])
     assert len(seen) > 4
+
+
+def test_batch_mates_change_no_choice(llm: Any, request_of: Callable[[Visual], Request]) -> None:
+    """Strategies whose signals are captured while the tower runs: one batch of all, then each request by itself."""
+    asked = {name: request_of(strategy_budget(name)) for name in CAPTURING}
+    reset(llm)
+    with observed(llm) as placed:
+        generate(llm, list(asked.values()), 1)
+    together = dict(placed.cells)
+    assert placed.calls < len(together)
+    for name, request in asked.items():
+        reset(llm)
+        context, items = ask(llm, request)
+        for item, report in zip(items, context.items, strict=True):
+            if item["kept_tokens"] < item["input_tokens"]:
+                assert cells_of(item) == together[report["kept_key"]], name
 
 
 def test_what_the_store_has_forgotten_is_null(llm: Any, request_of: Callable[[Visual], Request]) -> None:

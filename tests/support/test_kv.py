@@ -241,6 +241,13 @@ def test_strategies_by_depth_need_groups_of_layers(name: str) -> None:
     assert finding is not None
     assert (finding.cause, finding.param) == ("layer_groups", "pruning.kv.strategy")
     assert "set kv.layer_groups" in finding.text
+    mixed = served()
+    mixed.model_config.is_hybrid = True
+    finding = kv.missing(KvSpec(name, keep="0.5"), mixed)
+    assert finding is not None
+    assert finding.cause == "layer_groups"
+    assert "set kv.layer_groups" not in finding.text
+    assert "full attention" in finding.text
     divided = served()
     divided.additional_config = {"vllm_prune": {"layer_groups": [2]}}
     assert kv.missing(KvSpec(name, keep="0.5"), divided) is None

@@ -22,6 +22,10 @@ LAYERED = (
     "{!r} keeps fewer rows in later layers, and all layers of this server share one block table, where they would free "
     "nothing; set kv.layer_groups in its configuration, or name another strategy"
 )
+MIXED = (
+    "{!r} keeps fewer rows in later layers, which needs groups of layers, and those need a model whose layers all have "
+    "full attention; this one has others beside them, so name another strategy"
+)
 
 
 def findings(vllm_config: Any) -> list[Finding]:
@@ -43,7 +47,9 @@ def missing(spec: KvSpec, vllm_config: Any) -> Finding | None:
         return kv_finding("window", detail, "pruning.kv.window")
     strategy = KV.create(spec.strategy, json.loads(spec.options))
     if strategy.layered and not WorkerFacts.of(vllm_config).layer_groups:
-        return kv_finding("layer_groups", LAYERED.format(strategy.name), "pruning.kv.strategy")
+        model = vllm_config.model_config
+        text = MIXED if model.is_hybrid or _has_window(model) else LAYERED
+        return kv_finding("layer_groups", text.format(strategy.name), "pruning.kv.strategy")
     for name in sorted(strategy.wanted()):
         if (finding := signals.KV[name](vllm_config)) is not None:
             return replace(finding, text=f"KV strategy {spec.strategy!r} cannot run here: {finding.text}")

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_prune.catalogue import KV
-from vllm_prune.kv.strategies.base import LayerView, Scores
+from vllm_prune.kv.strategies.base import KvStrategy, LayerView, Scores
 
 from .views import advance, view
 
@@ -62,6 +62,40 @@ def test_a_rank_sees_the_heads_that_one_process_sees(name: str) -> None:
     again = [_of_heads(later, part, total=ranks.total) for part in parts]
     kept = torch.cat([kept for kept, _ in ranks.run(again, name, 15)])
     assert torch.equal(kept, strategy.select(later, 15)[0])
+
+
+@pytest.mark.parametrize("name", KV.names())
+def test_other_requests_change_nothing(name: str) -> None:
+    """Two requests whose compactions alternate, by one strategy, keep what each keeps alone."""
+    requests = [view(2, 2, 60, 3, 6, 1), view(2, 2, 45, 4, 6, 2)]
+    alone = [_twice(KV.create(name), seen) for seen in requests]
+    strategy, state = KV.create(name), torch.get_rng_state()
+    inputs = [tensor.clone() for seen in requests for tensor in _tensors(seen)]
+    firsts = [strategy.select(seen, 25) for seen in requests]
+    for seen, first, (kept, again) in zip(requests, firsts, alone, strict=True):
+        assert torch.equal(first[0], kept)
+        assert torch.equal(strategy.select(advance(seen, *first, 9), 25)[0], again)
+    assert torch.equal(torch.get_rng_state(), state)
+    for tensor, before in zip((tensor for seen in requests for tensor in _tensors(seen)), inputs, strict=True):
+        assert torch.equal(tensor, before)
+
+
+def _twice(strategy: KvStrategy, seen: LayerView) -> tuple[torch.Tensor, torch.Tensor]:
+    first = strategy.select(seen, 25)
+    return first[0], strategy.select(advance(seen, *first, 9), 25)[0]
+
+
+def _tensors(seen: LayerView) -> list[torch.Tensor]:
+    fields = (
+        seen.keys,
+        seen.values(),
+        seen.queries,
+        seen.saliency,
+        seen.normed_saliency,
+        seen.coordinates,
+        seen.rotation,
+    )
+    return [tensor for tensor in fields if tensor is not None]
 
 
 class Ranks:

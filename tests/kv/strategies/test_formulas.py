@@ -123,13 +123,28 @@ def test_gui_kv_counts_redundant_rows_in_decimals() -> None:
     assert int((KV.create("gui_kv").score(seen).rows == -1).sum()) == 1
 
 
+@pytest.mark.parametrize("name", ["snapkv", "pyramid_kv"])
 @pytest.mark.parametrize("mode", ["avg", "max"])
-def test_snapkv(mode: str) -> None:
+def test_snapkv(mode: str, name: str) -> None:
     seen = view(2, 3, 40, 2, 8, 4)
     wanted = long_form.attention(seen).mean((1, 2))[:, :32]
     np.testing.assert_allclose(
-        scores("snapkv", seen, mode=mode, pooling=5), long_form.pooled(wanted, 5, mode == "max"), **CLOSE
+        scores(name, seen, mode=mode, pooling=5), long_form.pooled(wanted, 5, mode == "max"), **CLOSE
     )
+
+
+def test_visual_exit() -> None:
+    """Of the visual tokens those stay that the window attends to most, whatever it gives to text."""
+    seen = view(2, 3, 60, 4, 8, 4)
+    attention = long_form.attention(seen).sum(2).mean(1)[:, :52]
+    visual = (seen.media[:, :52] != TEXT).numpy()
+    found = scores("visual_exit", seen)
+    np.testing.assert_allclose(found[visual], attention[visual], **CLOSE)
+    assert np.isposinf(found[~visual]).all()
+    kept = KV.create("visual_exit").select(seen, 8 + int((~visual[0]).sum()) + 5)[0]
+    for head in range(2):
+        best = sorted(np.flatnonzero(visual[head]), key=lambda row, head=head: -attention[head, row])[:5]
+        assert [row for row in kept[head].tolist() if row < 52 and visual[head, row]] == sorted(best)
 
 
 def test_r_kv() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from vllm.model_executor.models.interfaces import supports_mrope, supports_multimodal
+from vllm.model_executor.models.interfaces import is_hybrid, supports_mrope, supports_multimodal
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from vllm_prune.budget.canonical import Part
-from vllm_prune.catalogue import VISUAL
+from vllm_prune.catalogue import KV, VISUAL
 from vllm_prune.visual.frontend.generic_processor import GenericProcessor
 from vllm_prune.visual.frontend.processor import PrunedProcessor
 from vllm_prune.visual.models import derived
@@ -89,7 +89,27 @@ def test_a_strategy_is_refused_where_a_signal_is_not_to_be_had(name: str) -> Non
         if finding is not None:
             assert name in finding.text
             assert family.name in finding.text
-            assert architecture not in families_of(entry)
+        takes = set(entry["modality"]) & set(family.modalities)
+        assert (architecture in families_of(entry)) == (finding is None and bool(takes))
+
+
+@pytest.mark.parametrize("name", KV.names())
+def test_kv_strategies_run_on_families_whose_cache_can_be_evicted(name: str) -> None:
+    [entry] = [entry for entry in KV.entries() if entry["name"] == name]
+    found = families_of(entry)
+    assert found == sorted(found)
+    assert {*FAMILIES} - {*found} == {
+        one
+        for one, family in FAMILIES.items()
+        if family.kv.startswith("refused") or (KV.strategy_class(name).layered and family.mixed_layers)
+    }
+
+
+def test_families_with_layers_beside_full_attention() -> None:
+    windows = {"Gemma3ForConditionalGeneration", "Gemma4ForConditionalGeneration", "Step3p7ForConditionalGeneration"}
+    hybrid = {name for name, family in DERIVED.items() if is_hybrid(derived.vllm_class(family.parent))}
+    assert len(hybrid) >= 4
+    assert {name for name, family in FAMILIES.items() if family.mixed_layers} == hybrid | windows
 
 
 def test_options_decide_which_signals_a_family_has_to_give() -> None:

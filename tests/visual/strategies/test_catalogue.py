@@ -17,7 +17,7 @@ from vllm_prune.grid import Grid
 from vllm_prune.shares import even_shares
 from vllm_prune.visual.strategies._merging import MergingStrategy
 from vllm_prune.visual.strategies._trained import TrainedStrategy
-from vllm_prune.visual.strategies.base import Context, PixelStrategy
+from vllm_prune.visual.strategies.base import Context, PixelStrategy, Strategy
 from vllm_prune.visual.strategies.maths import cells_of
 
 from .trained import network_for
@@ -259,6 +259,46 @@ def test_what_is_left_are_means(row: Row, data: st.DataObject):
 def test_keeping_all_is_identity(row: Row, data: st.DataObject):
     item = data.draw(items(row))
     assert torch.equal(item.choose(row, item.grid.tokens), torch.arange(item.grid.tokens))
+    if not issubclass(VISUAL.strategy_class(row.name), PixelStrategy):
+        context = item.context_for(row.name)
+        reduction = VISUAL.create(row.name, row.options).reduce(item.tokens, item.grid, item.grid.tokens, context)
+        assert torch.equal(reduction.rows(item.tokens), item.tokens)
+
+
+@pytest.mark.parametrize("row", PRUNING, ids=str)
+def test_batch_mates_change_nothing(row: Row):
+    """Of items that lie behind each other in a batch, one strategy leaves what it leaves of each alone."""
+    grids = (Grid(3, 4, 5), Grid(5, 7, 2), Grid(1, 6, 6)) if "video" in row.modalities else (Grid(1, 6, 10),) * 3
+    sizes = [grid.tokens for grid in grids]
+    generator = torch.Generator().manual_seed(4)
+    tokens, pixels = torch.randn(sum(sizes), 32, generator=generator), torch.rand(sum(sizes), 24, generator=generator)
+    attention = torch.rand(sum(sizes), generator=generator)
+    batch = [
+        Item(grid, part, seen, Context(seed, signal, signal, signal, part[:3]))
+        for seed, (grid, part, seen, signal) in enumerate(
+            zip(grids, tokens.split(sizes), pixels.split(sizes), attention.split(sizes), strict=True)
+        )
+    ]
+    alone = [
+        Item(one.grid, one.tokens.clone(), one.pixels.clone(), replace(one.context, text=one.tokens[:3].clone()))
+        for one in batch
+    ]
+    wanted = [left_of(row, one, VISUAL.create(row.name, row.options)) for one in alone]
+    strategy = VISUAL.create(row.name, row.options)
+    for number in (0, 1, 2, 0):
+        kept, rows = left_of(row, batch[number], strategy)
+        assert torch.equal(kept, wanted[number][0])
+        torch.testing.assert_close(rows, wanted[number][1], rtol=1e-5, atol=1e-5)
+
+
+def left_of(row: Row, item: Item, strategy: Strategy) -> tuple[Tensor, Tensor]:
+    """The cells that are kept of an item, a third of them, and the rows that take their place."""
+    count = item.grid.tokens // 3
+    if isinstance(strategy, PixelStrategy):
+        kept = strategy.select_cells(cells_of(item.pixels), item.grid, count, [])
+        return kept, item.tokens[kept]
+    reduction = strategy.reduce(item.tokens, item.grid, count, item.context_for(row.name))
+    return reduction.kept, reduction.rows(item.tokens)
 
 
 @pytest.mark.parametrize("row", PRUNING, ids=str)

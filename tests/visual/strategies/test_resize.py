@@ -90,6 +90,11 @@ def test_more_budget_never_means_less(rows: int, cols: int, data: st.DataObject)
     assert all(r <= rows and c <= cols for r, c in sizes)
 
 
+@given(SIDES, SIDES, st.integers(1, 8))
+def test_a_budget_of_all_draws_nothing_smaller(rows: int, cols: int, frames: int) -> None:
+    assert smaller(Grid(frames, rows, cols), frames * rows * cols) == Grid(frames, rows, cols)
+
+
 def test_every_frame_needs_a_token() -> None:
     assert smaller(Grid(4, 3, 4), 4) == Grid(4, 1, 1)
     with pytest.raises(ValueError, match="fewer than the 4 frames"):

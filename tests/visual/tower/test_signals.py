@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vllm_prune.catalogue import VISUAL
 from vllm_prune.config.worker_facts import WorkerFacts
 from vllm_prune.grid import Grid
 from vllm_prune.visual.item_plan import ItemPlan
@@ -93,6 +94,20 @@ def test_attention_of_chosen_blocks_is_averaged() -> None:
         assert attended([None, one]) == last
     assert attended([case[0] for case in cases[:2]]) == 3
     assert attended([case[0] for case in cases]) is None
+
+
+def test_vtc_cls_looks_at_every_block_unless_told_otherwise() -> None:
+    """One cell stands out in each block, another one in the mean of all."""
+    blocks = torch.tensor([[9.0, 1, 1, 5, 1, 1], [1, 9, 1, 5, 1, 1], [1, 1, 9, 5, 1, 1]])
+    source = ItemSource(GRID, FEATURES, {"tower_attention": blocks})
+    for name, count, wanted in (
+        ("recv_attn", 1, [0]),
+        ("vtc_cls", 1, [3]),
+        ("recv_attn", 2, [0, 3]),
+        ("vtc_cls", 2, [0, 3]),
+    ):
+        options = VISUAL.create(name).options.model_dump_json()
+        assert choose_cells(ItemPlan(name, options, count, 7), source).tolist() == wanted
 
 
 class Sums(Listener):

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...budget.canonical import Part
 from ...budget.errors import Finding
-from ...catalogue import VISUAL
+from ...catalogue import LAYER_GROUPS, VISUAL
 from ...signals import VisualSignal
 from .table import FAMILIES, Family
 
@@ -56,7 +56,9 @@ def families_of(strategy: Mapping[str, Any]) -> list[str]:
         strategy: an entry of `catalogue.entries`.
     """
     if strategy["part"] == "kv":
-        return sorted(name for name, family in FAMILIES.items() if not family.kv.startswith("refused"))
+        divided = LAYER_GROUPS in strategy["needs"]
+        evicted = {name: family for name, family in FAMILIES.items() if not family.kv.startswith("refused")}
+        return sorted(name for name, family in evicted.items() if not (divided and family.mixed_layers))
     wanted = VISUAL.create(strategy["name"]).wanted()
     return sorted(
         name

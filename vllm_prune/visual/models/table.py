@@ -63,6 +63,8 @@ class Family:
         two_way: whether visual tokens attend to each other in both directions (prefix attention), in all models of the
             family or in some; vLLM's CPU build has no such attention, so these families are experimental.
         kv: "yes", "untried", or that they are refused and why: what becomes of KV budgets, for people.
+        mixed_layers: whether the language model always has layers beside those of full attention (windows,
+            recurrences); its cache cannot be divided into groups of layers.
     """
 
     name: str
@@ -81,6 +83,7 @@ class Family:
     tested: str = "CPU, tiny model"
     kv: str = "yes"
     two_way: bool = False
+    mixed_layers: bool = False
 
     @property
     def one_row(self) -> bool:
@@ -104,9 +107,9 @@ class Family:
         return f"{HERE}.{self.parent}" if self.kind is None else f"{DERIVED}:{architecture}"
 
 
-def _qwen3(name: str, parent: str, tested: str = "CPU, tiny model", kv: str = "yes") -> Family:
+def _qwen3(name: str, parent: str, tested: str = "CPU, tiny model", kv: str = "yes", mixed: bool = False) -> Family:
     return Family(
-        name, parent, "Qwen3-VL", "grid", MODALITIES, QWEN, True, "frame", tested=tested, kv=kv
+        name, parent, "Qwen3-VL", "grid", MODALITIES, QWEN, True, "frame", tested=tested, kv=kv, mixed_layers=mixed
     )  # fmt: skip
 
 
@@ -144,11 +147,10 @@ FAMILIES: dict[str, Family] = {
         "Qwen3-VL, MoE", "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration"
     ),
     "Qwen3_5ForConditionalGeneration": _qwen3(
-        "Qwen3.5, dense", "qwen3_5:Qwen3_5ForConditionalGeneration",
-        _DELTA_NETS,
+        "Qwen3.5, dense", "qwen3_5:Qwen3_5ForConditionalGeneration", _DELTA_NETS, mixed=True
     ),
     "Qwen3_5MoeForConditionalGeneration": _qwen3(
-        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _DELTA_NETS
+        "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _DELTA_NETS, mixed=True
     ),
     "Cosmos3ForConditionalGeneration": _qwen3(
         "Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
@@ -157,10 +159,10 @@ FAMILIES: dict[str, Family] = {
         "Intern-S1-Pro", "interns1_pro:InternS1ProForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "InternS2PreviewForConditionalGeneration": _qwen3(
-        "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
+        "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _BY_INHERITANCE, _UNTRIED, True
     ),
     "InternS2MobiusForConditionalGeneration": _qwen3(
-        "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
+        "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _UNTRIED, True
     ),
     "Qwen2VLForConditionalGeneration": _generic(
         "Qwen2-VL", "qwen2_vl:Qwen2VLForConditionalGeneration", positions="grid", signals=PATCHES | {"any_size"},
@@ -215,18 +217,19 @@ FAMILIES: dict[str, Family] = {
     "Ovis2_6_MoeForCausalLM": _ovis("Ovis 2.6, MoE", _BY_INHERITANCE),
     "Gemma3ForConditionalGeneration": _generic(
         "Gemma 3, experimental", "gemma3_mm:Gemma3ForConditionalGeneration", modalities=("image",), tested=_CAUSAL,
-        kv=_PREFIX, two_way=True,
+        kv=_PREFIX, two_way=True, mixed_layers=True,
     ),
     "Gemma4ForConditionalGeneration": _generic(
         "Gemma 4, experimental", "gemma4_mm:Gemma4ForConditionalGeneration", per_frame=True, tested=_CAUSAL,
-        two_way=True,
+        two_way=True, mixed_layers=True,
     ),
     "MiniCPMV4_6ForConditionalGeneration": _generic(
-        "MiniCPM-V 4.6", "minicpmv4_6:MiniCPMV4_6ForConditionalGeneration", per_frame=True, tested=_DELTA_NETS
+        "MiniCPM-V 4.6", "minicpmv4_6:MiniCPMV4_6ForConditionalGeneration", per_frame=True, tested=_DELTA_NETS,
+        mixed_layers=True,
     ),
     "Step3p7ForConditionalGeneration": _generic(
         "Step 3.7", "step3p7:Step3p7ForConditionalGeneration", modalities=("image",),
-        tested="CPU, tiny model with one expert",
+        tested="CPU, tiny model with one expert", mixed_layers=True,
     ),
     "KimiK25ForConditionalGeneration": _generic(
         "Kimi-K2.5", "kimi_k25:KimiK25ForConditionalGeneration", sent_as=("vision_chunk",),
