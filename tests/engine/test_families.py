@@ -149,6 +149,17 @@ def test_no_budget_is_stock(
         assert bits(llm, asked) == ours
 
 
+@pytest.mark.parametrize("family", ["internvl"], indirect=True, scope="module")
+def test_without_a_cut_a_place_left_open_is_behind_the_tower(family: str, engines: EnginePool) -> None:
+    llm, items = start(family, engines, for_engine(family)), cases(ROWS[family])["v"]
+    answers = []
+    for options in ({"where": "auto"}, {"where": "auto", "after": 2}, {"where": "embed"}):
+        reset(llm)
+        budget = {"strategy": "divprune", "keep": 0.5, "options": options}
+        answers.append(bits(llm, [ask(ROWS[family], items, budget)]))
+    assert answers[0] == answers[1] == answers[2]
+
+
 def bits(llm: Any, asked: list[Request]) -> list[Any]:
     """Prompts, tokens and log-probabilities to the last bit, with cold and with warm caches."""
     outputs = [output for _ in range(2) for output in generate(llm, asked, STEPS, logprobs=5)]

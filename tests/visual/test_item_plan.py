@@ -83,6 +83,10 @@ def test_what_is_said_stays() -> None:
     assert with_cut(stts, 2) == stts
 
 
+def test_a_place_that_nobody_has_settled_is_behind_the_tower() -> None:
+    assert with_cut(spec(where="auto", after=2), 8) == spec(where="embed") == with_cut(spec(where="auto"), 8)
+
+
 def test_a_plan_that_was_never_resolved() -> None:
     assert ItemPlan("uniform", '{"after":null,"where":"tower"}', 3, 0).cut == 4
     assert ItemPlan("uniform", '{"after":null,"where":"embed"}', 3, 0).cut is None
