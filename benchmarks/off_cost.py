@@ -19,7 +19,6 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from rich.progress import Progress
 
 from vllm_prune.cli.host import installed_libraries, preload_list
 
@@ -33,8 +32,11 @@ from .speed.client import ask
 from .speed.media import screens
 from .speed.meters import processor_seconds
 from .speed.workloads import Chat
+from .steps import Steps
 
 ARMS = (stock(), Arm("off", "ours"))
+WARM = 3
+"""Pairs before those that count."""
 KINDS = {"stock": "stock", "ours": "prune"}
 
 
@@ -55,8 +57,8 @@ def measure(folder: Path, side: tuple[int, int], pairs: int) -> dict[str, list[d
     arguments = ["--max-model-len", "8192", "--max-num-seqs", "4", "--limit-mm-per-prompt", '{"image": 1, "video": 0}']
     preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, installed_libraries()))}
     found: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in ARMS}
-    with ExitStack() as stack, Progress(transient=True) as progress:
-        task = progress.add_task("pairs", total=pairs)
+    with ExitStack() as stack, Steps() as progress:
+        progress.say("two servers start")
         servers = {
             arm.name: stack.enter_context(
                 Server(folder, KINDS[arm.server], arguments, log=logs / f"{arm.name}.log", environment=preloaded)
@@ -65,13 +67,14 @@ def measure(folder: Path, side: tuple[int, int], pairs: int) -> dict[str, list[d
         }
         names = {name: server.model_name for name, server in servers.items()}
         pictures = screens(side, seed=1)
-        for number in range(pairs + 3):
+        progress.begin(pairs + WARM)
+        for number in range(pairs + WARM):
+            progress.step("a pair of requests")
             picture = next(pictures)
             for arm in ARMS[:: 1 if number % 2 else -1]:
                 result = asyncio.run(one(servers[arm.name], names[arm.name], arm, picture))
-                if number >= 3:  # the first pairs warm up
+                if number >= WARM:
                     found[arm.name].append(result)
-            progress.update(task, advance=1)
     return found
 
 

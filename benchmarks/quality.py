@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from vllm_prune.catalogue import LAYER_GROUPS
 from vllm_prune.sweep import Arm, Cell, Sample, kv_arms, run, visual_arms
 from vllm_prune.sweep.client import Client
 from vllm_prune.sweep.coverage import Target, coverage, pixel_strategies
@@ -36,8 +37,10 @@ from .tasks.draw import CELL
 
 DEMO = Path(__file__).parent / "demo_model"
 CHECKPOINT = DEMO / "checkpoint"
-KEEPS = (0.75, 0.5, 0.25, 0.1, 0.05)
+KEEPS = (0.5, 0.25, 0.1)
 KV_KEEPS = (0.4, 0.2, 0.1, 0.05)
+GROUPED = "kv: {layer_groups: [2]}\n"
+"""Configuration of the server that has two groups of layers, for the strategies that need them."""
 INSIDE = "@tower"
 """Behind a strategy's name: its choice is made inside the vision tower."""
 FILMS = ("clips", "video", "enlarged_clips")
@@ -129,9 +132,10 @@ def _inside(name: str, keep: float) -> Arm:
     return Arm("visual", name, keep, json.dumps({"visual": budget, "kv": None}))
 
 
-def kv_strategies(client: Client) -> list[str]:
-    """What the server has for the cache."""
-    return [one["name"] for one in client.get("/v1/pruning/strategies")["data"] if one["part"] == "kv"]
+def kv_strategies(client: Client, layered: bool = False) -> list[str]:
+    """What the server has for the cache: what one group of layers is enough for, or what needs several."""
+    entries = [one for one in client.get("/v1/pruning/strategies")["data"] if one["part"] == "kv"]
+    return [one["name"] for one in entries if (LAYER_GROUPS in one["needs"]) == layered]
 
 
 def repeated(client: Client, model: str, samples: Sequence[Sample], arm: Arm, before: Cell) -> dict[str, Any]:
@@ -181,11 +185,23 @@ def measure(
         asked = held_out(films, n)
         cells = run(client, model, asked, arms(names, KEEPS), store)
         found.append(Table("visual tokens of videos", "video", asked, cells))
-    if names := chosen(kv_strategies(client), "kv", only):
+    if (names := chosen(kv_strategies(client), "kv", only)) or chosen(kv_strategies(client, True), "kv", only):
         asked = held_out(images, n, AFTER_EVICTION)
         cells = run(client, model, asked, kv_arms(names, KV_KEEPS), store)
         found.append(Table("KV, answers after a line break", "kv", asked, cells))
     return found
+
+
+def measure_layered(
+    client: Client, model: str, tables: Sequence[Table], store: Path | None, only: Sequence[str] = ()
+) -> None:
+    """Ask the table of the cache by the strategies that need groups of layers, on a server that has them."""
+    names = chosen(kv_strategies(client, True), "kv", only)
+    for one in tables:
+        if names and one.part == "kv":
+            before = {cell.arm for cell in one.cells}
+            cells = run(client, model, one.samples, kv_arms(names, KV_KEEPS), store)
+            one.cells += [cell for cell in cells if cell.arm not in before]
 
 
 def replaced(
@@ -234,12 +250,14 @@ def main(
     with Server(CHECKPOINT, "prune", arguments, log=log) as server:
         client, model = Client(server.url, concurrency=8), server.model_name
         tables = measure(client, model, tasks, n, store, strategy or ())
-        if strategy:
-            _finish(console, tables, strategy, n, save)
-            return
-        visual = tables[0]
-        default = next(cell for cell in visual.cells if (cell.arm.strategy, cell.arm.keep) == ("divprune", 0.5))
-        again = repeated(client, model, visual.samples, default.arm, default)
+        again = None if strategy else _again(client, model, tables[0])
+    config = log.with_name("grouped.yaml")
+    config.write_text(GROUPED)
+    with Server(CHECKPOINT, "prune", arguments, config=config, log=log.with_name("grouped.log")) as server:
+        measure_layered(Client(server.url, concurrency=8), server.model_name, tables, store, strategy or ())
+    if strategy:
+        _finish(console, tables, strategy, n, save)
+        return
     about = {
         "command": command_line("benchmarks.quality"), "hardware": hardware(), "samples": n,
         "dtype": dtype, "tasks": list(tasks), "repeated": again,
@@ -250,6 +268,12 @@ def main(
     console.print(again)
     if save:
         write(RESULTS, [row for one in tables for row in one.rows()], about, "quality")
+
+
+def _again(client: Client, model: str, images: Table) -> dict[str, Any]:
+    """Half of the visual tokens of images by `divprune`, a second time."""
+    before = next(cell for cell in images.cells if (cell.arm.strategy, cell.arm.keep) == ("divprune", 0.5))
+    return repeated(client, model, images.samples, before.arm, before)
 
 
 def _finish(console: Console, tables: Sequence[Table], only: Sequence[str], n: int, save: bool) -> None:

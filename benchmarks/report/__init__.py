@@ -62,6 +62,6 @@ def _part(match: re.Match[str]) -> str:
 
 
 def write() -> None:
-    """Rewrite the pages."""
+    """Write the generated parts of the documentation from the committed results."""
     for path in PAGES:
         path.write_text(fill(path.read_text()))

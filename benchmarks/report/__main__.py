@@ -1,5 +1,7 @@
-"""`python -m benchmarks.report`."""
+"""`python -m benchmarks.report`: write the generated parts of the documentation from the committed results."""
+
+import typer
 
 from . import write
 
-write()
+typer.run(write)

@@ -32,13 +32,18 @@ def _speed_row(row: dict[str, Any]) -> list[str]:
 
 
 def off_cost(results: Path) -> str:
-    """One paragraph of `off_cost.json`."""
-    result = read(results / "off_cost.json")
+    """A paragraph for a family with positions on a grid, and one for a family with one position per token."""
+    kinds = {"off_cost.json": "Qwen2.5-VL", "off_cost_one_row.json": "InternVL, whose tokens have one position each"}
+    return "\n\n".join(_off_cost(results / name, family) for name, family in kinds.items())
+
+
+def _off_cost(path: Path, family: str) -> str:
+    result = read(path)
     if result is None:
-        return NOT_MEASURED
+        return f"{family}: {NOT_MEASURED}"
     latency, cpu = result["stock_over_off"]["latency"], result["stock_over_off"]["cpu"]
     return (
-        f"Requests without a budget, alternating one by one between stock vLLM and vllm-prune "
+        f"{family}: requests without a budget, alternating one by one between stock vLLM and vllm-prune "
         f"({result['setting']['pairs']} pairs, {result['setting']['visual_tokens']} visual tokens, "
         f"{result['hardware']['device']}): stock's time divided by ours is {latency['ratio']:.3f} (95% interval "
         f"{latency['low']:.3f} to {latency['high']:.3f}), its processor time divided by ours {cpu['ratio']:.3f} "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_prune.budget.fields import DEFAULT_KV_STRATEGY, DEFAULT_STRATEGY
+from vllm_prune.catalogue import KV
 
 from .files import NOT_MEASURED, read, table
 
@@ -75,11 +76,22 @@ def tables(results: Path) -> str:
         f"{unpruned['video']:.1%} of the videos, and {unpruned['kv']:.1%} in the tables of cached rows, where answers "
         f"begin with a line break, so that they are decided after the eviction. In brackets the 95% interval of the "
         f"paired difference to `random` at the same ratio, in points. `{again['arm']}` was asked twice: "
-        f"{again['texts_that_differ']} texts differ. {result['hardware']['device']}, vLLM "
+        f"{again['texts_that_differ']} texts differ. {_layered(whole)}{result['hardware']['device']}, vLLM "
         f"{result['hardware']['vllm']}. Command: `{result['command']}`.{_later(result)}"
     )
     picture = "![Accuracy against the share kept](../benchmarks/results/quality.png)"
     return "\n\n".join([*blocks, picture, text])
+
+
+def _layered(rows: list[dict[str, Any]]) -> str:
+    measured = {row["strategy"] for row in rows}
+    names = [f"`{name}`" for name in KV.names() if name in measured and KV.strategy_class(name).layered]
+    if not names:
+        return ""
+    return (
+        f"{' and '.join(names)} ran with two groups of two layers. `visual_exit` keeps all rows of the first and all "
+        f"text in the second, whatever the ratio, so it kept more than half of the rows in each column. "
+    )
 
 
 def _by_task(rows: list[dict[str, Any]], part: str, keep: float) -> str:
