@@ -82,11 +82,13 @@ def test_a_place_left_open_is_inside_the_tower(family: str, engines: EnginePool)
 
     behind, inside = exact(at("embed")), exact(at("tower"))
     assert inside.logprobs != behind.logprobs
-    with counting(llm) as calls:
-        assert exact(at("auto")).tokens == inside.tokens
-    assert calls == []
-    reset(llm)
-    assert exact(at("auto")) == inside
+    # A video's default is left open.
+    for left_open in (at("auto"), {"keep": 0.5}):
+        with counting(llm) as calls:
+            assert exact(left_open).tokens == inside.tokens
+        assert calls == []
+        reset(llm)
+        assert exact(left_open) == inside
     # With no block left behind the cut it is the choice behind the tower.
     reset(llm)
     assert exact(at("auto", after=128)) == behind
