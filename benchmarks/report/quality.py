@@ -27,7 +27,7 @@ def accuracy(results: Path, part: str, strategy: str, keep: float | None) -> flo
 
 
 def default_of(results: Path, part: str, keep: float) -> str:
-    """A part's default strategy as the table names it: inside the tower where it chooses there and that was measured."""
+    """A part's default strategy as the table names it: inside the tower where it chooses there and was measured."""
     measured = [name for name in _defaults_of(part) if accuracy(results, part, name, keep) is not None]
     return measured[-1] if measured else DEFAULTS[part]
 
