@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...grid import Grid
-from .base import Context, Strategy
+from .base import Context, Strategy, places_of
 
 _BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 _TEMPERATURE = 0.01
@@ -33,7 +33,7 @@ class VidCom2(Strategy):
     floor = False
 
     def waits_for_device(self) -> bool:
-        """See `Strategy.waits_for_device`: shares of frames come from features."""
+        """See `Strategy.waits_for_device`: shares of a video's frames come from features."""
         return True
 
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
@@ -96,8 +96,9 @@ def _kernels(cells: Tensor, center: Tensor) -> Tensor:
 
 def _shares(to_item: Tensor, keep: float) -> list[int]:
     """Cells per frame before they are brought to the exact count, each 1 to P."""
-    cells = to_item.shape[1]
-    distinct = -to_item.mean(dim=-1)
+    frames, cells = to_item.shape
+    # The only frame has all of it, whatever is on the device.
+    distinct = -to_item.mean(dim=-1) if frames > 1 else torch.zeros(1, dtype=to_item.dtype)
     weight = torch.softmax((distinct - distinct.max()) / _TEMPERATURE, dim=0)
     part = (keep * (1.0 + weight - weight.mean())).clamp(max=1.0)
     return [int(n) for n in (part * cells).round().long().clamp(1, cells).tolist()]
@@ -105,13 +106,13 @@ def _shares(to_item: Tensor, keep: float) -> list[int]:
 
 def _exactly(kept: Tensor, redundancy: Tensor, count: int, now: int) -> Tensor:
     """Drop the most redundant kept cells, or add the least redundant others; int64 [count], any order."""
-    inside, outside = kept.nonzero().squeeze(1), (~kept).nonzero().squeeze(1)
+    inside, outside = places_of(kept, now), places_of(~kept, len(kept) - now)
     if now > count:
         dropped = torch.topk(redundancy[inside], now - count, sorted=False).indices
         kept[inside[dropped]] = False
     elif now < count:
         kept[outside[_lowest(redundancy[outside], count - now)]] = True
-    return kept.nonzero().squeeze(1)
+    return places_of(kept, count)
 
 
 def _lowest(values: Tensor, count: int) -> Tensor:
