@@ -291,3 +291,10 @@ def test_without_a_server_return_kept_is_refused() -> None:
     with pytest.raises(BudgetError) as refused:
         VisualSpec.from_wire({"keep": 0.5, "return_kept": True})
     assert refused.value.param == "pruning.visual.return_kept"
+
+
+def test_defaults_take_the_options_of_the_one_before() -> None:
+    """`where` came with the default of images when that was `divprune`, and still is taken without a name."""
+    unnamed = spec_of(keep=0.5, options={"where": "tower", "after": 2})
+    assert unnamed == spec_of(keep=0.5, strategy="divprune", options={"where": "tower", "after": 2})
+    assert spec_of(keep=0.5).image == spec_of(keep=0.5, strategy="vidcom2").image

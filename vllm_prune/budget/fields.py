@@ -40,7 +40,7 @@ Choices = Sequence[Choice]
 """In order: a budget without a strategy gets the first that takes its options and can run on the served model."""
 
 DEFAULT_CHOICES: dict[Modality, Choices] = {
-    "image": (Choice("divprune"),),
+    "image": (Choice("vidcom2"), Choice("divprune")),
     "video": (Choice("divprune", {"where": "auto"}),),
 }
 """For visual budgets that name no strategy, where the operator allows them and has not chosen another one."""
