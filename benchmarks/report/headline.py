@@ -70,7 +70,7 @@ def _kv(results: Path) -> list[str]:
         f"{result['hardware']['device']}: {result['parameters'] / 1e6:.0f}M weights, a cache that holds two full "
         f"requests of {setting['screens']} screenshots, {setting['visual_tokens']:,} visual tokens each"
     )
-    names = (DEFAULTS["kv"], "gui_kv")
+    names = dict.fromkeys((DEFAULTS["kv"], "gui_kv"))
     shares = ", ".join(f"{percent(accuracy(results, 'kv', name, setting['keep']))} (`{name}`)" for name in names)
     whole = f"{percent(accuracy(results, 'kv', 'unpruned', None))} unpruned"
     speed = _ratio(tight["throughput_ratio"], min(rounds), max(rounds))

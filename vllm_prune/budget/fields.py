@@ -45,7 +45,7 @@ DEFAULT_CHOICES: dict[Modality, Choices] = {
 }
 """For visual budgets that name no strategy, where the operator allows them and has not chosen another one."""
 
-DEFAULT_KV_CHOICES: Choices = (Choice("snapkv"),)
+DEFAULT_KV_CHOICES: Choices = (Choice("gui_kv"), Choice("snapkv"))
 """The same for KV budgets."""
 
 DEFAULT_STRATEGY: dict[Modality, str] = {modality: choices[0].strategy for modality, choices in DEFAULT_CHOICES.items()}
