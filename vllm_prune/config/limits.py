@@ -58,7 +58,7 @@ class KvLimits(Section):
 
     def choices(self, preferred: Choices) -> Choices:
         """Strategies of a request that names none: the preferred ones that are allowed, else the first that is."""
-        return _allowed(preferred, self.strategies) or (Choice((self.strategies or ("none",))[0]),)
+        return _allowed(preferred, self.strategies) or tuple(Choice(name) for name in (self.strategies or ())[:1])
 
 
 class Limits(Section):

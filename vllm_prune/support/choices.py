@@ -61,10 +61,7 @@ def in_force(config: PruneConfig, vllm_config: Any) -> dict[str, Any]:
     first = {modality: choices[0] for modality, choices in config.visual_choices().items()}
     parts = {m: Part(one.strategy, options_of(one.strategy, one.options, "pruning.visual")) for m, one in first.items()}
     shown: dict[str, Any] = {m: _named(_settled_part(part, vllm_config)) for m, part in parts.items()}
-    choices = config.kv_choices()
-    if choices[0].strategy == "none":
-        return {**shown, "kv": {"strategy": "none", "options": {}}}
-    spec, *others = kv_specs(KvField(keep=0.5), choices)
+    spec, *others = kv_specs(KvField(keep=0.5), config.kv_choices())
     decision = settled(Decision(None, kv=spec, kv_otherwise=tuple(others)), vllm_config)
     return {**shown, "kv": _named(decision.kv or spec)}
 
