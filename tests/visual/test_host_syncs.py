@@ -52,9 +52,7 @@ def kinds_of(name: str) -> list[str]:
     return [kind for kind in GRIDS if ("video" if "video" in kind else "image") in modalities]
 
 
-IMAGES = {("vidcom2", kind) for kind in GRIDS if "video" not in kind}
-"""Where the only frame has all of the budget."""
-WAITS = {(name, kind) for name in BY_NATURE for kind in kinds_of(name) if kind != "video"} - IMAGES
+WAITS = {(name, kind) for name in BY_NATURE for kind in kinds_of(name) if kind != "video"}
 CASES = [(name, kind) for name in IN_WORKERS for kind in kinds_of(name)]
 
 

@@ -33,7 +33,7 @@ class VidCom2(Strategy):
     floor = False
 
     def waits_for_device(self) -> bool:
-        """See `Strategy.waits_for_device`: shares of a video's frames come from features."""
+        """See `Strategy.waits_for_device`: shares of frames come from features."""
         return True
 
     def score(self, tokens: Tensor, grid: Grid, context: Context) -> Tensor:
@@ -96,9 +96,8 @@ def _kernels(cells: Tensor, center: Tensor) -> Tensor:
 
 def _shares(to_item: Tensor, keep: float) -> list[int]:
     """Cells per frame before they are brought to the exact count, each 1 to P."""
-    frames, cells = to_item.shape
-    # The only frame has all of it, whatever is on the device.
-    distinct = -to_item.mean(dim=-1) if frames > 1 else torch.zeros(1, dtype=to_item.dtype)
+    cells = to_item.shape[1]
+    distinct = -to_item.mean(dim=-1)
     weight = torch.softmax((distinct - distinct.max()) / _TEMPERATURE, dim=0)
     part = (keep * (1.0 + weight - weight.mean())).clamp(max=1.0)
     return [int(n) for n in (part * cells).round().long().clamp(1, cells).tolist()]
