@@ -13,7 +13,7 @@ from vllm_prune.support.workers import KvWorkers, remember_workers, workers_of
 from .messages import IMAGE, message
 from .test_return_kept import clip
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
 TOWER = {"strategy": "divprune", "options": {"where": "tower"}}
 
