@@ -22,6 +22,7 @@ from vllm_prune.config.tenants import KEYS_CONFLICT
 from vllm_prune.kv.ctrl_c import LAUNCHED
 from vllm_prune.policy import config_for
 from vllm_prune.request import current
+from vllm_prune.support.choices import in_force
 from vllm_prune.support.self_check import inspect_workers, kv_findings, visual_findings
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
@@ -151,10 +152,12 @@ def _config() -> PruneConfig:
 
 
 @router.get("/v1/pruning/strategies")
-async def strategies() -> JSONResponse:
-    """The catalogue, with the architectures that can run each strategy."""
+async def strategies(raw_request: Request) -> JSONResponse:
+    """The catalogue, with the architectures that can run each strategy, and what a budget gets that names none."""
     data = [{**entry, "families": families_of(entry)} for entry in entries()]
-    return JSONResponse({"object": "list", "data": data})
+    client = raw_request.app.state.vllm_prune.engine_client
+    defaults = None if client is None else in_force(_config(), client.vllm_config)
+    return JSONResponse({"object": "list", "data": data, "defaults": defaults})
 
 
 @router.get("/v1/pruning/presets")

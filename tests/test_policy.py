@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from vllm_prune.budget.canonical import canonical_kv
 from vllm_prune.budget.errors import BudgetError
 from vllm_prune.budget.fields import KvField, PruningField, VisualField
 from vllm_prune.budget.kv import KvSpec
+from vllm_prune.catalogue import KV
 from vllm_prune.config.load import Defaults, Limits, PruneConfig, configuration
 from vllm_prune.config.tenants import Tenant
 from vllm_prune.policy import Decision, config_for, decide, field_of_xargs, requested_parts
@@ -65,9 +67,11 @@ def test_kv_budgets_are_canonical() -> None:
     assert policy()({"kv": {**asked["kv"], "keep": 0.20, "options": {"sinks": 4}}}).kv == spec
     assert policy()({"kv": {"keep": 1.0}}).kv is None
     assert policy()({"kv": {"strategy": "none"}}).kv is None
-    assert policy()({"kv": {"max_tokens": 100}}).kv == KvSpec(
-        "snapkv", canonical_kv(KvField(keep=0.5)).options, max_tokens=100
-    )
+    for name in ("snapkv", "gui_kv"):
+        options = KV.create(name).options.model_dump_json()
+        named = policy()({"kv": {"max_tokens": 100, "strategy": name}}).kv
+        assert named == KvSpec(name, canonical_kv(KvField(keep=0.5, strategy=name)).options, max_tokens=100)
+        assert json.loads(named.options) == json.loads(options)
     assert policy()().kv is None
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from .budget.canonical import Part, VisualSpec, canonical, canonical_kv
+from .budget.canonical import Part, VisualSpec, canonical, kv_specs, options_of
 from .budget.errors import BudgetError
 from .budget.fields import (
     AUTO,
+    Choice,
+    Choices,
     KvField,
     OnLimit,
     PruningField,
@@ -37,6 +40,8 @@ class Decision:
     Attributes:
         spec: canonical visual budget, None where nothing is pruned.
         kv: canonical KV budget, None where nothing is evicted.
+        kv_otherwise: the same budget by other strategies, in order, where the request names none and the server's first
+            choice cannot run on its model; see `support.choices`.
         clamped: one entry per value that the operator's limits changed.
         return_kept: whether the answer names the kept visual tokens of each item.
     """
@@ -45,6 +50,7 @@ class Decision:
     clamped: tuple[dict[str, Any], ...] = ()
     kv: KvSpec | None = None
     return_kept: bool = False
+    kv_otherwise: tuple[KvSpec, ...] = ()
 
 
 def decide(config: PruneConfig, raw: object = None, preset: str | None = None, preset_param: str = "model") -> Decision:
@@ -61,10 +67,10 @@ def decide(config: PruneConfig, raw: object = None, preset: str | None = None, p
     """
     requested, base = _sources(config, raw, preset, preset_param)
     visual, kv = _part(config, "visual", requested, base), _part(config, "kv", requested, base)
-    defaults = config.limits.default_strategies()
-    spec, clamped = _limited(config.limits, None if visual is None else canonical(visual, defaults))
-    kv_spec = None if kv is None else _limited_kv(config.limits, kv, clamped)
-    return Decision(spec, tuple(clamped), kv_spec, visual is not None and visual.return_kept)
+    choices = config.visual_choices()
+    spec, clamped = _limited(config.limits, choices, None if visual is None else canonical(visual, choices))
+    kv_spec, *others = (None,) if kv is None else _limited_kv(config, kv, clamped) or (None,)
+    return Decision(spec, tuple(clamped), kv_spec, visual is not None and visual.return_kept, tuple(others))
 
 
 def requested_parts(config: PruneConfig, raw: object, preset: str | None) -> frozenset[str]:
@@ -102,20 +108,23 @@ def _part(config: PruneConfig, name: str, requested: PruningField, base: Pruning
     return getattr(config.defaults, name)
 
 
-def _limited_kv(limits: Limits, field: KvField, clamped: list[dict[str, Any]]) -> KvSpec | None:
-    default = limits.kv.default_strategy()
+def _limited_kv(config: PruneConfig, field: KvField, clamped: list[dict[str, Any]]) -> tuple[KvSpec, ...]:
+    """The budget by each strategy that it may come to; none where nothing is evicted."""
+    limits, choices = config.limits, config.kv_choices()
     # Before the limits, so that what is malformed is said first.
-    canonical_kv(field, default)
+    kv_specs(field, choices)
     changed: list[dict[str, Any]] = []
-    spec = canonical_kv(_limit_kv(field, limits.kv, limits.on_limit, changed), default)
-    clamped.extend(changed if spec is not None else ())
-    return spec
+    specs = kv_specs(_limit_kv(field, limits.kv, limits.on_limit, changed), choices)
+    clamped.extend(changed if specs else ())
+    return specs
 
 
-def _limited(limits: Limits, spec: VisualSpec | None) -> tuple[VisualSpec | None, list[dict[str, Any]]]:
+def _limited(
+    limits: Limits, choices: Mapping[Modality, Choices], spec: VisualSpec | None
+) -> tuple[VisualSpec | None, list[dict[str, Any]]]:
     clamped: list[dict[str, Any]] = []
     spec = spec or VisualSpec()
-    parts = {m: _limit_part(spec.part(m), limits, m, clamped) for m in MODALITIES}
+    parts = {m: _limit_part(spec.part(m), limits, choices[m][0], clamped) for m in MODALITIES}
     total = spec.max_tokens
     if total is not None and limits.min_tokens is not None and total < limits.min_tokens:
         total = _change(limits, clamped, "pruning.visual.max_tokens", total, limits.min_tokens, "min_tokens")
@@ -124,17 +133,22 @@ def _limited(limits: Limits, spec: VisualSpec | None) -> tuple[VisualSpec | None
     strict = limits.max_tokens is not None and limits.on_limit == "reject"
     limited = VisualSpec(parts["image"], parts["video"], total, limits.max_tokens, strict)
     if limits.max_tokens is not None:
-        defaults = limits.default_strategies()
-        limited = replace(limited, capped_image=defaults["image"], capped_video=defaults["video"])
+        capped = {f"capped_{m}": _unnumbered(choices[m][0]) for m in MODALITIES}
+        limited = replace(limited, **capped)  # type: ignore[arg-type]
     return (None if limited == VisualSpec() else limited), clamped
 
 
-def _limit_part(part: Part | None, limits: Limits, modality: Modality, clamped: list[dict[str, Any]]) -> Part | None:
+def _unnumbered(choice: Choice) -> Part:
+    """A strategy with its options, for a budget whose numbers others give."""
+    return Part(choice.strategy, options_of(choice.strategy, choice.options, "pruning.visual"))
+
+
+def _limit_part(part: Part | None, limits: Limits, choice: Choice, clamped: list[dict[str, Any]]) -> Part | None:
     if part is None:
         if limits.max_keep is None or limits.max_keep == 1:
             return None
         _change(limits, clamped, "pruning.visual.keep", 1.0, limits.max_keep, "max_keep")
-        return canonical(VisualField(keep=limits.max_keep), limits.default_strategies()).part(modality)
+        return canonical(VisualField(keep=limits.max_keep), dict.fromkeys(MODALITIES, (choice,))).image
     if limits.strategies is not None and part.strategy not in limits.strategies:
         raise BudgetError(
             f"strategy {part.strategy!r} is not allowed here; allowed: {', '.join(limits.strategies)}",
@@ -157,8 +171,8 @@ def _limit_part(part: Part | None, limits: Limits, modality: Modality, clamped: 
 
 def _limit_kv(field: KvField, limits: KvLimits, on_limit: OnLimit, clamped: list[dict[str, Any]]) -> KvField:
     """The field within the operator's bounds."""
-    strategy = limits.default_strategy() if field.strategy is None else field.strategy
-    if limits.strategies is not None and strategy not in ("none", *limits.strategies):
+    strategy = field.strategy
+    if strategy is not None and limits.strategies is not None and strategy not in ("none", *limits.strategies):
         allowed = ", ".join(limits.strategies)
         raise BudgetError(f"KV strategy {strategy!r} is not allowed here; allowed: {allowed}", "pruning.kv.strategy")
     for name, low, high in (

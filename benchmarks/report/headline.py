@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import NOT_MEASURED, read, table
-from .quality import DEFAULTS, accuracy, percent
+from .quality import DEFAULTS, accuracy, default_of, percent
 
 HEAD = ["budget", "throughput, stock vLLM = 1", "right answers, demo model", "speed measured on"]
 
@@ -37,7 +37,7 @@ def _off(results: Path) -> list[str]:
 
 def _behind_tower(results: Path) -> list[str]:
     speed, where = _on_gpu(results, "keep 0.5, behind the tower")
-    return ["keep 50% of the visual tokens", f"{speed}, `uniform`", _shares(results, DEFAULTS["visual"], 0.5), where]
+    return ["keep 50% of the visual tokens", f"{speed}, `uniform`", _of_defaults(results, 0.5), where]
 
 
 def _in_tower(results: Path) -> list[str]:
@@ -70,11 +70,20 @@ def _kv(results: Path) -> list[str]:
         f"{result['hardware']['device']}: {result['parameters'] / 1e6:.0f}M weights, a cache that holds two full "
         f"requests of {setting['screens']} screenshots, {setting['visual_tokens']:,} visual tokens each"
     )
-    names = (DEFAULTS["kv"], "gui_kv")
+    names = dict.fromkeys((DEFAULTS["kv"], "gui_kv"))
     shares = ", ".join(f"{percent(accuracy(results, 'kv', name, setting['keep']))} (`{name}`)" for name in names)
     whole = f"{percent(accuracy(results, 'kv', 'unpruned', None))} unpruned"
     speed = _ratio(tight["throughput_ratio"], min(rounds), max(rounds))
     return [f"keep {setting['keep']:.0%} of the KV cache", f"{speed}, `gui_kv`", f"images {shares}, {whole}", where]
+
+
+def _of_defaults(results: Path, keep: float) -> str:
+    """Right answers of images and videos, each by its default strategy."""
+    names = {part: default_of(results, part, keep) for part in ("visual", "video")}
+    if len({*names.values()}) == 1:
+        return _shares(results, names["visual"], keep)
+    shares = {part: percent(accuracy(results, part, name, keep)) for part, name in names.items()}
+    return f"images {shares['visual']} (`{names['visual']}`), videos {shares['video']} (`{names['video']}`)"
 
 
 def _shares(results: Path, strategy: str, keep: float | None) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vllm_prune.budget.fields import DEFAULT_KV_STRATEGY, DEFAULT_STRATEGY
+from vllm_prune.budget.fields import DEFAULT_CHOICES, DEFAULT_KV_STRATEGY, DEFAULT_STRATEGY
 from vllm_prune.catalogue import KV
 
+from ..quality import INSIDE
 from .files import NOT_MEASURED, read, table
 
 DEFAULTS = {"visual": DEFAULT_STRATEGY["image"], "video": DEFAULT_STRATEGY["video"], "kv": DEFAULT_KV_STRATEGY}
+CHOSEN_INSIDE = {"video"} if DEFAULT_CHOICES["video"][0].options.get("where") == "auto" else set[str]()
+"""Parts whose default chooses inside the vision tower where that can be cut."""
+
 TITLES = {"visual": "visual tokens of images", "video": "visual tokens of videos", "kv": "cached rows"}
 
 
@@ -20,6 +24,12 @@ def accuracy(results: Path, part: str, strategy: str, keep: float | None) -> flo
     wanted = {"group": "all", "part": part, "strategy": strategy, "keep": 1.0 if keep is None else keep}
     row = next((row for row in rows if row["n"] and wanted.items() <= row.items()), None)
     return None if row is None else float(row["accuracy"])
+
+
+def default_of(results: Path, part: str, keep: float) -> str:
+    """A part's default strategy as the table names it: inside the tower where it chooses there and was measured."""
+    measured = [name for name in _defaults_of(part) if accuracy(results, part, name, keep) is not None]
+    return measured[-1] if measured else DEFAULTS[part]
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -35,7 +45,7 @@ def budgets(results: Path) -> str:
     rows = [row for row in result["rows"] if row["n"] and row["group"] == "all"]
     by_arm = {(row["part"], row["strategy"], row["keep"]): f"{row['accuracy']:.0%}" for row in rows}
     keeps = sorted({row["keep"] for row in rows if row["strategy"] != "unpruned"}, reverse=True)
-    compared = [(part, name) for part in TITLES for name in (DEFAULTS[part], "random", "resize")]
+    compared = [(part, name) for part in TITLES for name in (*_defaults_of(part), "random", "resize")]
     arms = [(part, name) for part, name in compared if any((part, name, keep) in by_arm for keep in keeps)]
     head = ["kept", *(f"{TITLES[part]}, `{name}`" for part, name in arms)]
     whole = {part: accuracy(results, "none" if part == "visual" else part, "unpruned", None) for part in TITLES}
@@ -45,6 +55,11 @@ def budgets(results: Path) -> str:
         f"\n\nRight answers of the demo model, {result['samples']} held-out samples of each task, "
         f"{result['hardware']['device']}. Command: `{result['command']}`.{_later(result)}"
     )
+
+
+def _defaults_of(part: str) -> tuple[str, ...]:
+    """A part's default strategy, and where it chooses inside the tower that as well."""
+    return (DEFAULTS[part], f"{DEFAULTS[part]}{INSIDE}") if part in CHOSEN_INSIDE else (DEFAULTS[part],)
 
 
 def _later(result: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from vllm_prune.config.admission import Admission
+from vllm_prune.config.default_strategies import DefaultStrategies
 from vllm_prune.config.feature_cache import FeatureCacheSize
 from vllm_prune.config.kv import Kv
 from vllm_prune.config.limits import KvLimits, Limits
@@ -25,6 +26,7 @@ SECTIONS: dict[str, type[Any]] = {
     "defaults": Defaults,
     "limits": Limits,
     "limits.kv": KvLimits,
+    "default_strategies": DefaultStrategies,
     "admission": Admission,
     "kv": Kv,
     "tenants": Tenant,

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vllm_prune.budget.errors import BudgetError, Finding
 from vllm_prune.policy import Decision, config_for, decide, requested_parts
 from vllm_prune.request import RequestContext, current
+from vllm_prune.support.choices import settled
 from vllm_prune.support.kv import beam_search
 from vllm_prune.telemetry import metrics
 
@@ -90,6 +91,8 @@ class Decide:
         decision = decide(config, requested.field, requested.preset)
         parts = requested_parts(config, requested.field, requested.preset)
         decision = _limited_to_route(decision, route, document, parts)
+        if (client := self.state.engine_client) is not None:
+            decision = settled(decision, client.vllm_config)
         if (decision.spec is not None or decision.return_kept) and not self.state.verified:
             raise _not_active(self.state.findings[0])
         if decision.kv is not None and (findings := self.state.kv_findings):

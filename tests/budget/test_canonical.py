@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_prune.budget.allocate import ItemBudget, allocate, plan
-from vllm_prune.budget.canonical import VisualSpec, canonical, canonical_kv
+from vllm_prune.budget.canonical import Part, VisualSpec, canonical, canonical_kv, kv_specs
 from vllm_prune.budget.errors import BudgetError
-from vllm_prune.budget.fields import KvField, parse_pruning, parse_visual
+from vllm_prune.budget.fields import Choice, KvField, parse_pruning, parse_visual
 from vllm_prune.grid import Grid
 
 RATIOS = st.floats(min_value=1e-4, max_value=0.9999)
@@ -137,7 +139,7 @@ def test_max_tokens_is_shared_exactly(images: list[int], videos: list[int], tota
 
 @given(sizes=st.lists(st.integers(1, 500), min_size=1, max_size=5), limit=st.integers(5, 600))
 def test_the_operators_cap_holds(sizes: list[int], limit: int) -> None:
-    grants = allocate(VisualSpec(limit=limit), {"image": sizes})["image"]
+    grants = allocate(VisualSpec(limit=limit, capped_image=Part("uniform")), {"image": sizes})["image"]
     kept = sum(size if g is None else plan(Grid(1, 1, size), g) for size, g in zip(sizes, grants, strict=True))
     assert kept == min(limit, sum(sizes))
     assert any(g and g.capped for g in grants) == (sum(sizes) > limit)
@@ -158,7 +160,7 @@ def test_keys_of_items_differ_exactly_when_budgets_do() -> None:
 
 
 def test_the_cap_prunes_only_what_its_strategy_can() -> None:
-    spec = VisualSpec(limit=5, capped_image="evs", capped_video="evs")
+    spec = VisualSpec(limit=5, capped_image=Part("evs"), capped_video=Part("evs"))
     assert allocate(spec, {"image": [5]})["image"] == [None]
     assert allocate(spec, {"image": [], "video": [9]})["video"] == [ItemBudget("evs", "{}", None, 5, True)]
     with pytest.raises(BudgetError, match="no strategy that is allowed here prunes images") as caught:
@@ -211,11 +213,68 @@ def test_an_empty_name_is_no_kv_strategy() -> None:
 
 
 def test_strategies_of_requests_that_name_none() -> None:
-    spec = canonical(parse_visual({"keep": 0.5}), {"image": "uniform", "video": "evs"})
+    spec = canonical(parse_visual({"keep": 0.5}), {"image": (Choice("uniform"),), "video": (Choice("evs"),)})
     assert [part and part.strategy for part in (spec.image, spec.video)] == ["uniform", "evs"]
-    kv = canonical_kv(KvField(keep=0.5), "streaming")
+    kv = canonical_kv(KvField(keep=0.5), (Choice("streaming"),))
     assert kv is not None
     assert kv.strategy == "streaming"
+
+
+IN_ORDER = (Choice("evs"), Choice("divprune", {"where": "tower"}), Choice("uniform"))
+
+
+@pytest.mark.parametrize(
+    ("options", "strategy", "chosen"),
+    [
+        (None, "evs", {}),
+        ({}, "evs", {}),
+        ({"after": 2}, "divprune", {"after": 2, "where": "tower"}),
+        # What the request says comes before what the choice says.
+        ({"where": "embed"}, "divprune", {"after": None, "where": "embed"}),
+    ],
+)
+def test_without_a_strategy_the_first_that_takes_the_options(options: Any, strategy: str, chosen: Any) -> None:
+    field = parse_visual({"keep": 0.5, "image": None, "options": options})
+    part = canonical(field, {"image": IN_ORDER, "video": IN_ORDER}).video
+    assert part is not None
+    assert (part.strategy, json.loads(part.options)) == (strategy, chosen)
+    named = canonical(parse_visual({"keep": 0.5, "strategy": strategy, "options": chosen})).video
+    assert part == named
+
+
+def test_options_that_no_choice_takes() -> None:
+    for options, words in (({"x": 1}, "options.x"), ({"after": -1}, "options.after")):
+        field = parse_visual({"keep": 0.5, "image": None, "options": options})
+        with pytest.raises(BudgetError, match=words):
+            canonical(field, {"image": IN_ORDER, "video": IN_ORDER[:2]})
+
+
+def test_kv_budgets_without_a_strategy_by_every_choice_that_takes_the_options() -> None:
+    choices = (Choice("gui_kv"), Choice("snapkv"), Choice("streaming"))
+    assert [spec.strategy for spec in kv_specs(KvField(keep=0.5), choices)] == ["gui_kv", "snapkv", "streaming"]
+    maximum = kv_specs(KvField(keep=0.5, window=9, options={"mode": "max"}), choices)
+    assert maximum == kv_specs(KvField(strategy="snapkv", keep=0.5, window=9, options={"mode": "max"}))
+    assert kv_specs(KvField(keep=1.0), choices) == ()
+    assert canonical_kv(KvField(keep=0.5), choices) == canonical_kv(KvField(strategy="gui_kv", keep=0.5))
+    with pytest.raises(BudgetError, match="streaming"):
+        kv_specs(KvField(keep=0.5, options={"x": 1}), choices)
+
+
+def test_a_budget_may_leave_the_place_to_the_server() -> None:
+    part = spec_of(keep=0.5, strategy="divprune", options={"where": "auto"}).video
+    assert part is not None
+    assert part.with_options(where="tower") == spec_of(keep=0.5, strategy="divprune", options={"where": "tower"}).video
+    with pytest.raises(BudgetError, match="'embed', 'tower' or 'auto'"):
+        spec_of(keep=0.5, strategy="divprune", options={"where": "anywhere"})
+
+
+def test_every_part_is_mapped_and_travels() -> None:
+    parts = {name: Part("uniform", keep=f"0.{n}") for n, name in enumerate(("image", "video", "capped_image"), 1)}
+    spec = VisualSpec(**parts, limit=5)
+    halved = spec.mapped(lambda part: replace(part, keep="0.5"))
+    assert {part and part.keep for part in (halved.image, halved.video, halved.capped_image)} == {"0.5"}
+    assert (halved.capped_video, halved.limit) == (None, 5)
+    assert VisualSpec.from_wire(json.loads(json.dumps(spec.wire()))) == spec
 
 
 def test_return_kept_is_no_part_of_the_budget() -> None:
@@ -232,3 +291,10 @@ def test_without_a_server_return_kept_is_refused() -> None:
     with pytest.raises(BudgetError) as refused:
         VisualSpec.from_wire({"keep": 0.5, "return_kept": True})
     assert refused.value.param == "pruning.visual.return_kept"
+
+
+def test_defaults_take_the_options_of_the_one_before() -> None:
+    """`where` came with the default of images when that was `divprune`, and still is taken without a name."""
+    unnamed = spec_of(keep=0.5, options={"where": "tower", "after": 2})
+    assert unnamed == spec_of(keep=0.5, strategy="divprune", options={"where": "tower", "after": 2})
+    assert spec_of(keep=0.5).image == spec_of(keep=0.5, strategy="vidcom2").image

@@ -6,7 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from vllm_prune.budget.errors import BudgetError
-from vllm_prune.config.limits import Limits
+from vllm_prune.budget.fields import Choice
+from vllm_prune.config.limits import KvLimits, Limits
 from vllm_prune.config.load import PruneConfig
 from vllm_prune.config.tenants import hash_key
 from vllm_prune.policy import Decision, decide
@@ -24,11 +25,12 @@ def strategies(decision: Decision) -> tuple[str | None, str | None]:
 @pytest.mark.parametrize(
     ("allowed", "image", "video"),
     [
-        (None, "divprune", "divprune"),
-        (("uniform", "divprune"), "divprune", "divprune"),
-        (("uniform", "random"), "uniform", "uniform"),
-        (("random", "uniform"), "random", "random"),
-        (("evs", "uniform"), "uniform", "evs"),
+        (None, "divprune+uniform", "divprune+uniform"),
+        (("evs", "uniform", "divprune"), "divprune+uniform", "divprune+uniform"),
+        (("evs", "divprune"), "divprune", "divprune"),
+        (("zoo", "random"), "zoo", "zoo"),
+        (("random", "zoo"), "random", "random"),
+        (("evs", "zoo"), "zoo", "evs"),
         (("none", "evs", "gui_dedup"), "gui_dedup", "evs"),
         # Nothing for pictures: they are refused by name, if there are any.
         (("evs",), "evs", "evs"),
@@ -36,7 +38,21 @@ def strategies(decision: Decision) -> tuple[str | None, str | None]:
     ],
 )
 def test_the_default_is_among_the_allowed(allowed: tuple[str, ...] | None, image: str, video: str) -> None:
-    assert Limits(strategies=allowed).default_strategies() == {"image": image, "video": video}
+    preferred, limits = (Choice("divprune", {"where": "tower"}), Choice("uniform")), Limits(strategies=allowed)
+    for modality, names in (("image", image), ("video", video)):
+        choices = limits.choices(modality, preferred)  # type: ignore[arg-type]
+        assert "+".join(choice.strategy for choice in choices) == names
+        assert all(choice in preferred or not choice.options for choice in choices)
+
+
+def test_the_default_of_the_cache_is_among_the_allowed() -> None:
+    preferred = (Choice("gui_kv"), Choice("snapkv"))
+    for allowed, names in (
+        (None, ["gui_kv", "snapkv"]),
+        (("streaming", "snapkv"), ["snapkv"]),
+        (("streaming", "knorm"), ["streaming"]),
+    ):
+        assert [choice.strategy for choice in KvLimits(strategies=allowed).choices(preferred)] == names
 
 
 def test_a_request_without_a_strategy_gets_an_allowed_one() -> None:

@@ -13,6 +13,7 @@ from .checkpoints import CELL
 from .engines import DEFAULTS, EnginePool, answer_of, generate, model_of, reset
 from .matrix import STEPS, UNIFORM, strategy_budget
 from .media import Request, Visual
+from .oracle import Answer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 HALF: Visual = {**UNIFORM, "keep": 0.5}
@@ -67,6 +68,30 @@ def test_equal_budgets_share(family: str, engines: EnginePool, kind: str) -> Non
             again = generate(llm, [shown(family, visual, kind)], 1)[0]
         assert calls == []
         assert again.num_cached_tokens >= (len(first.prompt_token_ids) - 1) // BLOCK * BLOCK > 0
+
+
+def test_a_place_left_open_is_inside_the_tower(family: str, engines: EnginePool) -> None:
+    """To the last bit, and out of the same cache entries."""
+    llm = engines.get(family)
+
+    def at(where: str, **more: Any) -> Visual:
+        return {"strategy": "divprune", "keep": 0.5, "options": {"where": where, **more}}
+
+    def exact(visual: Visual) -> Answer:
+        return answer_of(generate(llm, [shown(family, visual, "video")], STEPS)[0])
+
+    behind, inside = exact(at("embed")), exact(at("tower"))
+    assert inside.logprobs != behind.logprobs
+    # A video's default is left open.
+    for left_open in (at("auto"), {"keep": 0.5}):
+        with counting(llm) as calls:
+            assert exact(left_open).tokens == inside.tokens
+        assert calls == []
+        reset(llm)
+        assert exact(left_open) == inside
+    # With no block left behind the cut it is the choice behind the tower.
+    reset(llm)
+    assert exact(at("auto", after=128)) == behind
 
 
 def test_encoder_outputs_are_shared_across_prompts(family: str, engines: EnginePool) -> None:

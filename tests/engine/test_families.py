@@ -149,6 +149,18 @@ def test_no_budget_is_stock(
         assert bits(llm, asked) == ours
 
 
+@pytest.mark.parametrize("family", ["internvl"], indirect=True, scope="module")
+def test_without_a_cut_a_place_left_open_is_behind_the_tower(family: str, engines: EnginePool) -> None:
+    llm, items = start(family, engines, for_engine(family)), cases(ROWS[family])["v"]
+    answers = []
+    named = {"strategy": "divprune", "keep": 0.5}
+    # A video's default is left open.
+    for budget in ({"keep": 0.5}, {**named, "options": {"where": "auto", "after": 2}}, named):
+        reset(llm)
+        answers.append(bits(llm, [ask(ROWS[family], items, budget)]))
+    assert answers[0] == answers[1] == answers[2]
+
+
 def bits(llm: Any, asked: list[Request]) -> list[Any]:
     """Prompts, tokens and log-probabilities to the last bit, with cold and with warm caches."""
     outputs = [output for _ in range(2) for output in generate(llm, asked, STEPS, logprobs=5)]

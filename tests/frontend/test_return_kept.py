@@ -97,7 +97,7 @@ def clip(frames: int) -> dict[str, Any]:
 
 
 async def test_a_video_between_images(client: httpx.AsyncClient, engine: Any) -> None:
-    visual = {"keep": 0.5, "video": {"strategy": "uniform", "keep": 0.25}, "return_kept": True}
+    visual = {"strategy": "divprune", "keep": 0.5, "video": {"strategy": "uniform", "keep": 0.25}, "return_kept": True}
     items = (await report(client, SMALL, clip(8), LARGE, visual=visual))["items"]
     assert [(item["modality"], item["grid"]) for item in items] == [
         ("image", [1, 4, 5]), ("video", [4, 3, 4]), ("image", [1, 9, 6])

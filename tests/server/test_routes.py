@@ -17,7 +17,8 @@ def get(server: Any, path: str) -> httpx.Response:
 
 
 def test_catalogue_and_presets(server: Any) -> None:
-    found = get(server, "/v1/pruning/strategies").json()["data"]
+    catalogue = get(server, "/v1/pruning/strategies").json()
+    found = catalogue["data"]
     assert [entry["name"] for entry in found] == [*VISUAL.names(), *KV.names()]
     for entry in found:
         assert set(entry) == {"name", "part", "modality", "needs", "summary", "paper", "options", "families"}
@@ -25,6 +26,8 @@ def test_catalogue_and_presets(server: Any) -> None:
         assert "Qwen2_5_VLForConditionalGeneration" in entry["families"]
         inside = entry["part"] == "visual" and VISUAL.create(entry["name"]).wanted() - {"selector", "weights"}
         assert ("InternVLForConditionalGeneration" in entry["families"]) == (not inside)
+    assert set(catalogue["defaults"]) == {"image", "video", "kv"}
+    assert catalogue["defaults"]["video"]["options"]["where"] in ("embed", "tower")
     presets = {entry["name"]: entry["pruning"] for entry in get(server, "/v1/pruning/presets").json()["data"]}
     assert presets == {
         "fast": {"visual": {"keep": 0.25, "strategy": "uniform"}},

@@ -77,10 +77,15 @@ def test_the_default_leaves_a_block(depth: int | None, expected: int) -> None:
 
 def test_what_is_said_stays() -> None:
     assert after(with_cut(spec(where="tower", after=2), 8)) == 2
-    for untouched in (spec(), spec(where="embed"), VisualSpec(), canonical(parse_visual({"keep": 0.5}))):
+    evs = canonical(parse_visual({"keep": 0.5, "strategy": "evs"}))
+    for untouched in (spec(), spec(where="embed"), VisualSpec(), evs):
         assert with_cut(untouched, 2) == untouched
     stts = canonical(parse_visual({"keep": 0.5, "strategy": "stts"}))
     assert with_cut(stts, 2) == stts
+
+
+def test_a_place_that_nobody_has_settled_is_behind_the_tower() -> None:
+    assert with_cut(spec(where="auto", after=2), 8) == spec(where="embed") == with_cut(spec(where="auto"), 8)
 
 
 def test_a_plan_that_was_never_resolved() -> None:

@@ -203,6 +203,21 @@ def test_an_engine_without_a_server_takes_its_callers_budget(renderer: Any) -> N
         renderer.vllm_prune_serves_http = True
 
 
+def test_without_a_server_what_a_budget_leaves_open_is_settled(renderer: Any) -> None:
+    token = renderer.model_config.hf_config.image_token_id
+    renderer.vllm_prune_serves_http = False
+    keys = {}
+    try:
+        for where in ("auto", "tower", "embed"):
+            budget = {"keep": 0.5, "strategy": "uniform", "options": {"where": where}}
+            prompt = {"prompt_token_ids": [token], "multi_modal_data": {"image": [picture(16)]}}
+            prepared = renderer._process_tokens({**prompt, "mm_processor_kwargs": {KEY: budget}})
+            keys[where] = prepared["mm_hashes"]["image"]
+    finally:
+        renderer.vllm_prune_serves_http = True
+    assert keys["auto"] == keys["tower"] != keys["embed"]
+
+
 async def test_models_without_an_adapter_are_guarded_as_well(renderer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.exceptions import VLLMValidationError
     from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLMultiModalProcessor

@@ -8,8 +8,8 @@ so equal budgets always have equal bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +18,18 @@ from pydantic import ValidationError
 from ..catalogue import KV, VISUAL
 from ..grid import MODALITIES, Modality
 from .errors import BudgetError
-from .fields import AUTO, DEFAULT_KV_STRATEGY, DEFAULT_STRATEGY, KvField, VisualField, VisualPart, is_auto, parse_visual
+from .fields import (
+    AUTO,
+    DEFAULT_CHOICES,
+    DEFAULT_KV_CHOICES,
+    Choice,
+    Choices,
+    KvField,
+    VisualField,
+    VisualPart,
+    is_auto,
+    parse_visual,
+)
 from .kv import KvSpec
 
 KEY = "vllm_prune"
@@ -41,6 +52,10 @@ class Part:
             return tokens
         return max(1, int(Decimal(self.keep) * tokens))
 
+    def with_options(self, **changes: Any) -> Part:
+        """The same budget with some options changed."""
+        return replace(self, options=_text({**json.loads(self.options), **changes}))
+
 
 @dataclass(frozen=True)
 class VisualSpec:
@@ -51,7 +66,7 @@ class VisualSpec:
         max_tokens: tokens shared by the parts that name no budget of their own.
         limit: operator's cap on the visual tokens of one request, None where there is none.
         strict: whether a request over the cap is refused instead of pruned down to it.
-        capped_image, capped_video: strategy with which the cap prunes a modality that has no budget.
+        capped_image, capped_video: with which strategy the cap prunes a modality that has no budget; no number.
     """
 
     image: Part | None = None
@@ -59,8 +74,8 @@ class VisualSpec:
     max_tokens: int | None = None
     limit: int | None = None
     strict: bool = False
-    capped_image: str = DEFAULT_STRATEGY["image"]
-    capped_video: str = DEFAULT_STRATEGY["video"]
+    capped_image: Part | None = None
+    capped_video: Part | None = None
 
     @property
     def counts(self) -> bool:
@@ -74,8 +89,14 @@ class VisualSpec:
 
     def part_of_cap(self, modality: Modality) -> Part:
         """Budget of `modality`, or what the operator's cap prunes it with, which names no number."""
-        name = self.capped_image if modality == "image" else self.capped_video
-        return self.part(modality) or Part(name, options_of(name, {}, "pruning.visual"))
+        part = self.part(modality) or (self.capped_image if modality == "image" else self.capped_video)
+        assert part is not None, "a spec with a limit says what the cap prunes with"
+        return part
+
+    def mapped(self, change: Callable[[Part], Part]) -> VisualSpec:
+        """The same with each part changed, those of the cap as well."""
+        changed: dict[str, Any] = {n: change(part) for n in _PARTS if (part := getattr(self, n)) is not None}
+        return replace(self, **changed)
 
     def wire(self) -> dict[str, Any]:
         """JSON-able form with a fixed key order."""
@@ -89,21 +110,23 @@ class VisualSpec:
             BudgetError: neither form.
         """
         if set(wire) == {field.name for field in fields(cls)}:
-            parts = {m: Part(**wire[m]) if wire[m] else None for m in MODALITIES}
-            others: dict[str, Any] = {name: value for name, value in wire.items() if name not in MODALITIES}
-            return cls(parts["image"], parts["video"], **others)
+            values: dict[str, Any] = {n: Part(**v) if n in _PARTS and v else v for n, v in wire.items()}
+            return cls(**values)
         field = parse_visual(wire)
         if field.return_kept:
             raise BudgetError("kept tokens are returned by the server alone", "pruning.visual.return_kept")
         return canonical(field)
 
 
-def canonical(field: VisualField, defaults: Mapping[Modality, str] = DEFAULT_STRATEGY) -> VisualSpec:
+_PARTS = ("image", "video", "capped_image", "capped_video")
+
+
+def canonical(field: VisualField, choices: Mapping[Modality, Choices] = DEFAULT_CHOICES) -> VisualSpec:
     """Normalise a validated field: strategies named, options filled in, numbers in one spelling.
 
     Args:
         field: what the client asked for.
-        defaults: strategy per modality where the field names none.
+        choices: strategies per modality where the field names none; the first that takes its options is it.
 
     Raises:
         BudgetError: no budget, an unknown strategy, options the strategy refuses.
@@ -114,16 +137,17 @@ def canonical(field: VisualField, defaults: Mapping[Modality, str] = DEFAULT_STR
         if override is None and modality in field.model_fields_set:
             parts[modality] = None
         else:
-            parts[modality] = _part(field, override, modality, defaults[modality])
+            parts[modality] = _part(field, override, modality, choices[modality])
     shared = any(p and p.keep is None and p.max_tokens is None for p in parts.values())
     return VisualSpec(parts["image"], parts["video"], field.max_tokens if shared else None)
 
 
-def _part(field: VisualField, override: VisualPart | None, modality: Modality, default: str) -> Part | None:
+def _part(field: VisualField, override: VisualPart | None, modality: Modality, choices: Choices) -> Part | None:
     source = override or field
     param = f"pruning.visual.{modality}" if override else "pruning.visual"
     budget = source if source.keep is not None or source.max_tokens is not None else field
-    name = next((n for n in (source.strategy, field.strategy) if n is not None), default)
+    named = next((n for n in (source.strategy, field.strategy) if n is not None), None)
+    name = choices[0].strategy if named is None else named
     if name not in VISUAL.names():
         raise BudgetError(f"unknown strategy {name!r}; known: {', '.join(VISUAL.names())}", f"{param}.strategy")
     if name == "none" and budget.max_tokens is None and budget.keep in (None, 1.0):
@@ -141,23 +165,32 @@ def _part(field: VisualField, override: VisualPart | None, modality: Modality, d
             f"{param}.keep",
         )
     options = source.options if source.options is not None or override is None else field.options
-    text = options_of(name, options or {}, param)
+    taken = choices if named is None else (Choice(named),)
+    name, text = next(fitting(taken, options or {}, param))
     if budget.keep is not None:
         return None if budget.keep == 1 else Part(name, text, keep=_decimal(budget.keep))
     return Part(name, text, max_tokens=budget.max_tokens if budget is override else None)
 
 
-def canonical_kv(field: KvField, default: str = DEFAULT_KV_STRATEGY) -> KvSpec | None:
-    """Normalise a validated `pruning.kv` object; None where it evicts nothing.
+def canonical_kv(field: KvField, choices: Choices = DEFAULT_KV_CHOICES) -> KvSpec | None:
+    """Normalise a validated `pruning.kv` object; None where it evicts nothing. See `kv_specs`."""
+    return next(iter(kv_specs(field, choices)), None)
+
+
+def kv_specs(field: KvField, choices: Choices = DEFAULT_KV_CHOICES) -> tuple[KvSpec, ...]:
+    """A validated `pruning.kv` object in canonical form, once for each strategy that it may come to.
 
     Args:
         field: what the client asked for.
-        default: strategy where the field names none.
+        choices: strategies where the field names none; those that take its options are used.
+
+    Returns:
+        The first is to be taken where it can run on the served model, else the next. None where nothing is evicted.
 
     Raises:
         BudgetError: both budgets or neither, an unknown strategy, options the strategy refuses.
     """
-    name = default if field.strategy is None else field.strategy
+    name = choices[0].strategy if field.strategy is None else field.strategy
     if name not in ("none", *KV.names()):
         raise BudgetError(f"unknown KV strategy {name!r}; known: {', '.join(KV.names())}", "pruning.kv.strategy")
     if (field.keep is None) == (field.max_tokens is None) and name != "none":
@@ -165,20 +198,41 @@ def canonical_kv(field: KvField, default: str = DEFAULT_KV_STRATEGY) -> KvSpec |
     if name == "none" and (field.max_tokens is not None or field.keep not in (None, 1)):
         raise BudgetError("strategy 'none' keeps every row; name another one or drop the budget", "pruning.kv.strategy")
     if name == "none" or field.keep == 1:
-        return None
-    options = options_of(name, field.options or {}, "pruning.kv", KV.create)
+        return ()
     keep = None if field.keep is None else _decimal(field.keep)
     named = field.model_fields_set
-    return KvSpec(
+    size = KvSpec(
         name,
-        options,
-        keep,
-        field.max_tokens,
-        field.window,
-        field.buffer,
+        keep=keep,
+        max_tokens=field.max_tokens,
+        window=field.window,
+        buffer=field.buffer,
         window_named="window" in named,
         buffer_named="buffer" in named,
     )
+    taken = choices if field.strategy is None else (Choice(name),)
+    strategies = fitting(taken, field.options or {}, "pruning.kv", KV.create)
+    return tuple(replace(size, strategy=strategy, options=options) for strategy, options in strategies)
+
+
+def fitting(
+    choices: Choices, options: Mapping[str, Any], param: str, make: Callable[..., Any] = VISUAL.create
+) -> Iterator[tuple[str, str]]:
+    """The choices that take a request's options: the strategy, and all its options as canonical JSON.
+
+    Raises:
+        BudgetError: none does; says what the last one refuses.
+    """
+    refusals: list[BudgetError] = []
+    for choice in choices:
+        try:
+            text = options_of(choice.strategy, {**choice.options, **options}, param, make)
+        except BudgetError as error:
+            refusals.append(error)
+        else:
+            yield choice.strategy, text
+    if len(refusals) == len(choices):
+        raise refusals[-1]
 
 
 def _decimal(ratio: float) -> str:
@@ -195,4 +249,8 @@ def options_of(name: str, options: Mapping[str, Any], param: str, make: Callable
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         location = ".".join([param, "options", *(str(part) for part in first["loc"])])
         raise BudgetError(f"{location}: {first['msg']} (strategy {name!r})", location) from None
-    return json.dumps(filled, sort_keys=True, separators=(",", ":"))
+    return _text(filled)
+
+
+def _text(options: Mapping[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True, separators=(",", ":"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -19,10 +22,34 @@ from pydantic import (
 from ..grid import Modality
 from .errors import BudgetError
 
-DEFAULT_STRATEGY: dict[Modality, str] = {"image": "divprune", "video": "divprune"}
-"""Strategy of a request that names none, where the operator allows it."""
 
-DEFAULT_KV_STRATEGY = "snapkv"
+@dataclass(frozen=True)
+class Choice:
+    """A strategy for budgets that name none.
+
+    Attributes:
+        strategy: catalogue name.
+        options: what is not the strategy's default; a request's own options come before them.
+    """
+
+    strategy: str
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+Choices = Sequence[Choice]
+"""In order: a budget without a strategy gets the first that takes its options and can run on the served model."""
+
+DEFAULT_CHOICES: dict[Modality, Choices] = {
+    "image": (Choice("vidcom2"), Choice("divprune")),
+    "video": (Choice("divprune", {"where": "auto"}),),
+}
+"""For visual budgets that name no strategy, where the operator allows them and has not chosen another one."""
+
+DEFAULT_KV_CHOICES: Choices = (Choice("gui_kv"), Choice("snapkv"))
+"""The same for KV budgets."""
+
+DEFAULT_STRATEGY: dict[Modality, str] = {modality: choices[0].strategy for modality, choices in DEFAULT_CHOICES.items()}
+DEFAULT_KV_STRATEGY = DEFAULT_KV_CHOICES[0].strategy
 OnLimit = Literal["clamp", "reject"]
 
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from ..budget.fields import DEFAULT_KV_STRATEGY, DEFAULT_STRATEGY, Buffer, Keep, MaxTokens, OnLimit, Window
+from ..budget.fields import Buffer, Choice, Choices, Keep, MaxTokens, OnLimit, Window
 from ..catalogue import KV, VISUAL
-from ..grid import MODALITIES, Modality
+from ..grid import Modality
 from .section import Section
 from .worker_facts import MAX_WINDOW
 
@@ -23,6 +23,10 @@ def _check(limits: KvLimits | Limits, known: tuple[str, ...]) -> None:
         raise ValueError("min_keep is above max_keep")
     if limits.min_tokens and limits.max_tokens and limits.min_tokens > limits.max_tokens:
         raise ValueError("min_tokens is above max_tokens")
+
+
+def _allowed(preferred: Choices, names: tuple[str, ...] | None) -> Choices:
+    return tuple(choice for choice in preferred if names is None or choice.strategy in names)
 
 
 class KvLimits(Section):
@@ -52,11 +56,9 @@ class KvLimits(Section):
         _check(self, KV.names())
         return self
 
-    def default_strategy(self) -> str:
-        """Strategy of a request that names none."""
-        if self.strategies is None or DEFAULT_KV_STRATEGY in self.strategies:
-            return DEFAULT_KV_STRATEGY
-        return self.strategies[0]
+    def choices(self, preferred: Choices) -> Choices:
+        """Strategies of a request that names none: the preferred ones that are allowed, else the first that is."""
+        return _allowed(preferred, self.strategies) or tuple(Choice(name) for name in (self.strategies or ())[:1])
 
 
 class Limits(Section):
@@ -89,19 +91,16 @@ class Limits(Section):
             raise ValueError("max_keep below 1 and max_tokens need a strategy that prunes; strategies has none")
         return self
 
-    def default_strategies(self) -> dict[Modality, str]:
-        """Strategy per modality of a request that names none.
+    def choices(self, modality: Modality, preferred: Choices) -> Choices:
+        """Strategies of a request that names none: the preferred ones that are allowed, else the first that is.
 
-        Where no allowed strategy prunes a modality it is the first allowed one, and items of it are refused.
+        Where no allowed strategy prunes the modality it is the first allowed one, and items of it are refused.
         """
-        return {modality: self._default_strategy(modality) for modality in MODALITIES}
-
-    def _default_strategy(self, modality: Modality) -> str:
-        if self.strategies is None or DEFAULT_STRATEGY[modality] in self.strategies:
-            return DEFAULT_STRATEGY[modality]
-        pruning = [name for name in self.strategies if name != "none"]
-        fitting = (name for name in pruning if modality in VISUAL.strategy_class(name).modalities)
-        return next(fitting, pruning[0] if pruning else "none")
+        if choices := _allowed(preferred, self.strategies):
+            return choices
+        pruning = [name for name in self.strategies or () if name != "none"]
+        suited = (name for name in pruning if modality in VISUAL.strategy_class(name).modalities)
+        return (Choice(next(suited, pruning[0] if pruning else "none")),)
 
     def overlaid(self, other: Limits) -> Limits:
         """These limits with the fields that `other` sets in their place."""

@@ -12,8 +12,10 @@ from pydantic import Field, ValidationError, model_validator
 
 from ..budget.canonical import canonical, canonical_kv
 from ..budget.errors import BudgetError
-from ..budget.fields import KvField, PruningField, VisualField
+from ..budget.fields import Choices, KvField, PruningField, VisualField
+from ..grid import MODALITIES, Modality
 from .admission import Admission
+from .default_strategies import DefaultStrategies
 from .feature_cache import FeatureCacheSize
 from .kv import Kv
 from .limits import Limits
@@ -45,7 +47,7 @@ class Defaults(Section):
 
 
 def _check_budget(
-    where: str, field: Defaults | PruningField, limits: Limits
+    where: str, field: Defaults | PruningField, config: PruneConfig
 ) -> list[tuple[str, str, tuple[str, ...] | None]]:
     """The strategies that a budget comes to, each with its part and the names that the limits allow there.
 
@@ -53,10 +55,11 @@ def _check_budget(
         ValueError: a budget that could not be honoured; `where` says which.
     """
     try:
-        visual = None if field.visual is None else canonical(field.visual, limits.default_strategies())
-        kv = None if field.kv is None else canonical_kv(field.kv, limits.kv.default_strategy())
+        visual = None if field.visual is None else canonical(field.visual, config.visual_choices())
+        kv = None if field.kv is None else canonical_kv(field.kv, config.kv_choices())
     except BudgetError as error:
         raise ValueError(f"{where}: {error}") from None
+    limits = config.limits
     parts = [] if visual is None else [part for part in (visual.image, visual.video) if part is not None]
     strategies = [("visual", part.strategy, limits.strategies) for part in parts]
     return strategies if kv is None else [*strategies, ("kv", kv.strategy, limits.kv.strategies)]
@@ -70,6 +73,7 @@ class PruneConfig(Section):
 
     defaults: Defaults = Defaults()
     limits: Limits = Limits()
+    default_strategies: DefaultStrategies = DefaultStrategies()
     presets: dict[PresetName, PruningField] = Field(default_factory=dict)
     media: Media = Media()
     admission: Admission = Admission()
@@ -84,16 +88,34 @@ class PruneConfig(Section):
 
     @model_validator(mode="after")
     def _usable(self) -> PruneConfig:
+        self._check_default_strategies()
         self._check_defaults("defaults")
         for name, preset in self.presets.items():
-            _check_budget(f"presets.{name}", preset, self.limits)
+            _check_budget(f"presets.{name}", preset, self)
         for tenant in named(self.tenants).values():
             self.for_tenant(tenant)._check_defaults(f"tenant {tenant.name}: defaults")
         return self
 
+    def _check_default_strategies(self) -> None:
+        chosen, limits = self.default_strategies, self.limits
+        for names, allowed in (
+            (chosen.names("image", "video"), limits.strategies),
+            (chosen.names("kv"), limits.kv.strategies),
+        ):
+            if allowed is not None and (others := sorted(names - {*allowed})):
+                raise ValueError(f"default_strategies: {others[0]!r} is not among limits: {', '.join(allowed)}")
+
+    def visual_choices(self) -> dict[Modality, Choices]:
+        """Strategies of visual budgets that name none, see `budget.fields.Choices`."""
+        return {m: self.limits.choices(m, self.default_strategies.of(m)) for m in MODALITIES}
+
+    def kv_choices(self) -> Choices:
+        """The same for KV budgets."""
+        return self.limits.kv.choices(self.default_strategies.of("kv"))
+
     def _check_defaults(self, where: str) -> None:
         """Refuse defaults that the limits forbid: every request that names no budget would be refused."""
-        for label, name, allowed in _check_budget(where, self.defaults, self.limits):
+        for label, name, allowed in _check_budget(where, self.defaults, self):
             if allowed is not None and name not in allowed:
                 raise ValueError(f"{where}.{label}: strategy {name!r} is not among limits: {', '.join(allowed)}")
 

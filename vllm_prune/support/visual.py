@@ -31,7 +31,7 @@ def _problems(vllm_config: Any, part: Part) -> Iterator[Finding]:
     if "tower_attention" in wanted:
         yield from _attention_problems(vllm_config, options["skip_blocks"], options["tower_blocks"])
     if options.get("where") == "tower":
-        yield from _cut_problems(vllm_config, options["after"])
+        yield from cut_problems(vllm_config, options["after"])
 
 
 def _attention_problems(vllm_config: Any, skipped: int, averaged: int | None) -> Iterator[Finding]:
@@ -44,7 +44,13 @@ def _attention_problems(vllm_config: Any, skipped: int, averaged: int | None) ->
     yield Finding("tower_depth", f"pruning.visual.options.{field}", text)
 
 
-def _cut_problems(vllm_config: Any, after: int | None) -> Iterator[Finding]:
+def cut_problems(vllm_config: Any, after: int | None) -> Iterator[Finding]:
+    """Why nothing can be cut inside the tower here.
+
+    Args:
+        vllm_config: vLLM's configuration.
+        after: blocks in front of the cut; None for the default, which leaves one.
+    """
     where = "pruning.visual.options.where"
     family = signals.served_family(vllm_config)
     if family is not None and not family.cuts:

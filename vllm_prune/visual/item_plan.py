@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -89,18 +89,26 @@ def with_cut(spec: VisualSpec, depth: int | None) -> VisualSpec:
     """A budget whose cuts inside the tower all say after which block, so that equal cuts have equal cache keys.
 
     Args:
-        spec: canonical budget of a request, in which `after` may be open.
+        spec: canonical budget of a request, in which `after` may be open. A place that is still open is behind the
+            tower, as nobody has said that this engine can cut inside it.
         depth: blocks of the model's tower; None where that is not known.
     """
     after = CUT_AFTER if depth is None else min(CUT_AFTER, depth - 1)
-    return replace(spec, image=_with_cut(spec.image, after), video=_with_cut(spec.video, after))
+    return spec.mapped(lambda part: _with_cut(part, after))
 
 
-def _with_cut(part: Part | None, after: int) -> Part | None:
-    options = {} if part is None else json.loads(part.options)
-    if part is None or options.get("where") != "tower" or options["after"] is not None:
+def _with_cut(part: Part, after: int) -> Part:
+    options = json.loads(part.options)
+    if options.get("where") == "auto":
+        return behind_tower(part)
+    if options.get("where") != "tower" or options["after"] is not None:
         return part
-    return replace(part, options=json.dumps({**options, "after": after}, sort_keys=True, separators=(",", ":")))
+    return part.with_options(after=after)
+
+
+def behind_tower(part: Part) -> Part:
+    """A budget that has left the place to the server, with the choice among the tower's outputs."""
+    return part.with_options(where="embed", after=None)
 
 
 def unpruned() -> Tensor:

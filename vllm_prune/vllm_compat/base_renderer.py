@@ -35,6 +35,37 @@ def patch_base_renderer() -> None:
     renderer.vllm_prune_patched = True
 
 
+def patch_offline_renderer() -> None:
+    """Wrap that step in a process without a server, where budgets come among the processor's options. Idempotent."""
+    renderer = holder("BaseRenderer._process_tokens")
+    if getattr(renderer._process_tokens, "vllm_prune_settles", False) or getattr(renderer, "vllm_prune_patched", False):
+        return
+    renderer._process_tokens = _settling(renderer._process_tokens)
+    renderer._process_tokens_async = _settling(renderer._process_tokens_async)
+
+
+def _settling(original: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(original)
+    def process(self: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        # What the original returns may be awaited.
+        return original(self, _settled(self, prompt), *args, **kwargs)
+
+    process.vllm_prune_settles = True  # type: ignore[attr-defined]
+    return process
+
+
+def _settled(renderer: Any, prompt: Any) -> Any:
+    """The prompt of an operator's own call; what its budget leaves to the server is settled."""
+    from ..budget.canonical import KEY, VisualSpec
+    from ..support.choices import settled_spec
+
+    options = prompt.get(OPTIONS) or {}
+    if KEY not in options:
+        return prompt
+    spec = settled_spec(VisualSpec.from_wire(options[KEY]), renderer.config)
+    return {**prompt, OPTIONS: {**options, KEY: spec.wire()}}
+
+
 def _checked(original: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(original)
     def process(self: Any, prompt: Any, *args: Any, **kwargs: Any) -> Any:
@@ -74,7 +105,7 @@ def _with_budget(renderer: Any, prompt: Any, context: RequestContext | None) -> 
     from ..budget.canonical import KEY
 
     if not serves_http(renderer):
-        return prompt
+        return _settled(renderer, prompt)
     options = prompt.get(OPTIONS) or {}
     spec = None if context is None or context.decision is None else context.decision.spec
     wire = None if spec is None else spec.wire()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .base_renderer import patch_base_renderer
+from .base_renderer import patch_base_renderer, patch_offline_renderer
 from .environment import declare_variables
 from .input_processor import patch_input_processor
 from .media_connector import register_media_connector
@@ -31,6 +31,7 @@ def register_models() -> None:
     elif "vllm.v1.engine.input_processor" in sys.modules:
         # An engine in its caller's process: a malformed KV budget is that caller's error.
         patch_input_processor()
+        patch_offline_renderer()
 
 
 def register_adapters() -> None:

@@ -52,6 +52,7 @@ def _ensure_context(vllm_config: Any, request: Any) -> None:
     from ..budget.errors import BudgetError
     from ..policy import BOTH, XARG, config_for, decide, field_of_xargs
     from ..request import CURRENT, RequestContext, current
+    from ..support.choices import settled
 
     context = current()
     if context is not None and (context.prepared is None or context.prepared is request):
@@ -65,7 +66,7 @@ def _ensure_context(vllm_config: Any, request: Any) -> None:
         decision = decide(config_for(None), field if xarg is None else field_of_xargs(xarg))
         if decision.return_kept:
             raise BudgetError(ONLY_SERVED, "pruning.visual.return_kept")
-        context.decide(decision)
+        context.decide(settled(decision, vllm_config))
     except BudgetError as error:
         raise _refused(error) from None
 

@@ -114,6 +114,18 @@ def test_gui_kv_remembers_saliency_and_redundancy() -> None:
     assert (again.rows[flagged] == -1).all()
 
 
+@pytest.mark.parametrize("window", [8, 5])
+def test_gui_kv_without_media_is_snapkv_and_carries_nothing(window: int) -> None:
+    seen = view(2, 2, 60, 0, window, 2)
+    strategy = KV.create("gui_kv")
+    kept, first = strategy.select(seen, 40)
+    assert torch.equal(kept, KV.create("snapkv").select(seen, 40)[0])
+    assert not first.carry
+    later = advance(seen, kept, first, 6)
+    assert not later.carried
+    assert torch.equal(strategy.select(later, 30)[0], KV.create("snapkv").select(later, 30)[0])
+
+
 def test_gui_kv_counts_redundant_rows_in_decimals() -> None:
     """(1 - 0.9) * 10 is 0.99... in floats."""
     labels = torch.full((40,), TEXT)

@@ -80,8 +80,10 @@ class GuiKv(KvStrategy):
             options = self.options
             boost = saliency_boost(view, options.alpha, options.tau, options.norm_source)
             redundant = self._redundant(view)
-        else:
+        elif view.carried:
             boost, redundant = view.carried["boost"], view.carried["redundant"]
+        else:
+            boost = redundant = torch.zeros_like(view.keys[..., 0])
         scores = attention + boost
         if self.options.selection == "per_layer":
             scores = scores.mean(dim=0, keepdim=True).expand_as(scores).clone()
@@ -91,7 +93,8 @@ class GuiKv(KvStrategy):
         scores = scores.masked_fill(redundant_rows, REDUNDANT)
         if self.options.protect == "text":
             scores = scores + PROTECTED * (view.media == TEXT)
-        return Scores(scores, {"boost": boost, "redundant": redundant})
+        # A prompt without media has neither, and rows that carry nothing take no memory for it.
+        return Scores(scores, {"boost": boost, "redundant": redundant} if view.items or view.carried else {})
 
     def _redundant(self, view: LayerView) -> Tensor:
         """1 for the rows of earlier screenshots that lie closest to the current one's key subspace, [H, L]."""

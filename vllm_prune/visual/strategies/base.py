@@ -31,12 +31,13 @@ class TowerOptions(NoOptions):
 
     Attributes:
         where: "embed" chooses among the tower's outputs. "tower" chooses earlier, by the mean hidden state of each
-            visual token's patches, and runs the rest of the tower on the kept ones alone, which saves its time.
+            visual token's patches, and runs the rest of the tower on the kept ones alone, which saves its time. "auto"
+            chooses inside the tower where that can be done on this server, and behind it elsewhere.
         after: blocks of the tower that see every visual token, with "tower"; with 0 the choice is made on patch
             embeddings. By default 4, or all but one of a tower of fewer than five blocks.
     """
 
-    where: Literal["embed", "tower"] = "embed"
+    where: Literal["embed", "tower", "auto"] = "embed"
     after: Annotated[int, Field(ge=0, le=128)] | None = None
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...grid import Grid
-from .base import Context, Strategy
+from .base import Context, Strategy, places_of
 
 _BANDWIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
 _TEMPERATURE = 0.01
@@ -105,13 +105,13 @@ def _shares(to_item: Tensor, keep: float) -> list[int]:
 
 def _exactly(kept: Tensor, redundancy: Tensor, count: int, now: int) -> Tensor:
     """Drop the most redundant kept cells, or add the least redundant others; int64 [count], any order."""
-    inside, outside = kept.nonzero().squeeze(1), (~kept).nonzero().squeeze(1)
+    inside, outside = places_of(kept, now), places_of(~kept, len(kept) - now)
     if now > count:
         dropped = torch.topk(redundancy[inside], now - count, sorted=False).indices
         kept[inside[dropped]] = False
     elif now < count:
         kept[outside[_lowest(redundancy[outside], count - now)]] = True
-    return kept.nonzero().squeeze(1)
+    return places_of(kept, count)
 
 
 def _lowest(values: Tensor, count: int) -> Tensor:
