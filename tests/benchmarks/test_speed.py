@@ -280,6 +280,28 @@ def test_a_run_that_is_ended_leaves_its_results(
     assert [cell["rounds"] for cell in written["loads"]] == ([5, 5] if after is None else [1])
 
 
+class UnstartedFleet(FakeFleet):
+    """A server of it does not start."""
+
+    def start(self, plans: Any, at_once: int) -> dict[str, str]:
+        return {OURS: "ours did not answer in 300 s"}
+
+
+def test_a_server_that_does_not_start_is_named_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "Fleet", UnstartedFleet)
+    monkeypatch.setattr(command, "served", lambda shape: (tmp_path, [], ""))
+    monkeypatch.setattr(command, "parameters", lambda folder: 1_000_000)
+    monkeypatch.setattr(command, "hardware", dict)
+    outcome = CliRunner().invoke(app(), ["--quick"])
+    assert outcome.exit_code == 1
+    said = outcome.output + capfd.readouterr().err
+    assert "ours did not answer in 300 s" in said
+    assert "logs in" in said
+    assert "Traceback" not in said
+
+
 def app() -> typer.Typer:
     one = typer.Typer()
     one.command()(command.main)
