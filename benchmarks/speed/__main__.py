@@ -27,7 +27,7 @@ from vllm_prune.cli.host import installed_libraries, preload_list
 
 from ..machine import command_line, hardware, has_cuda
 from ..random_model import parameters
-from ..servers import PRELOAD_AT_START
+from ..servers import PRELOAD_AT_START, START_SECONDS
 from ..seven_b import Model, served
 from ..shapes import Shape
 from ..steps import Steps
@@ -41,6 +41,10 @@ from .summary import summarise
 from .workloads import CPU, Sizes, Workload, workloads
 
 KEEPS, KV_KEEPS = (0.75, 0.5, 0.25, 0.1), (0.4, 0.2, 0.1)
+
+
+class StartError(RuntimeError):
+    """A server did not start; says which, why, and where its log is."""
 
 
 def plans(servers: Sequence[str], loads: Sequence[Load], given: Sequence[str]) -> list[Plan]:
@@ -79,17 +83,17 @@ def run(
         keep: called after each whole round with what is measured so far, one entry per load.
 
     Raises:
-        RuntimeError: a server does not start.
+        StartError: a server does not start.
     """
     logs, deadline = Path(tempfile.mkdtemp(prefix="vllm-prune-speed-")), Clock(limit)
     names = list(dict.fromkeys(arm.server for arm in arms))
     taking = [[arm for arm in arms if arm.takes(load.workload)] for load in loads]
     counts = [(rounds + 1) * len(some) for some in taking]
     measured: list[Measured] = []
-    with Fleet(folder, logs) as fleet, Steps() as steps:
+    with Fleet(folder, logs, min(START_SECONDS, limit)) as fleet, Steps() as steps:
         steps.say(f"starting {len(names)} servers, logs in {logs}")
         if errors := fleet.start(plans(names, loads, given), at_once=2):
-            raise RuntimeError(f"logs in {logs}: " + "\n".join(f"{name}: {text}" for name, text in errors.items()))
+            raise StartError("\n".join(f"{name}: {text}" for name, text in errors.items()) + f"\nlogs in {logs}")
         steps.begin(sum(counts))
         for i, (load, some) in enumerate(zip(loads, taking, strict=True)):
             steps.skip_to(sum(counts[:i]))
@@ -161,10 +165,14 @@ def main(
         about["setting"] = {"visual_tokens": form.screen[0] * form.screen[1], "rounds": form.rounds,
                             "requests": form.requests, "concurrency": levels[0], "strategy": strategy}  # fmt: skip
     file = ResultFile(f"{prefix}{name}", about)
-    with terminated_like_interrupted():
-        interrupted = _interrupted(
-            lambda: run(folder, given, arms, loads, form.rounds, form.limit, lambda some: file.write(result(some)))
-        )
+    try:
+        with terminated_like_interrupted():
+            interrupted = _interrupted(
+                lambda: run(folder, given, arms, loads, form.rounds, form.limit, lambda some: file.write(result(some)))
+            )
+    except StartError as error:
+        print(f"no server to measure: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
     for cell in file.result.get("loads", ()):
         show(cell, f"{about['parameters'] / 1e6:.0f}M parameters, {cell['visual_tokens']} visual tokens")
     if interrupted:
