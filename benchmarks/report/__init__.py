@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import agreement, engine_results, families, headline, kernels, quality, settings, strategies, stts
+from . import agreement, engine_results, families, headline, kernels, quality, settings, speed, strategies, stts
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,7 +32,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "resizing": lambda: quality.resizing(RESULTS),
     "demo": lambda: quality.demo(EVALUATION),
     "evaluation": lambda: quality.evaluation(EVALUATION),
-    "speed": lambda: engine_results.speed(RESULTS),
+    "speed": lambda: speed.speed(RESULTS),
+    "speed_matrix": lambda: speed.matrix(RESULTS),
     "off_cost": lambda: engine_results.off_cost(RESULTS),
     "kernel_account": lambda: kernels.account(RESULTS),
     "kv_speed": lambda: engine_results.kv_speed(RESULTS),

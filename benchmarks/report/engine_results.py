@@ -8,29 +8,6 @@ from typing import Any
 from .files import NOT_MEASURED, read, table
 
 
-def speed(results: Path) -> str:
-    """Table and one paragraph of `speed.json`."""
-    result = read(results / "speed.json")
-    if result is None:
-        return NOT_MEASURED
-    setting, hardware = result["setting"], result["hardware"]
-    head = ["", "prompt tokens", "speed-up to the first token", "requests/s under load"]
-    return table(head, map(_speed_row, result["rows"])) + (
-        f"\n\n{result['parameters'] / 1e6:.0f}M random weights (Qwen2.5-VL architecture), one screenshot of "
-        f"{setting['visual_tokens']} visual tokens per request, `{setting['strategy']}`, {hardware['device']}, vLLM "
-        f"{hardware['vllm']}. Stock vLLM and vllm-prune ran side by side and took turns. The figures are medians of "
-        f"{setting['rounds']} per-round ratios to stock: time to the first token of one request alone, and throughput "
-        f"at {setting['concurrency']} requests in flight. Command: `{result['command']}`."
-    )
-
-
-def _speed_row(row: dict[str, Any]) -> list[str]:
-    if row["arm"] == "stock":
-        return ["stock vLLM", f"{row['prompt_tokens']}", "1.00x", "1.00x"]
-    ratios = (row["ttft_ratio"], row["throughput_ratio"])
-    return [f"vllm-prune, {row['arm']}", f"{row['prompt_tokens']}", *(f"{ratio:.2f}x" for ratio in ratios)]
-
-
 def off_cost(results: Path) -> str:
     """One paragraph of `off_cost.json`."""
     result = read(results / "off_cost.json")

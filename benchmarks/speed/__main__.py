@@ -35,6 +35,7 @@ from . import bound, micro
 from .arms import EVS, OURS, STOCK, Arm, matrix, pruning_arguments
 from .fleet import Fleet, Plan
 from .forms import CELL, QUICK, Form, few_arms, few_loads
+from .plot import draw
 from .results import ResultFile, few, show
 from .rounds import Clock, Load, Measured, measure
 from .summary import summarise
@@ -161,7 +162,8 @@ def main(
         arms = _chosen(list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS)), arm)
         result = _with_bounds(arms, Shape.of(folder), ttft_target)
     else:
-        name, loads, arms, result = "speed", few_loads(sizes, levels[0], form), few_arms(strategy, form.keeps), _few
+        name, loads, arms = "speed", few_loads(sizes, levels[0], form), few_arms(strategy, form.keeps)
+        result = _with_bounds(arms, Shape.of(folder), ttft_target, few)
         about["setting"] = {"visual_tokens": form.screen[0] * form.screen[1], "rounds": form.rounds,
                             "requests": form.requests, "concurrency": levels[0], "strategy": strategy}  # fmt: skip
     file = ResultFile(f"{prefix}{name}", about)
@@ -178,7 +180,10 @@ def main(
     if interrupted:
         print(f"interrupted; what was measured until then is in {file.path}", file=sys.stderr)
         raise typer.Exit(130)
-    print(f"result: {file.finish(save)}", file=sys.stderr)
+    path = file.finish(save)
+    if all_arms:
+        draw(file.result["loads"], path.with_suffix(".png"))
+    print(f"result: {path}", file=sys.stderr)
 
 
 def _interrupted(work: Callable[[], None]) -> bool:
@@ -189,14 +194,11 @@ def _interrupted(work: Callable[[], None]) -> bool:
     return False
 
 
-def _few(measured: Sequence[Measured]) -> dict[str, Any]:
-    return few([summarise(one) for one in measured])
-
-
 def _with_bounds(
-    arms: Sequence[Arm], shape: Shape, target: float | None
-) -> Callable[[Sequence[Measured]], dict[str, Any]]:
-    """What makes the matrix's result from its loads: their summaries, with the bounds of this machine."""
+    arms: Sequence[Arm], shape: Shape, target: float | None,
+    form: Callable[[Sequence[dict[str, Any]]], dict[str, Any]] = lambda cells: {"loads": cells},
+) -> Callable[[Sequence[Measured]], dict[str, Any]]:  # fmt: skip
+    """What makes a result from loads: their summaries, with the bounds of this machine, in the form of the file."""
     speeds = micro.measure()
 
     def result(measured: Sequence[Measured]) -> dict[str, Any]:
@@ -205,7 +207,7 @@ def _with_bounds(
             cells.append(cell := summarise(one, target))
             if not one.load.workload.parts and cell["rows"]:
                 bound.add_to(cell, shape, one.load.workload, arms, speeds)
-        return {"speeds": asdict(speeds), "loads": cells}
+        return {"speeds": asdict(speeds), **form(cells)}
 
     return result
 
