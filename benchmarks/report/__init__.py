@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "options": strategies.visual_options,
     "kv_options": strategies.kv_options,
     "strategy_cost": lambda: strategies.costs(RESULTS),
+    "strategy_scaling": lambda: strategies.scaling(RESULTS),
     "settings": settings.sections,
     "budgets": lambda: quality.budgets(RESULTS),
     "quality": lambda: quality.tables(RESULTS),
