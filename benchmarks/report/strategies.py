@@ -84,8 +84,8 @@ def scaling(results: Path) -> str:
     return table(head, lines) + (
         f"\n\nProcessor time of choosing, gathering and merging on one thread, features of {result['width']} values, "
         f"at {', '.join(f'{size:,}' for size in result['sizes'])} visual tokens; the exponent is that of the line "
-        f"through their logarithms (1: in proportion to the visual tokens). Images are one frame, videos frames of 256 visual "
-        f"tokens. {result['hardware']['device']}. Command: `{result['command']}`."
+        f"through their logarithms (1: in proportion to the visual tokens). Images are one frame, videos frames "
+        f"of 256. {result['hardware']['device']}. Command: `{result['command']}`."
     )
 
 
