@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import agreement, engine_results, families, headline, kernels, quality, settings, speed, strategies, stts
+from . import agreement, engine_results, families, headline, kernels, peers, quality, settings, speed, strategies, stts
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,6 +38,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "off_cost": lambda: engine_results.off_cost(RESULTS),
     "kernel_account": lambda: kernels.account(RESULTS),
     "kv_speed": lambda: engine_results.kv_speed(RESULTS),
+    "peers": lambda: peers.peers(RESULTS),
     "soak": lambda: engine_results.soak(RESULTS),
     "stts_accuracy": lambda: stts.accuracy(RESULTS),
     "stts_agreement": lambda: stts.agreement(RESULTS),
