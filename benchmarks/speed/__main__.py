@@ -15,6 +15,7 @@ import json
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -27,7 +28,7 @@ from vllm_prune.cli.host import installed_libraries, preload_list
 
 from ..machine import command_line, hardware, has_cuda
 from ..random_model import parameters
-from ..servers import PRELOAD_AT_START, START_SECONDS
+from ..servers import PRELOAD_AT_START
 from ..seven_b import Model, served
 from ..shapes import Shape
 from ..steps import Steps
@@ -41,6 +42,8 @@ from .rounds import Clock, Load, Measured, measure
 from .summary import summarise
 from .workloads import CPU, Sizes, Workload, workloads
 
+START_SECONDS = 600
+"""How long a server may take to start: a minute where it has a core to itself, many where others work beside it."""
 KEEPS, KV_KEEPS = (0.75, 0.5, 0.25, 0.1), (0.4, 0.2, 0.1)
 
 
@@ -80,7 +83,8 @@ def run(
         folder, given: the checkpoint, and further arguments of its servers.
         arms, loads: what is compared, and at which loads.
         rounds: to measure of each load.
-        limit: seconds for all of it, the start included; rounds that do not fit are left out.
+        limit: seconds for all of it; rounds that do not fit are left out. On a machine that is slow to start servers,
+            half of them are left for rounds in any case.
         keep: called after each whole round with what is measured so far, one entry per load.
 
     Raises:
@@ -91,10 +95,13 @@ def run(
     taking = [[arm for arm in arms if arm.takes(load.workload)] for load in loads]
     counts = [(rounds + 1) * len(some) for some in taking]
     measured: list[Measured] = []
-    with Fleet(folder, logs, min(START_SECONDS, limit)) as fleet, Steps() as steps:
+    with Fleet(folder, logs, START_SECONDS) as fleet, Steps() as steps:
         steps.say(f"starting {len(names)} servers, logs in {logs}")
         if errors := fleet.start(plans(names, loads, given), at_once=2):
             raise StartError("\n".join(f"{name}: {text}" for name, text in errors.items()) + f"\nlogs in {logs}")
+        started = time.monotonic() - deadline.started
+        steps.say(f"servers started within {started:.0f} s")
+        deadline = Clock(max(deadline.left, limit / 2))
         steps.begin(sum(counts))
         for i, (load, some) in enumerate(zip(loads, taking, strict=True)):
             steps.skip_to(sum(counts[:i]))
