@@ -246,7 +246,7 @@ STEPS = (
     Step("greedy max-min in segments (`divprune`, 25%), by steps", choice("divprune", 0.25, False), "torch, on CPUs"),
     Step("the same, all steps in one launch", choice("divprune", 0.25), "`max_min_gains`"),
     Step("greedy max-min over the item (`divprune`, 10%), in blocks", choice("divprune", 0.1, False), "torch, on CPUs"),
-    Step("the same, in one launch up to 8,192 cells", choice("divprune", 0.1), "`max_min_gains`"),
+    Step("the same, in one launch up to 8,192 visual tokens", choice("divprune", 0.1), "`max_min_gains`"),
     Step("window scores and compaction (`snapkv`, 20%), gathered", compaction(kernels=False), "torch, on CPUs"),
     Step("the same over paged keys, rows moved in place", compaction(kernels=True), "`window_logits`, `compact`"),
     Step("queries to the window's ring, one decode step", ring, "`index_copy_`; none in plain graphs"),
