@@ -8,6 +8,7 @@ as in the requests that ours is asked.
 from __future__ import annotations
 
 import base64
+import importlib
 import io
 import json
 import sys
@@ -18,13 +19,14 @@ from typing import Any
 
 import torch
 import transformers
-from kvpress import KeyDiffPress, KnormPress, SnapKVPress  # type: ignore[import-not-found]
 from PIL import Image
 
+# By name, as it is no dependency of this project: it cannot share an environment with vLLM.
+kvpress: Any = importlib.import_module("kvpress")
 WINDOW = 8
 
 
-class RotatedSnapKV(SnapKVPress):  # type: ignore[misc]
+class RotatedSnapKV(kvpress.SnapKVPress):  # type: ignore[misc]
     """SnapKV for models with three rotary angles per token, of which kvpress expects one.
 
     Attributes:
@@ -51,7 +53,7 @@ def press(name: str, keep: float, model: Any) -> Any:
         one = RotatedSnapKV(1 - keep, window_size=WINDOW)
         one.sections = tuple(model.config.text_config.rope_parameters["mrope_section"])
         return one
-    return {"knorm": KnormPress, "keydiff": KeyDiffPress}[name](1 - keep)
+    return {"knorm": kvpress.KnormPress, "keydiff": kvpress.KeyDiffPress}[name](1 - keep)
 
 
 def inputs_of(processor: Any, messages: list[dict[str, Any]]) -> Any:
