@@ -18,10 +18,10 @@ def _max_min_gains(table, lonely, first, out, n, steps, top, BLOCK: tl.constexpr
     inside = cell < n
     nothing = float("-inf")
     alone = tl.load(lonely + segment * n + cell, mask=inside, other=nothing)
-    pick = tl.load(first + segment)
-    gains = tl.where(cell == pick, tl.max(alone, 0) + top, nothing)
+    start = tl.load(first + segment)
+    gains = tl.where(cell == start, tl.max(alone, 0) + top, nothing)
     rows = table + segment * n * n
-    reach = tl.load(rows + pick * n + cell, mask=inside, other=nothing)
+    reach = tl.load(rows + start * n + cell, mask=inside, other=nothing)
     for _ in range(1, steps):
         gain = tl.max(reach, 0)
         # The lowest of equal cells, as `torch.max` has it.
