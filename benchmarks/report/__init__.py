@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from . import agreement, engine_results, families, headline, quality, settings, strategies, stts
+from . import agreement, engine_results, families, headline, kernels, peers, quality, settings, speed, strategies, stts
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -26,15 +26,19 @@ PARTS: dict[str, Callable[[], str]] = {
     "options": strategies.visual_options,
     "kv_options": strategies.kv_options,
     "strategy_cost": lambda: strategies.costs(RESULTS),
+    "strategy_scaling": lambda: strategies.scaling(RESULTS),
     "settings": settings.sections,
     "budgets": lambda: quality.budgets(RESULTS),
     "quality": lambda: quality.tables(RESULTS),
     "resizing": lambda: quality.resizing(RESULTS),
     "demo": lambda: quality.demo(EVALUATION),
     "evaluation": lambda: quality.evaluation(EVALUATION),
-    "speed": lambda: engine_results.speed(RESULTS),
+    "speed": lambda: speed.speed(RESULTS),
+    "speed_matrix": lambda: speed.matrix(RESULTS),
     "off_cost": lambda: engine_results.off_cost(RESULTS),
+    "kernel_account": lambda: kernels.account(RESULTS),
     "kv_speed": lambda: engine_results.kv_speed(RESULTS),
+    "peers": lambda: peers.peers(RESULTS),
     "soak": lambda: engine_results.soak(RESULTS),
     "stts_accuracy": lambda: stts.accuracy(RESULTS),
     "stts_agreement": lambda: stts.agreement(RESULTS),

@@ -69,6 +69,26 @@ def costs(results: Path) -> str:
     )
 
 
+def scaling(results: Path) -> str:
+    """How what choosing takes grows with the visual tokens."""
+    result = read(results / "strategy_scaling.json")
+    if result is None:
+        return NOT_MEASURED
+    ends = f"per visual token, {max(result['sizes']):,} over {result['reference']:,}"
+    lines = []
+    for row in result["rows"]:
+        first, last = (f"{row['ms'][str(of(result['sizes']))]:.1f} ms" for of in (min, max))
+        fit = (first, last, f"{row['exponent']:.2f}", f"{row['growth']:.2f}")
+        lines.append([f"`{row['strategy']}`", row["modality"], f"{row['keep']:.0%}", *fit])
+    head = ["strategy", "modality", "kept", *(f"{of(result['sizes']):,}" for of in (min, max)), "exponent", ends]
+    return table(head, lines) + (
+        f"\n\nProcessor time of choosing, gathering and merging on one thread, features of {result['width']} values, "
+        f"at {', '.join(f'{size:,}' for size in result['sizes'])} visual tokens; the exponent is that of the line "
+        f"through their logarithms (1: in proportion to the visual tokens). Images are one frame, videos frames "
+        f"of 256. {result['hardware']['device']}. Command: `{result['command']}`."
+    )
+
+
 def _options(catalogue: Catalogue[Any]) -> str:
     by_model: dict[type[Any], list[str]] = {}
     for name in catalogue.names():

@@ -15,6 +15,7 @@ import json
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -35,12 +36,19 @@ from . import bound, micro
 from .arms import EVS, OURS, STOCK, Arm, matrix, pruning_arguments
 from .fleet import Fleet, Plan
 from .forms import CELL, QUICK, Form, few_arms, few_loads
+from .plot import draw
 from .results import ResultFile, few, show
 from .rounds import Clock, Load, Measured, measure
 from .summary import summarise
 from .workloads import CPU, Sizes, Workload, workloads
 
+START_SECONDS = 600
+"""How long a server may take to start: a minute where it has a core to itself, many where others work beside it."""
 KEEPS, KV_KEEPS = (0.75, 0.5, 0.25, 0.1), (0.4, 0.2, 0.1)
+
+
+class StartError(RuntimeError):
+    """A server did not start; says which, why, and where its log is."""
 
 
 def plans(servers: Sequence[str], loads: Sequence[Load], given: Sequence[str]) -> list[Plan]:
@@ -75,21 +83,25 @@ def run(
         folder, given: the checkpoint, and further arguments of its servers.
         arms, loads: what is compared, and at which loads.
         rounds: to measure of each load.
-        limit: seconds for all of it, the start included; rounds that do not fit are left out.
+        limit: seconds for all of it; rounds that do not fit are left out. On a machine that is slow to start servers,
+            half of them are left for rounds in any case.
         keep: called after each whole round with what is measured so far, one entry per load.
 
     Raises:
-        RuntimeError: a server does not start.
+        StartError: a server does not start.
     """
     logs, deadline = Path(tempfile.mkdtemp(prefix="vllm-prune-speed-")), Clock(limit)
     names = list(dict.fromkeys(arm.server for arm in arms))
     taking = [[arm for arm in arms if arm.takes(load.workload)] for load in loads]
     counts = [(rounds + 1) * len(some) for some in taking]
     measured: list[Measured] = []
-    with Fleet(folder, logs) as fleet, Steps() as steps:
+    with Fleet(folder, logs, START_SECONDS) as fleet, Steps() as steps:
         steps.say(f"starting {len(names)} servers, logs in {logs}")
         if errors := fleet.start(plans(names, loads, given), at_once=2):
-            raise RuntimeError(f"logs in {logs}: " + "\n".join(f"{name}: {text}" for name, text in errors.items()))
+            raise StartError("\n".join(f"{name}: {text}" for name, text in errors.items()) + f"\nlogs in {logs}")
+        started = time.monotonic() - deadline.started
+        steps.say(f"servers started within {started:.0f} s")
+        deadline = Clock(max(deadline.left, limit / 2))
         steps.begin(sum(counts))
         for i, (load, some) in enumerate(zip(loads, taking, strict=True)):
             steps.skip_to(sum(counts[:i]))
@@ -157,20 +169,28 @@ def main(
         arms = _chosen(list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS)), arm)
         result = _with_bounds(arms, Shape.of(folder), ttft_target)
     else:
-        name, loads, arms, result = "speed", few_loads(sizes, levels[0], form), few_arms(strategy, form.keeps), _few
+        name, loads, arms = "speed", few_loads(sizes, levels[0], form), few_arms(strategy, form.keeps)
+        result = _with_bounds(arms, Shape.of(folder), ttft_target, few)
         about["setting"] = {"visual_tokens": form.screen[0] * form.screen[1], "rounds": form.rounds,
                             "requests": form.requests, "concurrency": levels[0], "strategy": strategy}  # fmt: skip
     file = ResultFile(f"{prefix}{name}", about)
-    with terminated_like_interrupted():
-        interrupted = _interrupted(
-            lambda: run(folder, given, arms, loads, form.rounds, form.limit, lambda some: file.write(result(some)))
-        )
+    try:
+        with terminated_like_interrupted():
+            interrupted = _interrupted(
+                lambda: run(folder, given, arms, loads, form.rounds, form.limit, lambda some: file.write(result(some)))
+            )
+    except StartError as error:
+        print(f"no server to measure: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
     for cell in file.result.get("loads", ()):
         show(cell, f"{about['parameters'] / 1e6:.0f}M parameters, {cell['visual_tokens']} visual tokens")
     if interrupted:
         print(f"interrupted; what was measured until then is in {file.path}", file=sys.stderr)
         raise typer.Exit(130)
-    print(f"result: {file.finish(save)}", file=sys.stderr)
+    path = file.finish(save)
+    if all_arms:
+        draw(file.result["loads"], path.with_suffix(".png"))
+    print(f"result: {path}", file=sys.stderr)
 
 
 def _interrupted(work: Callable[[], None]) -> bool:
@@ -181,14 +201,11 @@ def _interrupted(work: Callable[[], None]) -> bool:
     return False
 
 
-def _few(measured: Sequence[Measured]) -> dict[str, Any]:
-    return few([summarise(one) for one in measured])
-
-
 def _with_bounds(
-    arms: Sequence[Arm], shape: Shape, target: float | None
-) -> Callable[[Sequence[Measured]], dict[str, Any]]:
-    """What makes the matrix's result from its loads: their summaries, with the bounds of this machine."""
+    arms: Sequence[Arm], shape: Shape, target: float | None,
+    form: Callable[[Sequence[dict[str, Any]]], dict[str, Any]] = lambda cells: {"loads": cells},
+) -> Callable[[Sequence[Measured]], dict[str, Any]]:  # fmt: skip
+    """What makes a result from loads: their summaries, with the bounds of this machine, in the form of the file."""
     speeds = micro.measure()
 
     def result(measured: Sequence[Measured]) -> dict[str, Any]:
@@ -197,7 +214,7 @@ def _with_bounds(
             cells.append(cell := summarise(one, target))
             if not one.load.workload.parts and cell["rows"]:
                 bound.add_to(cell, shape, one.load.workload, arms, speeds)
-        return {"speeds": asdict(speeds), "loads": cells}
+        return {"speeds": asdict(speeds), **form(cells)}
 
     return result
 

@@ -75,7 +75,10 @@ def request_of(shape: Shape, workload: Workload, arm: Arm, text: int = 32) -> Re
         pictures += [PATCHES * rows * cols] * (frames // 2)
     kv = (arm.pruning or {}).get("kv") or {}
     whole = Request(tuple(pictures), text + workload.words, workload.tokens, arm.keep, rows=kv.get("keep", 1.0))
-    return replace(whole, cut_after=min(CUT_AFTER, shape.depth - 1)) if arm.place == "tower" else whole
+    if arm.place != "tower":
+        return whole
+    after = ((arm.pruning or {}).get("visual") or {}).get("options", {}).get("after")
+    return replace(whole, cut_after=min(CUT_AFTER if after is None else after, shape.depth - 1))
 
 
 def seconds(shape: Shape, request: Request, speeds: Speeds, batch: int) -> Seconds:

@@ -73,7 +73,8 @@ def few(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
         rows.append({
             "arm": name, "prompt_tokens": int(many["prompt_tokens"]), "ttft": one["ttft_p50_ms"] / 1000,
             "requests_per_second": many["requests_per_second"], "ttft_ratio": one["ttft_ratio"],
-            "throughput_ratio": many["throughput_ratio"],
+            "throughput_ratio": many["throughput_ratio"], "ttft_bound": one.get("ratio_bound"),
+            "throughput_bound": many.get("ratio_bound"),
         })  # fmt: skip
     return {"rows": rows, "loads": list(cells)}
 
@@ -84,7 +85,15 @@ def show(cell: dict[str, Any], note: str) -> None:
     count = f"{rounds} rounds" if rounds == wanted else f"only {rounds} of {wanted} rounds"
     title = f"{cell['workload']}, {cell['concurrency']} in flight, medians of {count}, {note}"
     table = Table(
-        "arm", "prompt tokens", "TTFT p50 ms", "TTFT vs stock", "ITL p50 ms", "requests/s", "vs stock", title=title
+        "arm",
+        "prompt tokens",
+        "TTFT p50 ms",
+        "TTFT vs stock",
+        "ITL p50 ms",
+        "requests/s",
+        "vs stock",
+        "bound",
+        title=title,
     )
     for row in cell["rows"]:
         gap = row["itl_p50_ms"]
@@ -92,6 +101,7 @@ def show(cell: dict[str, Any], note: str) -> None:
             row["arm"], f"{row['prompt_tokens']:.0f}", f"{row['ttft_p50_ms']:.0f}", f"{row['ttft_ratio']:.2f}x",
             "-" if gap is None else f"{gap:.1f}", f"{row['requests_per_second']:.2f}",
             f"{row['throughput_ratio']:.2f}x ({row['throughput_lowest']:.2f} to {row['throughput_highest']:.2f})",
+            f"{row['ratio_bound']:.2f}x" if "ratio_bound" in row else "-",
         )  # fmt: skip
     Console(width=130).print(table)
     for arm, error in cell["errors"].items():

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,13 +21,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from benchmarks.machine import RESULTS
+from benchmarks.report import speed as report
+from benchmarks.shapes import SEVEN_B
 from benchmarks.speed import __main__ as command
+from benchmarks.speed import bound
 from benchmarks.speed import rounds as rounds_module
 from benchmarks.speed.arms import EVS, OURS, STOCK, Arm, matrix, peer, pruning_arguments, stock, visual
 from benchmarks.speed.client import Answer
 from benchmarks.speed.fleet import Fleet
 from benchmarks.speed.forms import QUICK, Form, few_arms, few_loads
 from benchmarks.speed.meters import Spent
+from benchmarks.speed.micro import Speeds
+from benchmarks.speed.plot import draw
 from benchmarks.speed.results import ResultFile, few, show
 from benchmarks.speed.rounds import Clock, Load, Measured, Round, interleaved, measure
 from benchmarks.speed.summary import summarise
@@ -264,6 +270,8 @@ def test_a_run_that_is_ended_leaves_its_results(
     monkeypatch.setattr(command, "served", lambda shape: (tmp_path, [], ""))
     monkeypatch.setattr(command, "parameters", lambda folder: 1_000_000)
     monkeypatch.setattr(command, "hardware", dict)
+    monkeypatch.setattr(command.Shape, "of", lambda folder: SEVEN_B)
+    monkeypatch.setattr(command.micro, "measure", lambda: Speeds(1e11, 1e10, "cpu", "float32"))
     monkeypatch.setattr(command, "ResultFile", partial(ResultFile, folder=tmp_path))
     # Screens of this size take no time to draw.
     words = ["--quick", "--rows", "2", "--cols", "2"]
@@ -278,6 +286,30 @@ def test_a_run_that_is_ended_leaves_its_results(
     # Four arms warm up, and the first load has one whole round before the tenth measurement ends the run.
     assert written["finished"] == (after is None)
     assert [cell["rounds"] for cell in written["loads"]] == ([5, 5] if after is None else [1])
+
+
+class UnstartedFleet(FakeFleet):
+    """A server of it does not start."""
+
+    def start(self, plans: Any, at_once: int) -> dict[str, str]:
+        return {OURS: "ours did not answer in 300 s"}
+
+
+def test_a_server_that_does_not_start_is_named_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "Fleet", UnstartedFleet)
+    monkeypatch.setattr(command, "served", lambda shape: (tmp_path, [], ""))
+    monkeypatch.setattr(command, "parameters", lambda folder: 1_000_000)
+    monkeypatch.setattr(command, "hardware", dict)
+    monkeypatch.setattr(command.Shape, "of", lambda folder: SEVEN_B)
+    monkeypatch.setattr(command.micro, "measure", lambda: Speeds(1e11, 1e10, "cpu", "float32"))
+    outcome = CliRunner().invoke(app(), ["--quick"])
+    assert outcome.exit_code == 1
+    said = outcome.output + capfd.readouterr().err
+    assert "ours did not answer in 300 s" in said
+    assert "logs in" in said
+    assert "Traceback" not in said
 
 
 def app() -> typer.Typer:
@@ -318,4 +350,40 @@ def test_the_few_arms_give_the_schema_of_the_committed_result() -> None:
     assert [arm.name for arm in arms] == [row["arm"] for row in committed["rows"]]
     cell = summarise(measured(**{arm.name: [1.0] for arm in arms}))
     (row, *_) = few([cell, cell])["rows"]
-    assert row.keys() == committed["rows"][0].keys()
+    bounds = {"ttft_bound", "throughput_bound"}
+    assert row.keys() - bounds == committed["rows"][0].keys() - bounds
+
+
+def test_the_matrix_has_a_table_and_a_panel_for_each_load(tmp_path: Path) -> None:
+    arms = [stock(), peer(EVS, 0.25), visual(0.25, "tower")]
+    cells = [summarise(measured(**{arm.name: [2.0 / (i + 1)] * 2 for i, arm in enumerate(arms)})) for _ in range(2)]
+    speeds = Speeds(1e11, 1e10, "cpu", "float32")
+    bound.add_to(cells[0], SEVEN_B, LOAD.workload, arms, speeds)
+    cells.append(summarise(Measured(LOAD, 5)))
+    about = {"parameters": 1e8, "hardware": {"device": "2 cores", "vllm": "0.32.0"}, "command": "a command"}
+    written = about | {"speeds": asdict(speeds), "loads": cells}
+    (tmp_path / "speed_matrix.json").write_text(json.dumps(written, allow_nan=False))
+    text = report.matrix(tmp_path)
+    row = next(line for line in text.splitlines() if line.startswith("| keep 25% in the tower"))
+    most = cells[0]["rows"][2]["ratio_bound"]
+    assert f"| 3.00x (3.00 to 3.00) | {3 / most:.0%} of {most:.2f}x |" in row
+    assert text.count("| arm |") == 2
+    assert "No round was whole." in text
+    draw(cells, tmp_path / "matrix.png")
+    assert Image.open(tmp_path / "matrix.png").width > 600
+
+
+def test_a_table_of_the_few_has_the_bound_where_it_is_known() -> None:
+    row = {"arm": "keep 0.25", "prompt_tokens": 405, "ttft_ratio": 2.0, "throughput_ratio": 3.0}
+    assert report._few_row(row)[2:] == ["2.00x", "3.00x"]
+    assert report._few_row(row | {"ttft_bound": 4.0, "throughput_bound": 4.0})[2:] == [
+        "2.00x (50% of 4.00x)", "3.00x (75% of 4.00x)",
+    ]  # fmt: skip
+
+
+def test_the_bound_knows_after_which_block_an_arm_cuts() -> None:
+    """The few arms cut a small tower early."""
+    cut = few_arms("divprune", (0.25,))[-1]
+    assert cut.place == "tower"
+    assert bound.request_of(SEVEN_B, LOAD.workload, cut).cut_after == 1
+    assert bound.request_of(SEVEN_B, LOAD.workload, visual(0.25, "tower")).cut_after == bound.CUT_AFTER

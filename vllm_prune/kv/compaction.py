@@ -182,11 +182,12 @@ class Compactor:
         end = command.rows + command.evicted
         window = request.slots_of(range(end - request.window, end))
         slots = async_tensor_h2d(window, device=self.device, dtype=torch.int64)
+        unmoved = self._unmoved(command, request, layers[0])
         scoring = 0.0
         for index in layers:
             rows = self.rows[index]
             keys, values = rows.read(source)
-            view = self._view(index, command, request, keys, values, source.slots, slots)
+            view = self._view(index, command, request, keys, values, source.slots, slots, unmoved)
             started = time.perf_counter()
             with gpu_sync_allowed() if request.strategy.waits_for_device() else nullcontext():
                 kept, scores = request.strategy.select(view, command.keep)
@@ -216,34 +217,48 @@ class Compactor:
         values: Tensor,
         source: Tensor,
         window_slots: Tensor,
+        unmoved: tuple[Tensor, Tensor] | None,
     ) -> LayerView:
-        first, positions = index not in request.positions, self._positions(index, command, request, len(keys))
+        if unmoved is not None:
+            positions, media = (one.expand(len(keys), -1) for one in unmoved)
+        else:
+            positions, media = self._moved(index, command, request)
         source_of = LayerSource(self, index, request, source, window_slots, len(keys))
         signals = fields_of(request.strategy.wanted(), source_of)
         return LayerView(
             keys=keys.float(),
             values=values.float,
             positions=positions,
-            media=self._media(request, positions),
-            items=request.items if first else (),
+            media=media,
+            items=() if unmoved is None else request.items,
             layer=index,
             gamma=request.budgets.gamma(self.cache_groups[command.group][0]),
             window=request.window,
             scale=float(self.layers[index].impl.scale),
             carried=self._carried(index, command, request),
-            first=first,
+            first=unmoved is not None,
             head_offset=self.head_offset,
             seed=request.seed,
             total=self.total,
             **signals,
         )
 
-    def _positions(self, index: int, command: Compaction, request: CachedRequest, heads: int) -> Tensor:
-        kept = request.positions.get(index)
-        start = 0 if kept is None else kept.shape[1]
-        since = torch.arange(start + command.evicted, command.rows + command.evicted, device=self.device)
-        since = since.expand(heads, -1)
-        return since if kept is None else torch.cat([kept, since], dim=1)
+    def _unmoved(self, command: Compaction, request: CachedRequest, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Position and media item of rows that no compaction has moved, int64 [L] both; the same in all layers.
+
+        None after the request's first compaction.
+        """
+        if layer in request.positions:
+            return None
+        positions = torch.arange(command.evicted, command.rows + command.evicted, device=self.device)
+        return positions, self._media(request, positions)
+
+    def _moved(self, index: int, command: Compaction, request: CachedRequest) -> tuple[Tensor, Tensor]:
+        """Position and media item of each row of a layer after its first compaction, int64 [H, L] both."""
+        kept = request.positions[index]
+        since = torch.arange(kept.shape[1] + command.evicted, command.rows + command.evicted, device=self.device)
+        positions = torch.cat([kept, since.expand(len(kept), -1)], dim=1)
+        return positions, self._media(request, positions)
 
     def _carried(self, index: int, command: Compaction, request: CachedRequest) -> dict[str, Tensor]:
         carried = request.carried.get(index, {}).items()

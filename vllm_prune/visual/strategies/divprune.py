@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...grid import Grid
 from .base import Context, Strategy, TowerOptions, best, best_per_frame
-from .maths import banded, diverse_order, farthest_points, highest, sketch
+from .maths import banded, diverse_order, diversity, farthest_points, highest, sketch
 
 # One CPU thread compares 2,048 cells in segments of this size in the time of their projection.
 _SEGMENT = 256
@@ -28,9 +28,9 @@ class DivPrune(Strategy):
     128-wide sketch of the cells, in one of two ways:
 
     - Small K (at most a fifth of M) over the whole item, as in the paper: the first 32 picks one after the other, all
-      others in 32 blocks (`maths.diverse_order`). The first is the cell farthest from the mean; the authors' is the one
-      whose nearest neighbour is farthest, which takes M * M comparisons to find. These are M * K, and where those are
-      too many this way is left.
+      others in 32 blocks (`maths.diverse_order`); on a GPU all of them one after the other in one launch, up to 8,192
+      cells. The first is the cell farthest from the mean; the authors' is the one whose nearest neighbour is farthest,
+      which takes M * M comparisons to find. These are M * K, and where those are too many this way is left.
     - Else every frame, and every band of at most 256 cells of a larger frame, at the same time. A segment's picks come
       at shrinking distances; the K picks at the largest distances of all segments are kept, so a varied segment gets
       more than a plain one, up to twice its even share. This keeps what repeats from frame to frame once in each,
@@ -60,6 +60,8 @@ class DivPrune(Strategy):
 def _over_all(units: Tensor, grid: Grid, count: int) -> Tensor:
     """The first `count` picks over the whole item, one of each frame among them where they suffice; int64 [count]."""
     first = highest(-(units @ units.mean(0)), 1)
+    if diversity.launches_once(units, grid.tokens):
+        return best(farthest_points(units[None], count, first=first)[0], count, grid.frames)
     order = diverse_order(units, count, lambda _, similar: 1 - similar, first)
     ranks = units.new_zeros(grid.tokens)
     ranks[order] = torch.arange(count, 0, -1, dtype=ranks.dtype, device=ranks.device)

@@ -17,6 +17,8 @@ float32 [n], to float32 [n]. Less or equal for a larger cosine."""
 ONE_BY_ONE = 32
 """Picks of a greedy choice that are made one after the other; all others are made in as many blocks."""
 _CANDIDATES = 8
+ONE_LAUNCH = 8192
+"""Cells of a segment up to which a GPU makes all steps of `farthest_points` in one launch: a table of 256 MiB."""
 # Below every gain, and still small enough for `highest`.
 _PICKED = -1024.0
 
@@ -38,31 +40,49 @@ def farthest_points(units: Tensor, steps: int, valid: Tensor | None = None, firs
         Gains, float32 [S, n]: distance (1 - cosine, 0 to 2) to the earlier picks when picked, 2 to 4 for
         the first pick, -inf where the cell was not picked.
     """
-    segments, n, _ = units.shape
+    n = units.shape[1]
     # In whole steps of 2^-20, so that equal content ties exactly; see `quantise`.
     whole = units.new_full((), STEP)
     distance = torch.baddbmm(whole, units, units.mT, alpha=-STEP).round_().clamp_min_(0)
     lonely = _fill(distance, torch.inf, valid).amin(-1).clamp_max_(2 * STEP)
     if valid is not None:
         lonely.masked_fill_(~valid, -torch.inf)
-    gains = units.new_empty(steps, segments)
-    picks = torch.empty((steps, segments), dtype=torch.int64, device=units.device)
-    torch.max(lonely, 1, out=(gains[0], picks[0]))
-    gains[0] += 2 * STEP
-    if first is not None:
-        picks[0] = first
+    picks = lonely.max(1).indices if first is None else first
     # -inf outlives every minimum, so neither padding nor a picked cell is ever picked again.
-    table = _fill(distance, -torch.inf, valid).view(segments * n, n)
-    offsets = torch.arange(segments, device=units.device) * n
-    reach = table.index_select(0, picks[0] + offsets)
+    table = _fill(distance, -torch.inf, valid)
+    gains = gains_in_one_launch if launches_once(units, n) else gains_by_steps
+    return gains(table, lonely, picks, steps, 2 * STEP) / STEP
+
+
+def launches_once(units: Tensor, n: int) -> bool:
+    """Whether `farthest_points` makes all steps of segments of n cells in one launch, so that many steps are cheap."""
+    return units.is_cuda and n <= ONE_LAUNCH
+
+
+def gains_in_one_launch(table: Tensor, lonely: Tensor, first: Tensor, steps: int, top: float) -> Tensor:
+    """See `kernels.max_min_gains`; Triton is imported where a GPU needs it only."""
+    from .kernels import max_min_gains
+
+    return max_min_gains(table, lonely, first, steps, top)
+
+
+def gains_by_steps(table: Tensor, lonely: Tensor, first: Tensor, steps: int, top: float) -> Tensor:
+    """What `kernels.max_min_gains` computes, in three calls a step."""
+    segments, n = lonely.shape
+    gains = lonely.new_empty(steps, segments)
+    picks = torch.empty((steps, segments), dtype=torch.int64, device=lonely.device)
+    gains[0], picks[0] = lonely.amax(1) + top, first
+    rows = table.view(segments * n, n)
+    offsets = torch.arange(segments, device=lonely.device) * n
+    reach = rows.index_select(0, picks[0] + offsets)
     row = torch.empty_like(reach)
     for step in range(1, steps):
         torch.max(reach, 1, out=(gains[step], picks[step]))
-        torch.index_select(table, 0, picks[step] + offsets, out=row)
+        torch.index_select(rows, 0, picks[step] + offsets, out=row)
         torch.minimum(reach, row, out=reach)
-    unpicked = units.new_full((segments, n), -torch.inf)
+    unpicked = lonely.new_full((segments, n), -torch.inf)
     # An exhausted segment repeats cell 0 with gain -inf; the maximum keeps the real one.
-    return unpicked.scatter_reduce_(1, picks.T, gains.T / STEP, "amax")
+    return unpicked.scatter_reduce_(1, picks.T, gains.T, "amax")
 
 
 def _fill(distance: Tensor, value: float, valid: Tensor | None) -> Tensor:
