@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
 import pytest
+
+from vllm_prune.catalogue import VISUAL
 
 from .media_files import image_part, jpeg, mp4, png, user, video_part
 
@@ -68,6 +72,28 @@ def test_reported_equals_prefilled(client: openai.OpenAI, model: str, text_token
         else:
             assert visual["kept_tokens"] == visual["input_tokens"]
         assert usage.pruning["clamped"] == []
+
+
+def test_every_strategy_keeps_as_many(client: openai.OpenAI, model: str, text_tokens: dict[str, int]) -> None:
+    """All at once, each with a picture and a video, and as many visual tokens as the simplest one keeps of the same."""
+
+    def kept(name: str, modalities: Iterable[str]) -> int:
+        part = {"strategy": name, "keep": 0.3}
+        budget = {modality: part if modality in modalities else None for modality in ("image", "video")}
+        usage = ask(client, model, MIXES["image video"], {"visual": budget}).usage
+        count = usage.pruning["visual"]["kept_tokens"]
+        assert usage.prompt_tokens - text_tokens["image video"] == count, name
+        return int(count)
+
+    classes = {name: VISUAL.strategy_class(name) for name in VISUAL.names() if name != "none"}
+    asked = {name: cls.modalities for name, cls in classes.items() if not {"weights", "selector"} & cls().wanted()}
+    assert len(asked) >= 25
+    wanted = {modalities: kept("uniform", modalities) for modalities in set(asked.values())}
+    with ThreadPoolExecutor(16) as threads:
+        counts = dict(zip(asked, threads.map(kept, asked, asked.values()), strict=True))
+    for name, modalities in asked.items():
+        most = wanted[modalities]
+        assert (0 < counts[name] <= most) if name == "resize" else (counts[name] == most), name
 
 
 def test_each_modality_has_its_own_budget(client: openai.OpenAI, model: str) -> None:
