@@ -83,7 +83,14 @@ def _of_defaults(results: Path, keep: float) -> str:
     if len({*names.values()}) == 1:
         return _shares(results, names["visual"], keep)
     shares = {part: percent(accuracy(results, part, name, keep)) for part, name in names.items()}
-    return f"images {shares['visual']} (`{names['visual']}`), videos {shares['video']} (`{names['video']}`)"
+    texts = {part: _place(name) for part, name in names.items()}
+    return f"images {shares['visual']} ({texts['visual']}), videos {shares['video']} ({texts['video']})"
+
+
+def _place(arm: str) -> str:
+    """An arm of the accuracy tables, in words."""
+    strategy, _, inside = arm.partition("@")
+    return f"`{strategy}`, inside the tower" if inside else f"`{strategy}`"
 
 
 def _shares(results: Path, strategy: str, keep: float | None) -> str:
