@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_prune.budget.kv import KEY, KvSpec
+from vllm_prune.budget.kv import KEY, REPORT, KvSpec
 from vllm_prune.kv.suitability import SCHEDULER, WORKER
 
 from .engines import answer_of
@@ -71,6 +71,29 @@ def journal() -> Iterator[Journal]:
 
     with compactions(record):
         yield recorded
+
+
+@contextmanager
+def reports() -> Iterator[dict[str, dict[str, Any]]]:
+    """Record the last report of each request by its number, as in-process schedulers write it.
+
+    A process that has imported vLLM's server takes reports off the outputs before a test sees them.
+    """
+    from vllm_prune.kv import scheduler
+
+    original, recorded = scheduler.attach, dict[str, dict[str, Any]]()
+
+    def attach(outputs: Any, tallies: Any) -> None:
+        original(outputs, tallies)
+        for output in outputs:
+            if REPORT in (output.kv_transfer_params or {}):
+                recorded[output.request_id.split("-")[0]] = dict(output.kv_transfer_params[REPORT])
+
+    scheduler.attach = attach
+    try:
+        yield recorded
+    finally:
+        scheduler.attach = original
 
 
 class Evictor:

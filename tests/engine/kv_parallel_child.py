@@ -27,7 +27,10 @@ STEPS = 36
 
 
 def answers(llm: Any) -> list[Any]:
-    """Tokens, log-probabilities and number of compactions of one request under every budget, in one batch."""
+    """Number, tokens and log-probabilities of one request under every budget, in one batch, and what KV reports say.
+
+    The last is None where the process takes reports off the outputs.
+    """
     cell = CELL["qwen2_5_vl"]
     request = media.ask(media.image(6 * cell, 8 * cell, 1), media.image(5 * cell, 8 * cell, 2))
     found = []
@@ -35,7 +38,8 @@ def answers(llm: Any) -> list[Any]:
         completion = output.outputs[0]
         chosen = zip(completion.token_ids, completion.logprobs, strict=True)
         logprobs = [entry[token].logprob for token, entry in chosen]
-        found.append([list(completion.token_ids), logprobs, output.kv_transfer_params[REPORT]["compactions"]])
+        report = (output.kv_transfer_params or {}).get(REPORT)
+        found.append([output.request_id, list(completion.token_ids), logprobs, report])
     return found
 
 

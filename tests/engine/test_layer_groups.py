@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_prune.budget.kv import KEY, REPORT, KvSpec
+from vllm_prune.budget.kv import KEY, KvSpec
 from vllm_prune.catalogue import KV
 
 from . import media
 from .cache_groups import assert_nothing_left, managers, preemptions, run_with_aborts
 from .checkpoints import CELL
 from .engines import EnginePool, answer_of, generate, reset, runner_of
-from .eviction import EVICTING, evict, free_blocks, scheduler_of
+from .eviction import EVICTING, evict, free_blocks, reports, scheduler_of
 from .layer_groups import LayeredEvictor, Stairs, compare_with_layered, journal_by_layer, options
 from .matrix import UNIFORM
 from .media import Request
@@ -140,7 +140,8 @@ def test_an_exit_frees_the_visual_rows_of_late_layers(engines: EnginePool) -> No
 
     scheduler.compacting.compact = watch
     try:
-        [output] = evict(llm, [request], [spec], 20)
+        with reports() as reported:
+            [output] = evict(llm, [request], [spec], 20)
     finally:
         del scheduler.compacting.compact
     [(before, after, lengths)] = held
@@ -151,7 +152,7 @@ def test_an_exit_frees_the_visual_rows_of_late_layers(engines: EnginePool) -> No
     assert lengths == [(1, prompt, text), (2, prompt, text)]
     assert after == [before[0], -(-text // size), -(-text // size)]
     assert after[1] < before[1]
-    report, fewer = output.kv_transfer_params[REPORT], before[1] - after[1]
+    report, fewer = reported[output.request_id], before[1] - after[1]
     assert report["layer_groups"] == [
         {"first_layer": 0, "kept_tokens": prompt, "freed_blocks": 0},
         {"first_layer": 1, "kept_tokens": text, "freed_blocks": fewer},

@@ -98,6 +98,8 @@ def test_a_model_without_an_adapter_and_another_worker_refuse_budgets(text_model
         startup = httpx.get(f"{server.url}/health/startup", timeout=30).json()
         assert startup["pruning"] is False
         assert startup["findings"]
+        defaults = httpx.get(f"{server.url}/v1/pruning/strategies", timeout=30).json()["defaults"]
+        assert defaults["video"]["options"]["where"] == "embed"
         body = {"model": server.model_name, "prompt": "hello", "max_tokens": 2}
         plain = httpx.post(f"{server.url}/v1/completions", json=body, timeout=120)
         assert plain.status_code == 200

@@ -43,7 +43,7 @@ def served(
             cudagraph_mm_encoder=changes.get("graphs", False), compile_mm_encoder=changes.get("compiled", False)
         ),
         model_config=SimpleNamespace(
-            multimodal_config=mm,
+            multimodal_config=None if changes.get("text") else mm,
             hf_config=SimpleNamespace(vision_config=tower),
             model="nobody/nothing",
             revision=None,
@@ -66,6 +66,7 @@ CLOSED: dict[str, dict[str, Any]] = {
     "data-parallel encoding": {"tp_mode": "data"},
     "a backend without a cut": {"backend": "AttentionBackendEnum.FLASHINFER"},
     "an adapter without a cut": {"architecture": GENERIC},
+    "a text model": {"architecture": "LlamaForCausalLM", "text": True},
 }
 
 

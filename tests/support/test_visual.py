@@ -33,7 +33,13 @@ def config(
     vision = SimpleNamespace(vision_config=SimpleNamespace(depth=depth, hidden_size=8, spatial_merge_size=2))
     return SimpleNamespace(
         compilation_config=SimpleNamespace(cudagraph_mm_encoder=graphs, compile_mm_encoder=compiled),
-        model_config=SimpleNamespace(multimodal_config=mm, hf_config=vision, model=model, revision=None),
+        model_config=SimpleNamespace(
+            multimodal_config=mm,
+            hf_config=vision,
+            model=model,
+            revision=None,
+            architectures=["Qwen2_5_VLForConditionalGeneration"],
+        ),
     )
 
 

@@ -53,7 +53,10 @@ def cut_problems(vllm_config: Any, after: int | None) -> Iterator[Finding]:
     """
     where = "pruning.visual.options.where"
     family = signals.served_family(vllm_config)
-    if family is not None and not family.cuts:
+    if family is None or vllm_config.model_config.multimodal_config is None:
+        yield unsupported_model(vllm_config.model_config)
+        return
+    if not family.cuts:
         yield Finding("hidden_tower", where, no_cut(family))
     for obstacle in signals.obstacles(vllm_config):
         yield Finding("hidden_tower", where, f"{obstacle} runs the tower as a whole; use where: embed")
