@@ -16,6 +16,7 @@ from ..checkpoints import (
     _SPECIAL,
     _TEMPLATE,
     _VISION,
+    _qwen3_vl,
     _special_ids,
     _text_config,
     byte_tokenizer,
@@ -129,6 +130,9 @@ def _qwen3_5_parts(tokenizer: Any, **more: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
         **_special_ids(tokenizer),
     }
+
+
+qwen3_vl: Recipe = _qwen3_vl
 
 
 def qwen3_vl_moe(tokenizer: Any, folder: Path) -> Any:

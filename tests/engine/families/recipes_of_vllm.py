@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -39,6 +40,17 @@ def renamed(weights: dict[str, Tensor], rules: dict[str, str]) -> dict[str, Tens
             name = re.sub(pattern, new, name)
         out[name] = tensor
     return out
+
+
+def called(architecture: str, before: Callable[[Path], None] = lambda folder: None) -> Callable[[Path], None]:
+    """A rewrite that changes the architecture's name alone, behind another rewrite where the format needs one."""
+
+    def change(folder: Path) -> None:
+        before(folder)
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": [architecture]}))
+
+    return change
 
 
 def internvl_twin(tokenizer: Any, folder: Path) -> Any:
@@ -130,6 +142,16 @@ def with_head(folder: Path) -> None:
     # Where EXAONE 4.5's head looks for them.
     more = {"num_nextn_predict_layers": 1, "vocab_size": text["vocab_size"]}
     rewrite(folder, {**weights, **{f"mtp.{name}": each.clone() for name, each in head.items()}}, settings | more)
+
+
+def cosmos3(folder: Path) -> None:
+    """Cosmos 3 of its twin Qwen3-VL: the names without their parts, the tensors in a folder of their own."""
+    weights, settings = read(folder)
+    flat = renamed(weights, {r"^model\.(language_model|visual)\.": ""})
+    settings |= {"architectures": ["Cosmos3ForConditionalGeneration"], "model_type": "cosmos3_omni"}
+    rewrite(folder, flat, settings)
+    (folder / "transformer").mkdir()
+    (folder / "model.safetensors").rename(folder / "transformer" / "model.safetensors")
 
 
 OVIS_STARTS = ("<ovis_image_start>", "<ovis_image_end>", "<ovis_video_start>", "<ovis_video_end>")

@@ -147,19 +147,33 @@ STEP = Row(
     recipes_of_vllm.step3p7_twin, None, recipes_of_vllm.STEP_TOKENS, "<im_patch>", None, ("<im_patch>",), chunk=512,
     rewrite=recipes_of_vllm.step3p7, embed=towers.step3p7, transposed_input=True, slow=True,
 )  # fmt: skip
+INTERNVL = Row(
+    recipes.internvl, None, tuple(recipes.INTERNVL_TOKENS.values()), "<IMG_CONTEXT>", "<video>",
+    ("<IMG_CONTEXT>", "<video>"), kv=True,
+)  # fmt: skip
+OVIS = Row(
+    later("ovis", "twin"), None, recipes_of_vllm.OVIS_TOKENS, "<image>", "<video>", ("<|image_pad|>",), videos=1,
+    rewrite=later("ovis", "ovis"), embed=later("ovis", "tower"), grid=later("ovis", "grid"), marks=(1, 1),
+    kv=True, slow=True,
+)  # fmt: skip
 ROWS = {
     "qwen3_vl_moe": Row(recipes.qwen3_vl_moe, "qwen3_vl", change=recipes.transposed_experts, kv=True),
+    "cosmos3": Row(recipes.qwen3_vl, "qwen3_vl", rewrite=recipes_of_vllm.cosmos3, kv=True, slow=True),
     "qwen3_5": Row(recipes.qwen3_5, "qwen3_vl", chunk=192, float32_delta_nets=True),
     "qwen3_5_moe": Row(recipes.qwen3_5_moe, "qwen3_vl", chunk=192, float32_delta_nets=True, slow=True),
+    "interns2_preview": Row(
+        recipes.qwen3_5_moe, "qwen3_vl", chunk=192, float32_delta_nets=True,
+        rewrite=recipes_of_vllm.called("InternS2PreviewForConditionalGeneration"), slow=True,
+    ),
     "qwen3_5_mtp": Row(
         recipes.qwen3_5_full, "qwen3_vl", chunk=192, rewrite=recipes_of_vllm.with_head, drafter=True,
         # vLLM looks for states of delta nets to cache.
         options={"enable_prefix_caching": False},
     ),
     "qwen2_vl": Row(recipes.qwen2_vl, "qwen2_5_vl", kv=True),
-    "internvl": Row(
-        recipes.internvl, None, tuple(recipes.INTERNVL_TOKENS.values()), "<IMG_CONTEXT>", "<video>",
-        ("<IMG_CONTEXT>", "<video>"), kv=True,
+    "internvl": INTERNVL,
+    "interns1": replace(
+        INTERNVL, rewrite=recipes_of_vllm.called("InternS1ForConditionalGeneration"), slow=True
     ),
     "llava_onevision": Row(
         recipes.llava_onevision, None, ("<image>", "<video>"), "<image>", "<video>", ("<image>", "<video>"),
@@ -227,11 +241,8 @@ ROWS = {
         opencua.twin, None, opencua.TOKENS, "<|media_begin|><|media_placeholder|><|media_end|>", None,
         ("<|media_placeholder|>",), rewrite=opencua.opencua, embed=opencua.tower, kv=True, slow=True,
     ),
-    "ovis2_5": Row(
-        later("ovis", "twin"), None, recipes_of_vllm.OVIS_TOKENS, "<image>", "<video>", ("<|image_pad|>",), videos=1,
-        rewrite=later("ovis", "ovis"), embed=later("ovis", "tower"), grid=later("ovis", "grid"), marks=(1, 1),
-        kv=True, slow=True,
-    ),
+    "ovis2_5": OVIS,
+    "ovis2_6": replace(OVIS, rewrite=recipes_of_vllm.called("Ovis2_6ForCausalLM", later("ovis", "ovis"))),
     "llama4": Row(
         recipes.llama4, None, recipes.LLAMA4_TOKENS, "<|image|>", None, ("<|patch|>",), transposed_input=True,
         slow=True,

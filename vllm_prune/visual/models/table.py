@@ -152,14 +152,12 @@ FAMILIES: dict[str, Family] = {
     "Qwen3_5MoeForConditionalGeneration": _qwen3(
         "Qwen3.5, MoE", "qwen3_5:Qwen3_5MoeForConditionalGeneration", _DELTA_NETS, mixed=True
     ),
-    "Cosmos3ForConditionalGeneration": _qwen3(
-        "Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
-    ),
+    "Cosmos3ForConditionalGeneration": _qwen3("Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration"),
     "InternS1ProForConditionalGeneration": _qwen3(
         "Intern-S1-Pro", "interns1_pro:InternS1ProForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
     ),
     "InternS2PreviewForConditionalGeneration": _qwen3(
-        "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _BY_INHERITANCE, _UNTRIED, True
+        "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _DELTA_NETS, _UNTRIED, True
     ),
     "InternS2MobiusForConditionalGeneration": _qwen3(
         "Intern-S2 Mobius", "interns2_mobius:InternS2MobiusForConditionalGeneration", _BY_INHERITANCE, _UNTRIED, True
@@ -193,7 +191,7 @@ FAMILIES: dict[str, Family] = {
         "InternVL (HF)", "interns1:InternS1ForConditionalGeneration", per_frame=True, kv="yes"
     ),
     "InternS1ForConditionalGeneration": _generic(
-        "Intern-S1", "interns1:InternS1ForConditionalGeneration", per_frame=True, tested=_BY_INHERITANCE
+        "Intern-S1", "interns1:InternS1ForConditionalGeneration", per_frame=True, kv="yes"
     ),
     "LlavaOnevisionForConditionalGeneration": _generic(
         "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration",
@@ -213,7 +211,7 @@ FAMILIES: dict[str, Family] = {
         kv="yes",
     ),
     "Ovis2_5": _ovis("Ovis 2.5", kv="yes"),
-    "Ovis2_6ForCausalLM": _ovis("Ovis 2.6, dense", _BY_INHERITANCE),
+    "Ovis2_6ForCausalLM": _ovis("Ovis 2.6, dense", kv="yes"),
     "Ovis2_6_MoeForCausalLM": _ovis("Ovis 2.6, MoE", _BY_INHERITANCE),
     "Gemma3ForConditionalGeneration": _generic(
         "Gemma 3, experimental", "gemma3_mm:Gemma3ForConditionalGeneration", modalities=("image",), tested=_CAUSAL,
