@@ -19,6 +19,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("vllm_prune", "server")
 SOURCES = ("LICENSE", "README.md", "pyproject.toml", "setup.py", *OURS)

@@ -23,6 +23,8 @@ from benchmarks.speed import fleet
 
 from ..vllm_names import make_arg_parser
 
+pytestmark = pytest.mark.slow
+
 H100, H200 = 79 * GIB, 140 * GIB
 
 

@@ -51,6 +51,7 @@ def refusal(answer: httpx.Response, param: str) -> str:
     return str(error["message"])
 
 
+@pytest.mark.slow
 async def test_uuids_are_bound_to_tenant_and_content(client: httpx.AsyncClient) -> None:
     assert (await chat(client, named("a", picture(168)))).status_code == 200
     assert (await chat(client, named("a"))).status_code == 200

@@ -36,6 +36,7 @@ def flags(item: dict[str, Any]) -> np.ndarray:
     return bits[: item["input_tokens"]].astype(bool)
 
 
+@pytest.mark.slow
 async def test_each_item_in_prompt_order(client: httpx.AsyncClient) -> None:
     visual = {"strategy": "divprune", "keep": 0.3, "return_kept": True}
     items = (await report(client, LARGE, SMALL, visual=visual))["items"]

@@ -96,6 +96,7 @@ def test_quadratic_scoring_waits_for_a_share_of_the_budget() -> None:
         assert limits.clamped(named, prompt) == ([] if buffer == spec.buffer else [entry])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KV.names())
 def test_only_strategies_that_say_so_are_quadratic(name: str) -> None:
     """Elements that the operations of a scoring touch, at four times the rows."""

@@ -22,6 +22,8 @@ from vllm_prune.visual.tower.select import choose_cells
 from vllm_prune.visual.tower.signals import ItemSource
 from vllm_prune.visual.tower.survivors import Survivors
 
+pytestmark = pytest.mark.slow
+
 Put = Callable[[Tensor], Tensor]
 GRIDS = {"image": Grid(1, 9, 12), "large image": Grid(1, 20, 30), "video": Grid(6, 4, 5), "even video": Grid(6, 4, 5)}
 PER_FRAME = (9, 0, 4, 20, 1, 2)

@@ -19,6 +19,8 @@ from vllm_prune.kv.strategies.base import LayerView, summed_attention, window_at
 
 from .views import view
 
+pytestmark = pytest.mark.slow
+
 MAX_WINDOW = 64
 QUERYING = [name for name in KV.names() if "queries" in KV.create(name).needs]
 

@@ -208,6 +208,7 @@ def test_exact_ascending_and_repeatable(row: Row, data: st.DataObject):
         assert len((kept // item.grid.per_frame).unique()) == item.grid.frames
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", PRUNING, ids=str)
 @CASES
 @given(data=st.data())
@@ -220,6 +221,7 @@ def test_counts_per_frame(row: Row, data: st.DataObject):
     assert torch.bincount(kept // item.grid.per_frame, minlength=item.grid.frames).tolist() == per_frame
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", PRUNING, ids=str)
 @settings(max_examples=10, deadline=None)
 @given(data=st.data())
