@@ -80,13 +80,13 @@ def _discard(kept: torch.Tensor) -> None:
         torch.cuda.synchronize(kept.device)
 
 
-def milliseconds(function: Callable[[], None], repeats: int) -> float:
-    """Median time of `repeats` calls, after two calls that do not count."""
+def milliseconds(function: Callable[[], None], repeats: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Median time of `repeats` calls by a clock of seconds, after two calls that do not count."""
     times = []
     for _ in range(repeats + 2):
-        started = time.perf_counter()
+        started = clock()
         function()
-        times.append(time.perf_counter() - started)
+        times.append(clock() - started)
     return statistics.median(times[2:]) * 1000
 
 

@@ -25,7 +25,7 @@ from vllm_prune.catalogue import VISUAL
 
 from .machine import RESULTS, command_line, hardware
 from .steps import Steps
-from .strategy_cost import MODALITIES, call, grid_of
+from .strategy_cost import MODALITIES, call, grid_of, milliseconds
 
 SIZES = (256, 512, 1024, 2048, 4096, 8192, 16384)
 REFERENCE = 1024
@@ -41,12 +41,7 @@ def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
 
 def processor_milliseconds(function: Callable[[], None], repeats: int) -> float:
     """Median processor time of this process over some calls, after two that do not count."""
-    times = []
-    for _ in range(repeats + 2):
-        started = time.process_time()
-        function()
-        times.append(time.process_time() - started)
-    return statistics.median(times[2:]) * 1000
+    return milliseconds(function, repeats, time.process_time)
 
 
 def measured(names: Sequence[str], width: int, repeats: int) -> list[dict[str, Any]]:

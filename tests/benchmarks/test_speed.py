@@ -252,6 +252,16 @@ class FakeFleet(dict[str, Any]):
         FakeFleet.ended = True
 
 
+def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, fleet: type[FakeFleet]) -> None:
+    """The command without a model, a machine's speed or servers."""
+    monkeypatch.setattr(command, "Fleet", fleet)
+    monkeypatch.setattr(command, "served", lambda shape: (folder, [], ""))
+    monkeypatch.setattr(command, "parameters", lambda _: 1_000_000)
+    monkeypatch.setattr(command, "hardware", dict)
+    monkeypatch.setattr(command.Shape, "of", lambda _: SEVEN_B)
+    monkeypatch.setattr(command.micro, "measure", lambda: Speeds(1e11, 1e10, "cpu", "float32"))
+
+
 @pytest.mark.parametrize("after", [None, 2, 10])
 def test_a_run_that_is_ended_leaves_its_results(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], after: int | None
@@ -266,12 +276,7 @@ def test_a_run_that_is_ended_leaves_its_results(
         return one_round(1.0)
 
     monkeypatch.setattr(rounds_module, "one_round", fake)
-    monkeypatch.setattr(command, "Fleet", FakeFleet)
-    monkeypatch.setattr(command, "served", lambda shape: (tmp_path, [], ""))
-    monkeypatch.setattr(command, "parameters", lambda folder: 1_000_000)
-    monkeypatch.setattr(command, "hardware", dict)
-    monkeypatch.setattr(command.Shape, "of", lambda folder: SEVEN_B)
-    monkeypatch.setattr(command.micro, "measure", lambda: Speeds(1e11, 1e10, "cpu", "float32"))
+    stand_in(monkeypatch, tmp_path, FakeFleet)
     monkeypatch.setattr(command, "ResultFile", partial(ResultFile, folder=tmp_path))
     # Screens of this size take no time to draw.
     words = ["--quick", "--rows", "2", "--cols", "2"]
@@ -298,12 +303,7 @@ class UnstartedFleet(FakeFleet):
 def test_a_server_that_does_not_start_is_named_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "Fleet", UnstartedFleet)
-    monkeypatch.setattr(command, "served", lambda shape: (tmp_path, [], ""))
-    monkeypatch.setattr(command, "parameters", lambda folder: 1_000_000)
-    monkeypatch.setattr(command, "hardware", dict)
-    monkeypatch.setattr(command.Shape, "of", lambda folder: SEVEN_B)
-    monkeypatch.setattr(command.micro, "measure", lambda: Speeds(1e11, 1e10, "cpu", "float32"))
+    stand_in(monkeypatch, tmp_path, UnstartedFleet)
     outcome = CliRunner().invoke(app(), ["--quick"])
     assert outcome.exit_code == 1
     said = outcome.output + capfd.readouterr().err

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.triton_child import output_of
 from vllm_prune.grid import Grid
 from vllm_prune.visual.strategies.base import Context
 from vllm_prune.visual.strategies.divprune import DivPrune
@@ -22,16 +20,7 @@ CHILD = Path(__file__).parent / "kernels_child.py"
 @pytest.mark.slow
 @pytest.mark.parametrize("interpreted", ["1", pytest.param("0", marks=pytest.mark.gpu)])
 def test_the_kernel_equals_its_torch_form(interpreted: str) -> None:
-    pytest.importorskip("triton")
-    done = subprocess.run(
-        [sys.executable, str(CHILD)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "TRITON_INTERPRET": interpreted},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 checked" in done.stdout
+    assert "8 checked" in output_of(CHILD, TRITON_INTERPRET=interpreted)
 
 
 def _greedy(units: torch.Tensor, count: int) -> list[int]:
