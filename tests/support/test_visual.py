@@ -101,6 +101,15 @@ def test_attention_of_more_blocks_than_attend_to_whole_frames() -> None:
     assert tower_refusal(served, spec("idpruner", tower_blocks=6)) is None
 
 
+def test_a_model_without_an_adapter_takes_no_cut() -> None:
+    for served in (of_family("LlamaForCausalLM"), config()):
+        served.model_config.multimodal_config = None
+        finding = refused(served, spec("divprune", where="tower"))
+        assert (finding.cause, finding.param) == ("adapter", "pruning.visual")
+    finding = refused(of_family("LlamaForCausalLM"), spec("divprune", where="tower"))
+    assert "LlamaForCausalLM has none" in finding.text
+
+
 def test_a_backend_that_takes_no_cut() -> None:
     finding = refused(config(backend="AttentionBackendEnum.FLASHINFER"), spec("uniform", where="tower"))
     assert (finding.cause, finding.param) == ("tower_backend", "pruning.visual.options.where")

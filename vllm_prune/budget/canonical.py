@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ..catalogue import KV, VISUAL
 from ..grid import MODALITIES, Modality
-from .errors import BudgetError
+from .errors import BudgetError, first_problem
 from .fields import (
     AUTO,
     DEFAULT_CHOICES,
@@ -246,7 +246,7 @@ def options_of(name: str, options: Mapping[str, Any], param: str, make: Callable
     try:
         filled = make(name, options).options.model_dump(mode="json")
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = first_problem(error)
         location = ".".join([param, "options", *(str(part) for part in first["loc"])])
         raise BudgetError(f"{location}: {first['msg']} (strategy {name!r})", location) from None
     return _text(filled)

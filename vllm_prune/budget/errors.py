@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 KvCause = Literal[
     "scheduler",
@@ -171,3 +174,8 @@ def visual_finding(cause: VisualCause, detail: str, param: str = "pruning.visual
 def cause_names(causes: Iterable[Cause]) -> str:
     """What the causes are called, as an enumeration."""
     return ", ".join(CAUSE_NAMES[cause] for cause in causes)
+
+
+def first_problem(error: ValidationError) -> dict[str, Any]:
+    """The first of pydantic's findings: `loc`, `msg` and `type`, without the input, which may be a secret."""
+    return dict(error.errors(include_url=False, include_context=False, include_input=False)[0])

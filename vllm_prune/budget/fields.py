@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from ..grid import Modality
-from .errors import BudgetError
+from .errors import BudgetError, first_problem
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _validate(model: type[Any], raw: object, param: str) -> Any:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = first_problem(error)
         # A rule over several fields is reported at their parent; `keep` is the field to change.
         field = ("keep",) if first["type"] == "value_error" else ()
         location = ".".join([param, *(str(part) for part in (*first["loc"], *field))])

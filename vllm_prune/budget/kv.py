@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..catalogue import KV
-from .errors import BudgetError
+from .errors import BudgetError, first_problem
 from .fields import MAX_BUFFER, MAX_TOKENS, MAX_WINDOW
 
 KEY = "vllm_prune_kv"
@@ -201,5 +201,5 @@ def _check_strategy(name: str, options: Mapping[str, Any]) -> None:
     try:
         KV.create(name, options)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = first_problem(error)
         raise _malformed("options", f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from None

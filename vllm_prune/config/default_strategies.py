@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ..budget.errors import first_problem
 from ..budget.fields import DEFAULT_CHOICES, DEFAULT_KV_CHOICES, Choice, Choices
 from ..catalogue import KV, VISUAL
 from .section import Section
@@ -71,6 +72,6 @@ def _check(part: Part, chosen: DefaultStrategy) -> None:
     try:
         catalogue.create(chosen.strategy, chosen.options)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = first_problem(error)
         name = ".".join(str(step) for step in first["loc"])
         raise ValueError(f"{part}: options.{name}: {first['msg']} (strategy {chosen.strategy!r})") from None

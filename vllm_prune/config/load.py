@@ -11,7 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from ..budget.canonical import canonical, canonical_kv
-from ..budget.errors import BudgetError
+from ..budget.errors import BudgetError, first_problem
 from ..budget.fields import Choices, KvField, PruningField, VisualField
 from ..grid import MODALITIES, Modality
 from .admission import Admission
@@ -158,7 +158,7 @@ def load(path: str | os.PathLike[str] | None = None) -> PruneConfig:
     try:
         return PruneConfig.model_validate(_plain(raw))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        first = first_problem(error)
         # A key that is refused may be a secret in the wrong place; the line is enough to find it.
         shown = first["loc"][:-2] if first["loc"][-1:] == ("[key]",) else first["loc"]
         where = ".".join(str(part) for part in shown)

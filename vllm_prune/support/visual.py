@@ -11,7 +11,7 @@ from ..budget.canonical import Part, VisualSpec
 from ..budget.errors import Finding, visual_finding
 from ..catalogue import VISUAL
 from ..visual.models.abilities import no_cut
-from ..visual.models.table import DRAFTERS, FAMILIES
+from ..visual.models.table import DRAFTERS, FAMILIES, Family
 from ..visual.scorers.tower_shape import tower_shape
 from . import signals
 
@@ -51,11 +51,14 @@ def cut_problems(vllm_config: Any, after: int | None) -> Iterator[Finding]:
         vllm_config: vLLM's configuration.
         after: blocks in front of the cut; None for the default, which leaves one.
     """
-    where = "pruning.visual.options.where"
     family = signals.served_family(vllm_config)
     if family is None or vllm_config.model_config.multimodal_config is None:
-        yield unsupported_model(vllm_config.model_config)
-        return
+        return iter([unsupported_model(vllm_config.model_config)])
+    return _cut_problems_of(family, vllm_config, after)
+
+
+def _cut_problems_of(family: Family, vllm_config: Any, after: int | None) -> Iterator[Finding]:
+    where = "pruning.visual.options.where"
     if not family.cuts:
         yield Finding("hidden_tower", where, no_cut(family))
     for obstacle in signals.obstacles(vllm_config):
