@@ -128,8 +128,8 @@ def gpu_account(results: Path) -> str:
         f"\n\nFitted to the {len(rows)} requests above: {found.fixed:.2f} s of each that no budget shortens, the "
         f"tower's operations at {found.tower / 1e12:,.0f} TFLOP/s, the language model's at "
         f"{found.language / 1e12:,.0f} TFLOP/s; the largest error of a request is {found.error:.0%}. Operations are "
-        f"counted from the shapes. The three are told apart by {len(rows)} figures only, so take them for sizes. Measured: "
-        f"ratio of the medians. The last two columns are predictions."
+        f"counted from the shapes. The three are told apart by {len(rows)} figures only, so take them for sizes. "
+        "Measured: ratio of the medians. The last two columns are predictions."
     )
 
 
