@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...signals import VisualSignal
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
 from ..tower.feature_cache import Encoded
+from ..tower.received_attention import Listener
+from ..tower.signals import Captures, needed
+from ..tower.unpooled import UnpooledFrames
 from .choice import choose
 from .placing import PlacedModel
 from .positions import StepOffsets, attach
@@ -66,22 +70,28 @@ class GenericModel(PlacedModel):
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
 
         def run(items: Sequence[int]) -> list[Encoded]:
-            outputs = super(GenericModel, self).embed_multimodal(**kwargs)  # type: ignore[misc]
+            with Captures(self.listeners([plan for plan, _, _ in plans])) as captures:
+                outputs = super(GenericModel, self).embed_multimodal(**kwargs)  # type: ignore[misc]
             if len(items) != len(outputs):
                 raise RuntimeError(f"{type(self).__name__} gave {len(outputs)} outputs for {len(items)} items")
-            return [Encoded(output) for output in outputs]
+            captured = captures.per_item(len(items), [modality for _, modality, _ in plans], kwargs)
+            return [Encoded(*item) for item in zip(outputs, captured, strict=True)]
 
         # Which fields belong to which item is the parent's business, so a batch is run as a whole.
         encoded = self._features.encode([plan for plan, _, _ in plans], run, apart=False)
         return tuple(
-            item.rows if plan is None else self._prune(item.rows, plan, _item_fields(kwargs, modality, i), modality)
+            item.rows if plan is None else self._prune(item, plan, _item_fields(kwargs, modality, i), modality)
             for item, (plan, modality, i) in zip(encoded, plans, strict=True)
         )
 
-    def _prune(self, output: Tensor, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
+    def listeners(self, plans: Sequence[ItemPlan | None]) -> dict[VisualSignal, Listener]:
+        """What captures signals while the tower runs; a listener that is not needed is idle."""
+        return {"unpooled": UnpooledFrames(self, enabled="unpooled" in needed(plans))}
+
+    def _prune(self, item: Encoded, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
         """Kept rows of an item, [K, width] or with their place in the run, [K, width + 6]."""
-        text = self.embedded_text(plan, output.device)
-        rows, kept = choose(plan, output, self._facts, text, self._networks)
+        text = self.embedded_text(plan, item.rows.device)
+        rows, kept = choose(plan, item.rows, self._facts, text, self._networks, item.captured)
         if self.family.positions == "compact":
             return rows
         return attach(rows, self._relative(plan, fields, modality).to(kept.device)[:, kept])
