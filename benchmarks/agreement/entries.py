@@ -294,7 +294,7 @@ ENTRIES: dict[str, Entry] = {
         lambda: cases([(4, 7, 7), (12, 10, 10)], [96], [0.08, 0.1], 3),
         lambda: cases([(12, 10, 10)], [512], [0.05, 0.25], 2),
         "rows, not cells: those that differ from theirs by less than a hundredth of their length, with the same random "
-        "weights and the same first centers; more than 128 groups are formed on a sketch",
+        "weights and the same first centers; more than 128 groups are formed on a sketch, in fewer steps",
         mine=_ROWS.compare,
     ),
 }  # fmt: skip

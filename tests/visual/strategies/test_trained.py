@@ -172,15 +172,15 @@ def clip(frames: int, seed: int = 1) -> Frames:
     return Frames(rows.view(frames, PATCHES, 32), 4)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 50])
+@pytest.mark.parametrize("steps", [1, 3, None])
 @pytest.mark.parametrize(("frames", "count"), [(3, 3), (3, 8), (5, 9), (6, 4), (7, 1), (1, 3)])
-def test_vqtoken_is_its_formula(frames: int, count: int, steps: int) -> None:
+def test_vqtoken_is_its_formula(frames: int, count: int, steps: int | None) -> None:
     video, tensors = clip(frames), weights("vqtoken")
     # The row that ends a video stays beside the others.
     tokens, grid = random(frames * 4 + 1, 32, seed=7), Grid(1, 1, frames * 4 + 1)
     context = Context(11, network=Network(tensors, LANGUAGE), unpooled=video)
     reduction = VISUAL.create("vqtoken", {"steps": steps}).reduce(tokens, grid, count + 1, context)
-    codes, owner = codebook(video.rows.flatten(0, 1), count, 11, steps)
+    codes, owner = codebook(video.rows.flatten(0, 1), count, 11, steps or 50)
     of_queries = decoded(double(tensors), owner.view(frames, PATCHES).double(), codes)
     assert len(of_queries) == max(frames, count)
     # With fewer rows than frames, evenly spaced ones.
@@ -238,6 +238,14 @@ def test_vqtoken_groups_many_by_a_sketch(monkeypatch: pytest.MonkeyPatch) -> Non
     """Of well separated kinds a sketch makes the same groups, and codes are means of the whole rows."""
     from vllm_prune.visual.strategies import vqtoken
 
+    steps, lloyd = list[int](), vqtoken.spherical_groups
+
+    def noted(units: Tensor, first: Tensor, most: int) -> Tensor:
+        steps.append(most)
+        return lloyd(units, first, most)
+
+    monkeypatch.setattr(vqtoken, "spherical_groups", noted)
+
     kinds = torch.nn.functional.normalize(random(12, 512, seed=1))
     video = Frames((kinds.repeat(17, 1)[:196] + 0.001 * random(196, 512, seed=2)).view(4, PATCHES, 512), 4)
     exact = VISUAL.create("vqtoken")._codebook(video, 12, 3)  # type: ignore[attr-defined]
@@ -250,6 +258,8 @@ def test_vqtoken_groups_many_by_a_sketch(monkeypatch: pytest.MonkeyPatch) -> Non
 
     assert torch.equal(same(maps), same(exact[1]))
     assert len(maps.unique()) == 12
+    VISUAL.create("vqtoken", {"steps": 9})._codebook(video, 12, 3)  # type: ignore[attr-defined]
+    assert steps == [50, 4, 9]
 
 
 @pytest.mark.parametrize("name", NAMES)

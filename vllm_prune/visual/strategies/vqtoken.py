@@ -19,6 +19,8 @@ from .maths import SKETCH, drawn_centers, evenly_spaced, mean_by, sketch, spheri
 HEADS = 8
 """In the authors' layer; the shapes of its tensors do not say it."""
 
+# The weights were trained on 32 groups; of many more, each step takes as long as choosing does elsewhere.
+_STEPS, _STEPS_OF_MANY = 50, 4
 _DECODER = "transformer_decoder.layers."
 _ATTENTIONS = ("self_attn", "multihead_attn")
 
@@ -27,19 +29,20 @@ class VqTokenOptions(NoOptions):
     """Options of `vqtoken`.
 
     Attributes:
-        steps: how often patches are given to groups, at most.
+        steps: how often patches are given to groups, at most. By default 50, as in the authors' code, and 4 where there
+            are more than 128 groups.
     """
 
-    steps: Annotated[int, Field(ge=1, le=50)] = 50
+    steps: Annotated[int, Field(ge=1, le=50)] | None = None
 
 
 class VqToken(TrainedStrategy):
     """VQToken (arXiv 2503.16980, section 3): k-means over every patch of a video, then a layer of attention.
 
     Unit patches of all frames are put into as many groups as there are rows to make, by cosine from the first centers
-    of k-means++ (into more than 128 groups by a sketch). The codebook is the mean of each group. A frame's query is its
-    map, the number of the group of each of its patches; in a post-norm layer the queries attend to each other and to
-    the codebook.
+    of k-means++ (into more than 128 groups by a sketch, in fewer steps). The codebook is the mean of each group. A
+    frame's query is its map, the number of the group of each of its patches; in a post-norm layer the queries attend to
+    each other and to the codebook.
 
     With fewer frames than rows, the authors repeat the frames in turn until there are as many queries as groups: rows
     of one frame are then equal. With more frames than rows their layer gives a row for each frame, of which evenly
@@ -121,8 +124,9 @@ class VqToken(TrainedStrategy):
         """Codes, float32 [count, D], and the number of each patch's, int64 [T, P]."""
         patches = frames.rows.flatten(0, 1)
         units = unit_rows(patches)
-        compared = units if count <= SKETCH else sketch(patches)
-        owner = spherical_groups(compared, drawn_centers(compared, count, seed), self.options.steps)
+        compared, steps = (units, _STEPS) if count <= SKETCH else (sketch(patches), _STEPS_OF_MANY)
+        first = drawn_centers(compared, count, seed)
+        owner = spherical_groups(compared, first, self.options.steps or steps)
         return mean_by(units, owner, count), owner.view(frames.rows.shape[:2])
 
 
