@@ -128,7 +128,8 @@ def requests() -> dict[str, tuple[Request, float]]:
 def test_frames_are_those_of_transformers(llm: Any, seen: Seen, transformers: Transformers) -> None:
     asked = [request for request, _ in requests().values()]
     generate(llm, asked, 1)
-    assert len(seen) == len(asked)
+    # Two clips under three budgets; behind the picture they are the same items.
+    assert len(seen) == 6
     assert "apply_pooling" not in vars(model_of(llm))
     by_length = {len(frames): frames for _, frames in seen}
     assert set(by_length) == {4, 6}
@@ -158,6 +159,23 @@ def test_the_model_reads_the_layer_s_rows(llm: Any, seen: Seen, transformers: Tr
         wrong = transformers.answer(request, keep, 1)
         with pytest.raises(Mismatch):
             compare(transformers.oracle.in_our_pads(answer_of(output)), wrong)
+
+
+def test_videos_of_several_lengths_without_a_budget(llm: Any) -> None:
+    """One call of the encoder has both, at which stock vLLM stops."""
+    asked, encode, batches = [ask(ROW, (clip,), None) for clip in CLIPS.values()], model_of(llm).embed_multimodal, []
+
+    def noted(**kwargs: Any) -> Any:
+        batches.append(len(kwargs["pixel_values_videos"]))
+        return encode(**kwargs)
+
+    reset(llm)
+    with patch.object(model_of(llm), "embed_multimodal", noted):
+        together = [answer_of(output) for output in generate(llm, asked, STEPS)]
+    assert batches == [2]
+    for request, answer in zip(asked, together, strict=True):
+        reset(llm)
+        compare(answer_of(generate(llm, [request], STEPS)[0]), Expected(*vars(answer).values(), 0, ()))
 
 
 def test_frames_are_captured_anew_and_features_are_kept(llm: Any) -> None:

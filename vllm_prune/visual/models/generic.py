@@ -67,11 +67,11 @@ class GenericModel(PlacedModel):
             (decode(row), m, i) for m in sent_as if rows[m] is not None for i, row in enumerate(rows[m])
         ]  # fmt: skip
         if not any(plan for plan, _, _ in plans):
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            return _rows_of_items(super().embed_multimodal(**kwargs))  # type: ignore[misc]
 
         def run(items: Sequence[int]) -> list[Encoded]:
             with Captures(self.listeners([plan for plan, _, _ in plans])) as captures:
-                outputs = super(GenericModel, self).embed_multimodal(**kwargs)  # type: ignore[misc]
+                outputs = _rows_of_items(super(GenericModel, self).embed_multimodal(**kwargs))  # type: ignore[misc]
             if len(items) != len(outputs):
                 raise RuntimeError(f"{type(self).__name__} gave {len(outputs)} outputs for {len(items)} items")
             captured = captures.per_item(len(items), [modality for _, modality, _ in plans], kwargs)
@@ -118,6 +118,16 @@ class GenericModel(PlacedModel):
         prompt = UnprunedPrompt.of(input_tokens, features)
         positions, delta = self.unpruned_positions(prompt.tokens, prompt.features)
         return positions[:, prompt.source].contiguous(), delta + len(prompt.tokens) - len(input_tokens)
+
+
+def _rows_of_items(outputs: Any) -> Any:
+    """The parent's outputs, each [N, width].
+
+    For videos of several lengths in a batch vLLM's LLaVA-OneVision gives [1, N, width], and its runner stops at that.
+    """
+    if isinstance(outputs, Tensor) or all(output.ndim == 2 for output in outputs):
+        return outputs
+    return tuple(output.flatten(0, -2) for output in outputs)
 
 
 def _item_fields(kwargs: dict[str, Any], modality: str, index: int) -> dict[str, Any]:

@@ -169,13 +169,14 @@ def _attend(network: Network, rows: Tensor, seen: Tensor, longer: int, name: str
     """What `rows` read of `seen` where that is repeated in turn up to a length, float32 [n, D]."""
     count = len(seen)
     repeats = longer // count + (torch.arange(count, device=seen.device) < longer % count)
-    weights = [
+    weight, bias, out_weight, out_bias = (
         network.tensors[f"{name}.{part}"].float()
         for part in ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-    ]
+    )
     mixed, _ = multi_head_attention_forward(
-        rows[:, None], seen[:, None], seen[:, None], rows.shape[1], HEADS, *weights[:2], None, None, False, 0.0,
-        *weights[2:], training=False, need_weights=False, attn_mask=repeats.float().log().expand(len(rows), -1),
+        rows[:, None], seen[:, None], seen[:, None], rows.shape[1], HEADS, weight, bias, None, None, False, 0.0,
+        out_weight, out_bias, training=False, need_weights=False,
+        attn_mask=repeats.float().log().expand(len(rows), -1),
     )  # fmt: skip
     return mixed[:, 0]
 
