@@ -15,7 +15,7 @@ from . import kv, visual
 from .authors import Source, load
 from .cases import Case, cases
 from .kv import kv_cases
-from .vqtoken import Rows
+from .vqtoken import Groups
 
 APACHE, BSD, NONCOMMERCIAL = "Apache-2.0", "BSD-3-Clause", "CC BY-NC 4.0"
 
@@ -109,7 +109,7 @@ def _vqtoken(file: str, blob: str) -> Source:
     return Source("VQToken", "019f89fd877fb7c28f771e8e33b4d3a34aa28e09", BSD, f"VQToken/{file}", blob)
 
 
-_ROWS = Rows()
+_GROUPS = Groups()
 
 
 def _rkv(file: str, blob: str) -> Source:
@@ -290,11 +290,11 @@ ENTRIES: dict[str, Entry] = {
             _vqtoken("vq_attn.py", "f08a61daca26f39e46a4ee0c8e1332b0e6775866"),
             _vqtoken("vq_token.py", "53de2f6168959258cfb6796ec337169dbefeb403"),
         ),
-        _ROWS.make,
+        _GROUPS.make,
         lambda: cases([(4, 7, 7), (12, 10, 10)], [96], [0.08, 0.1], 3),
         lambda: cases([(12, 10, 10)], [512], [0.05, 0.25], 2),
-        "rows, not cells: those that differ from theirs by less than a hundredth of their length, with the same random "
-        "weights and the same first centers; more than 128 groups are formed on a sketch, in fewer steps",
-        mine=_ROWS.compare,
+        "compared are the group of each patch, from the same first centers, and the rows that random weights make of "
+        "their groups; of nearly equal patches rounding decides, and more than 128 groups are formed on a sketch",
+        mine=_GROUPS.compare,
     ),
 }  # fmt: skip

@@ -1,9 +1,9 @@
-"""VQToken's rows beside those of its authors' code: the same weights, frames and first centers of groups."""
+"""VQToken's groups and rows beside those of its authors' code: the same frames, first centers and weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,24 +13,24 @@ from vllm_prune.catalogue import VISUAL
 from vllm_prune.visual.strategies._frames import Frames
 from vllm_prune.visual.strategies._trained import LanguageShape, Network
 from vllm_prune.visual.strategies.maths import SKETCH, drawn_centers, sketch, unit_rows
-from vllm_prune.visual.strategies.vqtoken import VqToken
+from vllm_prune.visual.strategies.vqtoken import VqToken, _decode
 
 from .cases import Case
 
 SEED = 3
-CLOSE = 0.01
+CLOSE = 1e-3
 """Rows are the same when they differ by less than this share of their length."""
 
 
 @dataclass
-class Rows:
-    """Numbers of a case's rows, and of those among ours that are theirs."""
+class Groups:
+    """What is compared of a case, as numbers: each patch with its group, then rows that are made of their groups."""
 
-    theirs: Tensor | None = None
+    theirs: tuple[Tensor, Tensor, Tensor] | None = None
 
     def make(self, code: Mapping[str, Any], case: Case) -> Tensor:
-        """Rows of the authors' code: their groups, then their decoder, as their model calls them."""
-        build, groups = code["KMeansTorch"], code["kmeans_clustering_tokens_torch"]
+        """Those of the authors' code: their groups, then their decoder, as their model calls them."""
+        build, grouped = code["KMeansTorch"], code["kmeans_clustering_tokens_torch"]
 
         def with_our_draws(n_clusters: int, max_iter: int) -> Any:
             # Theirs is called by other names than its parameters have, and draws from the global generator.
@@ -38,22 +38,30 @@ class Rows:
             made.sample_init_centroids = lambda units: units[_first(case, n_clusters)]
             return made
 
-        groups.__globals__["KMeansTorch"] = with_our_draws
-        maps, codes = groups(case.frames, case.count)
+        grouped.__globals__["KMeansTorch"] = with_our_draws
+        maps, codes = grouped(case.frames, case.count)
         layer = code["VQAttn"](case.grid.per_frame, case.tokens.shape[1], num_heads=8).eval()
         layer.load_state_dict(_network(case).tensors)
         with torch.no_grad():
-            self.theirs = layer.cross_attention_weighted_clusters(maps.float(), codes)
-        return torch.arange(case.count)
+            rows = layer.cross_attention_weighted_clusters(maps.float(), codes)
+        self.theirs = maps, codes, rows
+        return _numbered(maps, torch.zeros(case.count), case.count)
 
-    def compare(self, name: str, case: Case, count: int) -> Tensor:
-        """Numbers of our rows that are theirs; others have numbers of their own."""
-        unpooled = Frames(case.frames, case.grid.per_frame)
-        context = replace(case.context, seed=SEED, network=_network(case), unpooled=unpooled)
-        rows = VISUAL.create(name).reduce(case.tokens, case.grid, count, context).rows(case.tokens)
+    def compare(self, name: str, case: Case, _: int) -> Tensor:
+        """Ours; a row that is not theirs has a number of its own."""
         assert self.theirs is not None
-        far = (rows - self.theirs).norm(dim=1) >= CLOSE * self.theirs.norm(dim=1)
-        return torch.arange(count) + far * count
+        maps, codes, rows = self.theirs
+        strategy = VISUAL.create(name)
+        assert isinstance(strategy, VqToken)
+        _, ours = strategy._codebook(Frames(case.frames, case.grid.per_frame), case.count, SEED)
+        made = _decode(_network(case), maps.float(), codes)[torch.arange(case.count) % len(maps)]
+        return _numbered(ours, (made - rows).norm(dim=1) >= CLOSE * rows.norm(dim=1), case.count)
+
+
+def _numbered(maps: Tensor, far: Tensor, count: int) -> Tensor:
+    labels = maps.flatten().long()
+    rows = len(labels) * count + torch.arange(count) + far.long() * count
+    return torch.cat([torch.arange(len(labels)) * count + labels, rows])
 
 
 def _first(case: Case, count: int) -> Tensor:
