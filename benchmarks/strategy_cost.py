@@ -13,7 +13,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from rich.table import Table
 
 from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid, Modality
+from vllm_prune.visual.strategies._frames import Frames
 from vllm_prune.visual.strategies._trained import LanguageShape, Network, TrainedStrategy
 from vllm_prune.visual.strategies.base import Context, PixelStrategy
 from vllm_prune.visual.strategies.maths import cells_of
@@ -35,10 +36,13 @@ from .machine import RESULTS, command_line, hardware
 from .servers import EAGER, Server
 
 FRAME = 256
+PATCHES = 729
+"""Of a frame before it is pooled, in LLaVA-OneVision."""
 TOKENS = 6144
 SHARES = (4, 2)
 """Of the visual tokens, one in so many is kept."""
 MODALITIES: tuple[Modality, ...] = ("image", "video")
+FILE = "strategy_cost.json"
 
 
 def grid_of(tokens: int, modality: Modality) -> Grid:
@@ -57,7 +61,11 @@ def call(name: str, grid: Grid, count: int, width: int, device: torch.device, dt
         return lambda: _discard(strategy.select_cells(cells_of(pixels, 4, 3), grid, count, ()))
     tokens = torch.randn(grid.tokens, width, generator=generator).to(device, dtype)
     attention = torch.rand(grid.tokens, generator=generator).to(device)
-    context = Context(1, attention, attention, attention, tokens[:32], _layers(name, width, device, dtype))
+    layers, unpooled = _layers(name, width, device, dtype), None
+    if "unpooled" in strategy.needs:
+        patches = torch.randn(grid.frames, PATCHES, width, generator=generator).to(device, dtype)
+        unpooled = Frames(patches, grid.per_frame)
+    context = Context(1, attention, attention, attention, tokens[:32], layers, unpooled)
     return lambda: _discard(strategy.reduce(tokens, grid, count, context).rows(tokens))
 
 
@@ -67,8 +75,13 @@ def _layers(name: str, width: int, device: torch.device, dtype: torch.dtype) -> 
     if not issubclass(cls, TrainedStrategy):
         return None
     # What the layouts leave open: how many layers there are, and how wide their MLPs.
-    wide = ("scoring_layers.0.ffn.net.0.bias", "reencode_layers.0.core.ffn.net.0.bias", "layers.0.mlp.gate_proj.weight")
-    language = LanguageShape(width, width // 64, max(1, width // 256))
+    wide = (
+        "scoring_layers.0.ffn.net.0.bias",
+        "reencode_layers.0.core.ffn.net.0.bias",
+        "layers.0.mlp.gate_proj.weight",
+        "transformer_decoder.layers.0.linear1.bias",
+    )
+    language = LanguageShape(width, width // 64, max(1, width // 256), frame_patches=PATCHES)
     generator = torch.Generator().manual_seed(1)
     shapes = cls.layout(dict.fromkeys(wide, (4 * width,)), language)
     tensors = {key: torch.randn(shape, generator=generator) * shape[-1] ** -0.5 for key, shape in shapes.items()}
@@ -90,10 +103,12 @@ def milliseconds(function: Callable[[], None], repeats: int, clock: Callable[[],
     return statistics.median(times[2:]) * 1000
 
 
-def costs(tokens: int, width: int, device: str, dtype: str, repeats: int) -> Iterator[dict[str, Any]]:
-    """Milliseconds of every strategy, modality and share kept; those that choose nothing are left out."""
+def costs(
+    tokens: int, width: int, device: str, dtype: str, repeats: int, only: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Milliseconds of every strategy, or of some, modality and share kept; those that choose nothing are left out."""
     where, kind = torch.device(device), getattr(torch, dtype)
-    names = [name for name in VISUAL.names() if name not in ("none", "resize")]
+    names = [name for name in only or VISUAL.names() if name not in ("none", "resize")]
     cases = [
         (name, modality, share)
         for name in names
@@ -144,18 +159,37 @@ def main(
     device: Annotated[str, typer.Option(help="Where strategies run; beside a prefill only on cpu.")] = "cpu",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
     repeats: Annotated[int, typer.Option(help="Calls per figure, of which the median counts.")] = 7,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="Only these; saved beside what was measured before in the same way.")
+    ] = None,
     save: Annotated[bool, typer.Option(help="Measure the prefill too; write benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print."""
     torch.set_num_threads(threads)
-    unpruned = prefill(tokens, repeats) if save else None
-    rows = list(costs(tokens, width, device, dtype, repeats))
+    about = {"command": command_line("benchmarks.strategy_cost"), "hardware": hardware(),
+             "tokens": tokens, "width": width, "dtype": dtype, "threads": threads, "repeats": repeats}  # fmt: skip
+    before = measured_before(about) if save and strategy else None
+    unpruned = None if not save else before["prefill"] if before else prefill(tokens, repeats)
+    rows = list(costs(tokens, width, device, dtype, repeats, strategy or ()))
     Console().print(table(rows, unpruned))
+    if before is not None:
+        others = [row for row in before["rows"] if row["strategy"] not in (strategy or ())]
+        rows, about = sorted([*others, *rows], key=lambda row: row["strategy"]), {**about, "command": before["command"]}
     if save:
-        about = {"command": command_line("benchmarks.strategy_cost"), "hardware": hardware(),
-                 "tokens": tokens, "width": width, "dtype": dtype, "threads": threads, "repeats": repeats}  # fmt: skip
         text = json.dumps({**about, "prefill": unpruned, "rows": rows}, indent=1)
-        (RESULTS / "strategy_cost.json").write_text(text + "\n")
+        (RESULTS / FILE).write_text(text + "\n")
+
+
+def measured_before(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The committed figures.
+
+    Raises:
+        typer.BadParameter: they are of another machine, or of other settings.
+    """
+    result: dict[str, Any] = json.loads((RESULTS / FILE).read_text())
+    if different := [key for key, value in about.items() if key != "command" and result[key] != value]:
+        raise typer.BadParameter(f"{FILE} differs in {', '.join(different)}; measure all strategies")
+    return result
 
 
 if __name__ == "__main__":

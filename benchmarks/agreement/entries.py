@@ -15,8 +15,9 @@ from . import kv, visual
 from .authors import Source, load
 from .cases import Case, cases
 from .kv import kv_cases
+from .vqtoken import Groups
 
-APACHE, NONCOMMERCIAL = "Apache-2.0", "CC BY-NC 4.0"
+APACHE, BSD, NONCOMMERCIAL = "Apache-2.0", "BSD-3-Clause", "CC BY-NC 4.0"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Entry:
         names: stand in for what the files import.
         prepare: makes of a case the one that both see.
         objective: what the method maximises, of a case and what was kept; for methods whose first picks decide all.
+        mine: what ours keeps, from its name, a case and a count, where it is not the strategy's choice among cells.
     """
 
     sources: tuple[Source, ...]
@@ -45,6 +47,7 @@ class Entry:
     names: Callable[[], dict[str, Any]] = dict
     prepare: Callable[[Any], Any] = lambda case: case
     objective: Callable[[Case, Tensor], float] | None = None
+    mine: Callable[[str, Any, int], Tensor] | None = None
 
     def code(self, directory: Path) -> dict[str, Any]:
         """What the authors' files define."""
@@ -55,6 +58,8 @@ class Entry:
 
     def ours(self, name: str, case: Any, count: int) -> Tensor:
         """What the strategy of that name keeps, as many as theirs."""
+        if self.mine is not None:
+            return self.mine(name, case, count)
         if isinstance(case, Case):
             return visual.ours(name, case, count, self.options)
         return kv.ours(name, case)
@@ -98,6 +103,13 @@ def volume(case: Case, kept: Tensor) -> float:
 def _star(name: str, blob: str) -> Source:
     commit = "9f36ecf36a96198e92e3056e8061ac1d684fd6aa"
     return Source("STaR-KV", commit, NONCOMMERCIAL, f"starkv/{name}.py", blob)
+
+
+def _vqtoken(file: str, blob: str) -> Source:
+    return Source("VQToken", "019f89fd877fb7c28f771e8e33b4d3a34aa28e09", BSD, f"VQToken/{file}", blob)
+
+
+_GROUPS = Groups()
 
 
 def _rkv(file: str, blob: str) -> Source:
@@ -271,5 +283,18 @@ ENTRIES: dict[str, Entry] = {
         _videos(96, 0.1, 0.25),
         _videos(512, 0.1, 0.25),
         "vLLM's exact count; theirs keeps what its rounding of the frames' shares comes to",
+    ),
+    "vqtoken": Entry(
+        (
+            _vqtoken("cluster.py", "441feca46a44f10915dc45060a221fbab96a059b"),
+            _vqtoken("vq_attn.py", "f08a61daca26f39e46a4ee0c8e1332b0e6775866"),
+            _vqtoken("vq_token.py", "53de2f6168959258cfb6796ec337169dbefeb403"),
+        ),
+        _GROUPS.make,
+        lambda: cases([(4, 7, 7), (12, 10, 10)], [96], [0.08, 0.1], 3),
+        lambda: cases([(12, 10, 10)], [512], [0.05, 0.25], 2),
+        "compared are the group of each patch, from the same first centers, and the rows that random weights make of "
+        "their groups; of nearly equal patches rounding decides, and more than 128 groups are formed on a sketch",
+        mine=_GROUPS.compare,
     ),
 }  # fmt: skip

@@ -25,7 +25,8 @@ def agreement(results: Path) -> str:
         'planted content and near-duplicates, float32. "As published" are cases in which ours approximates nothing; '
         '"as served" are larger ones of width 512, with sketches, blocks and segments where a strategy uses them. '
         '"Goal" is what the method maximises (smallest distance for `divprune`, the determinant per pick for '
-        "`cdpruner`), ours over theirs. Repositories under Apache-2.0 or MIT, but for CC BY-NC 4.0: "
+        "`cdpruner`), ours over theirs. Repositories under Apache-2.0, MIT or BSD-3-Clause, but for "
+        "CC BY-NC 4.0: "
         f"{_noncommercial(result['strategies'])}. PyTorch {hardware['torch']}, {hardware['device']}. "
         f"Command: `{result['command']}`."
     )

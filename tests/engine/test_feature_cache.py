@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.visual.strategies.trained import LAYOUTS, weights
+from tests.visual.strategies.trained import weights
 from vllm_prune.visual.scorers.trained import language_shape
 from vllm_prune.visual.strategies._trained import TrainedStrategy
 from vllm_prune.visual.strategies.base import Context
@@ -21,6 +21,8 @@ from .engines import EnginePool, answer_of, generate, model_of, reset
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 8
+LAYERS = ("qtsplus", "cacovid")
+"""Of the strategies with trained layers, those that these families can run."""
 
 
 @pytest.fixture
@@ -32,10 +34,10 @@ def options(family: str, checkpoints: dict[str, Path], tmp_path_factory: pytest.
     assert language is not None
     folder = tmp_path_factory.getbasetemp() / f"layers-{family}"
     folder.mkdir(exist_ok=True)
-    for name in LAYOUTS:
+    for name in LAYERS:
         if not (folder / f"{name}.safetensors").exists():
             save_file(weights(name, language), folder / f"{name}.safetensors")
-    layers = {name: str(folder / f"{name}.safetensors") for name in LAYOUTS}
+    layers = {name: str(folder / f"{name}.safetensors") for name in LAYERS}
     facts = {"weights": layers, "feature_cache_bytes": 8 << 20}
     return {"additional_config": {"vllm_prune": facts}}
 

@@ -52,6 +52,8 @@ def _server_lives(server: Any, client: openai.OpenAI, model: str) -> Iterator[No
         ({"visual": {"keep": 0.5, "strategy": "qtsplus"}}, "pruning.visual.strategy"),
         ({"visual": {"keep": 0.5, "strategy": "cacovid"}}, "pruning.visual.strategy"),
         ({"visual": {"keep": 0.5, "video": {"strategy": "cacovid"}}}, "pruning.visual.strategy"),
+        ({"visual": {"keep": 0.5, "strategy": "vqtoken"}}, "pruning.visual.strategy"),
+        ({"visual": {"keep": 0.5, "video": {"strategy": "vqtoken"}}}, "pruning.visual.strategy"),
         (
             {"visual": {"keep": 0.5, "strategy": "vtc_cls", "options": {"skip_blocks": 9}}},
             "pruning.visual.options.skip_blocks",

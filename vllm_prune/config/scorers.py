@@ -43,7 +43,9 @@ class TrainedLayers(Section):
     Attributes:
         cacovid: those of CaCoVID's policy.
         qtsplus: those of QTSplus's selector.
+        vqtoken: those of VQToken's attention over a video's codebook.
     """
 
     cacovid: FileName | None = None
     qtsplus: FileName | None = None
+    vqtoken: FileName | None = None

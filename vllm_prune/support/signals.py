@@ -156,6 +156,7 @@ VISUAL: dict[VisualSignal, StrategyUnavailable] = {
     "selector": _of_adapter("selector", _selector),
     "projector": _of_adapter("projector", _inside("runs the tower's projector again")),
     "text": _of_adapter("text", _always),
+    "unpooled": _of_adapter("unpooled", _always),
     "weights": _of_adapter("weights"),
     "any_size": _of_adapter("any_size", _always),
 }

@@ -7,12 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.visual.strategies.trained import PATCHES, network_for
 from vllm_prune.config.worker_facts import WorkerFacts
 from vllm_prune.grid import Grid
 from vllm_prune.visual.item_plan import ItemPlan, decode
 from vllm_prune.visual.models.choice import choose
+from vllm_prune.visual.strategies._frames import Frames
 from vllm_prune.visual.strategies.base import Context
 from vllm_prune.visual.strategies.divprune import DivPrune
+from vllm_prune.visual.strategies.vqtoken import VqToken
 from vllm_prune.visual.tower.kept_store import KEPT
 
 FACTS = WorkerFacts()
@@ -44,6 +47,17 @@ def test_one_run_is_chosen_from_freely() -> None:
     rows = features(12)
     plan = ItemPlan("divprune", "{}", 5, 0, None, None, "", (12,), (2, 2, 3))
     assert torch.equal(choose(plan, rows, FACTS)[1], DivPrune().select(rows, Grid(2, 2, 3), 5, Context()))
+
+
+def test_what_was_captured_reaches_the_strategy() -> None:
+    rows, network = torch.randn(9, 16), network_for("vqtoken", 16)
+    assert network is not None
+    frames = Frames(torch.randn(2, PATCHES, 16), 4)
+    plan = ItemPlan("vqtoken", "{}", 4, 3, None, None, "", (9,), (1, 1, 9))
+    left, kept = choose(plan, rows, FACTS, None, {"vqtoken": network}, {"unpooled": frames})
+    expected = VqToken().reduce(rows, Grid(1, 1, 9), 4, Context(3, network=network, unpooled=frames))
+    assert torch.equal(kept, expected.kept)
+    assert torch.equal(left, expected.rows(rows))
 
 
 @pytest.mark.parametrize("segments", [(12,), (6, -1, 6), (4, -1, 2, 6)])

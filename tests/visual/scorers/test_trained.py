@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,12 +29,19 @@ def text_config(width: int = 32, heads: int = 4) -> Any:
 
 
 def served(width: int = 32, heads: int = 4, **layers: str) -> Any:
-    model = SimpleNamespace(hf_config=SimpleNamespace(get_text_config=lambda: text_config(width, heads)))
+    vision = SimpleNamespace(image_size=99, patch_size=14)
+    config = SimpleNamespace(get_text_config=lambda: text_config(width, heads), vision_config=vision)
+    model = SimpleNamespace(hf_config=config)
     return SimpleNamespace(model_config=model, additional_config={"vllm_prune": {"weights": layers}})
 
 
 def test_sizes_of_the_language_model() -> None:
-    assert language_shape(SimpleNamespace(get_text_config=text_config)) == LANGUAGE
+    vision = SimpleNamespace(image_size=99, patch_size=14)
+    assert language_shape(SimpleNamespace(get_text_config=text_config, vision_config=vision)) == LANGUAGE
+    # Towers that take any size, and sizes of both sides, say nothing of all frames.
+    for other in (None, SimpleNamespace(patch_size=14), SimpleNamespace(image_size=[99, 99], patch_size=14)):
+        shape = language_shape(SimpleNamespace(get_text_config=text_config, vision_config=other))
+        assert shape == replace(LANGUAGE, frame_patches=0)
     plain = SimpleNamespace(hidden_size=8, num_attention_heads=2, rope_theta=5.0)
     assert language_shape(SimpleNamespace(get_text_config=lambda: plain)) == LanguageShape(8, 2, 2, 5.0, 1e-6)
     assert language_shape(SimpleNamespace(get_text_config=lambda: SimpleNamespace())) is None
@@ -41,7 +49,12 @@ def test_sizes_of_the_language_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "prefix"), [("qtsplus", "model.qts_plus.selector."), ("cacovid", "compression_policy.")]
+    ("name", "prefix"),
+    [
+        ("qtsplus", "model.qts_plus.selector."),
+        ("cacovid", "compression_policy."),
+        ("vqtoken", "model.cross_attention."),
+    ],
 )
 def test_layers_alone_or_inside_a_checkpoint(name: str, prefix: str, tmp_path: Path) -> None:
     tensors = weights(name)
@@ -76,7 +89,7 @@ def test_a_file_that_holds_none_or_several(tmp_path: Path) -> None:
         find(cls, tmp_path / "text.safetensors")
 
 
-@pytest.mark.parametrize("name", ["qtsplus", "cacovid"])
+@pytest.mark.parametrize("name", ["qtsplus", "cacovid", "vqtoken"])
 def test_refusals_and_no_start(name: str, tmp_path: Path) -> None:
     file = tmp_path / "layers.safetensors"
     save_file(weights(name), file)
@@ -84,9 +97,10 @@ def test_refusals_and_no_start(name: str, tmp_path: Path) -> None:
     assert refusal(name, served(**{name: str(file)})) is None
     assert set(networks_of(served(**{name: str(file)}))) == {name}
     assert networks_of(served()) == {}
+    wrong_heads = [] if name == "vqtoken" else [(served(32, 8, **{name: str(file)}), "8 heads")]
     for config, words in (
+        *wrong_heads,
         (served(64, 4, **{name: str(file)}), "width 64"),
-        (served(32, 8, **{name: str(file)}), "8 heads"),
         (served(**{name: f"{tmp_path}/none"}), "does not exist"),
         (SimpleNamespace(**{**vars(served(**{name: str(file)})), "model_config": SimpleNamespace(hf_config=None)}),
          "does not say"),
@@ -96,4 +110,5 @@ def test_refusals_and_no_start(name: str, tmp_path: Path) -> None:
             networks_of(config)
     # A file that is replaced is read again.
     save_file({key: one for key, one in weights(name).items() if not key.endswith("q_proj.bias")}, file)
+    assert any(key.endswith("q_proj.bias") for key in weights(name))
     assert "missing" in (refusal(name, served(**{name: str(file)})) or "no finding")

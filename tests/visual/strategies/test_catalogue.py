@@ -20,7 +20,7 @@ from vllm_prune.visual.strategies._trained import TrainedStrategy
 from vllm_prune.visual.strategies.base import Context, PixelStrategy, Strategy
 from vllm_prune.visual.strategies.maths import cells_of
 
-from .trained import network_for
+from .trained import frames_for, network_for
 
 
 class Row(NamedTuple):
@@ -69,6 +69,8 @@ ROWS = (
     Row("vcast", "video"),
     Row("vidcom2", "image video"),
     Row("vision_selector", "image video"),
+    Row("vqtoken", "video"),
+    Row("vqtoken", "video", {"steps": 1}),
     Row("vqtoken_kmeans", "image video"),
     Row("vtc_cls", "image video"),
     Row("zoo", "image video"),
@@ -93,7 +95,9 @@ class Item(NamedTuple):
         return strategy.select(self.tokens, self.grid, count, self.context_for(row.name), per_frame)
 
     def context_for(self, name: str) -> Context:
-        return replace(self.context, network=network_for(name, self.tokens.shape[1]))
+        fits = len(self.tokens) == self.grid.tokens and "unpooled" in VISUAL.strategy_class(name).needs
+        unpooled = frames_for(self.grid, self.tokens) if fits else None
+        return replace(self.context, network=network_for(name, self.tokens.shape[1]), unpooled=unpooled)
 
 
 @st.composite
@@ -174,6 +178,8 @@ def test_unknown_option_is_refused(name: str):
         ("centerclip", {"frames": 0}),
         ("vqtoken_kmeans", {"steps": -1}),
         ("qtsplus", {"reencode": 1}),
+        ("vqtoken", {"steps": 0}),
+        ("vqtoken", {"steps": 51}),
         ("cacovid", {"policy": 1.5}),
         ("cacovid", {"most": 0.5}),
         ("vtc_cls", {"tower_blocks": 0}),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,16 @@ from torch.nn import functional
 
 from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
-from vllm_prune.visual.strategies._trained import LanguageShape, LayoutError, Network, TrainedStrategy
+from vllm_prune.visual.strategies._frames import Frames
+from vllm_prune.visual.strategies._trained import LayoutError, Network, TrainedStrategy
 from vllm_prune.visual.strategies.base import Context
 
-from .trained import LANGUAGE, LAYOUTS, qtsplus, weights
+from .trained import LANGUAGE, LAYOUTS, PATCHES, frames_for, qtsplus, weights
+from .vqtoken_long_form import codebook, decoded
 
 NAMES = tuple(LAYOUTS)
+ASKING = ("qtsplus", "cacovid")
+"""Those that read the question."""
 Tensors = dict[str, Tensor]
 
 
@@ -159,14 +165,112 @@ def test_cacovid_inside_frames_with_given_counts() -> None:
     assert kept.tolist() == [*sorted([*first.tolist(), *left[torch.tensor([0, 6, 11])].tolist()]), 15]
 
 
+def clip(frames: int, seed: int = 1) -> Frames:
+    """A video of eight kinds of patches that lie elsewhere in every frame; four visual tokens per frame."""
+    kinds, where = random(8, 32, seed=seed), random(frames * PATCHES, 1, seed=seed + 1).squeeze(1)
+    rows = kinds[(where.abs() * 4).long() % 8] + 0.3 * random(frames * PATCHES, 32, seed=seed + 2)
+    return Frames(rows.view(frames, PATCHES, 32), 4)
+
+
+@pytest.mark.parametrize("steps", [1, 3, None])
+@pytest.mark.parametrize(("frames", "count"), [(3, 3), (3, 8), (5, 9), (6, 4), (7, 1), (1, 3)])
+def test_vqtoken_is_its_formula(frames: int, count: int, steps: int | None) -> None:
+    video, tensors = clip(frames), weights("vqtoken")
+    # The row that ends a video stays beside the others.
+    tokens, grid = random(frames * 4 + 1, 32, seed=7), Grid(1, 1, frames * 4 + 1)
+    context = Context(11, network=Network(tensors, LANGUAGE), unpooled=video)
+    reduction = VISUAL.create("vqtoken", {"steps": steps}).reduce(tokens, grid, count + 1, context)
+    codes, owner = codebook(video.rows.flatten(0, 1), count, 11, steps or 50)
+    of_queries = decoded(double(tensors), owner.view(frames, PATCHES).double(), codes)
+    assert len(of_queries) == max(frames, count)
+    # With fewer rows than frames, evenly spaced ones.
+    places = range(count) if count >= frames else [(2 * i + 1) * frames // (2 * count) for i in range(count)]
+    left = reduction.rows(tokens)
+    torch.testing.assert_close(left[:-1].double(), of_queries[list(places)], atol=1e-4, rtol=1e-4)
+    assert torch.equal(left[-1], tokens[-1])
+    assert reduction.kept.tolist() == list(range(len(tokens) - count - 1, len(tokens)))
+
+
+def test_vqtoken_is_pytorch_s_decoder() -> None:
+    """The authors' class, called as they call it: queries, then memory, repeated to one length."""
+    tensors, maps, codes = weights("vqtoken"), torch.arange(3.0 * PATCHES).view(3, PATCHES) % 5, random(8, 32, seed=3)
+    decoder = torch.nn.TransformerDecoder(torch.nn.TransformerDecoderLayer(32, 8, 64), 1).double().eval()
+    prefix = "transformer_decoder."
+    decoder.load_state_dict({k.removeprefix(prefix): v for k, v in double(tensors).items() if k.startswith(prefix)})
+    project = torch.nn.functional.linear
+    queries = project(maps, tensors["to_q_proj.weight"], tensors["to_q_proj.bias"]).double().repeat(3, 1)[:8]
+    with torch.no_grad():
+        theirs = decoder(queries[:, None], codes[:, None].double())[:, 0]
+    torch.testing.assert_close(theirs, decoded(double(tensors), maps.double(), codes.double()), atol=1e-5, rtol=1e-5)
+    from vllm_prune.visual.strategies.vqtoken import _decode
+
+    ours = _decode(Network(tensors, LANGUAGE), maps, codes)
+    torch.testing.assert_close(ours[torch.arange(8) % 3].double(), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_vqtoken_repeats_itself_and_reads_every_patch() -> None:
+    video, grid, tokens = clip(4), Grid(4, 2, 2), random(16, 32, seed=7)
+    context = Context(5, network=Network(weights("vqtoken"), LANGUAGE), unpooled=video)
+    state = torch.get_rng_state()
+
+    def rows(context: Context, count: int = 8) -> Tensor:
+        return VISUAL.create("vqtoken").reduce(tokens, grid, count, context).rows(tokens)
+
+    first = rows(context)
+    assert torch.equal(rows(context), first)
+    assert torch.equal(torch.get_rng_state(), state)
+    # More rows than frames: one frame's are equal.
+    assert torch.equal(first[:4], first[4:])
+    assert len(first[:4].unique(dim=0)) == 4
+    # Another content's draws, and one frame in which patches have changed places.
+    assert not torch.allclose(rows(replace(context, seed=6)), first)
+    moved = video.rows.clone()
+    moved[2] = moved[2].flip(0)
+    changed = rows(replace(context, unpooled=Frames(moved, 4)))
+    assert not torch.allclose(changed, first)
+    # Without a row that ends the video all are the layer's; a single one is, too, where there is such a row.
+    assert not torch.equal(first[-1], tokens[-1])
+    alone = VISUAL.create("vqtoken").reduce(random(17, 32, seed=7), Grid(1, 1, 17), 1, context)
+    assert not torch.equal(alone.rows(random(17, 32, seed=7))[0], random(17, 32, seed=7)[-1])
+
+
+def test_vqtoken_groups_many_by_a_sketch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of well separated kinds a sketch makes the same groups, and codes are means of the whole rows."""
+    from vllm_prune.visual.strategies import vqtoken
+
+    steps, lloyd = list[int](), vqtoken.spherical_groups
+
+    def noted(units: Tensor, first: Tensor, most: int) -> Tensor:
+        steps.append(most)
+        return lloyd(units, first, most)
+
+    monkeypatch.setattr(vqtoken, "spherical_groups", noted)
+
+    kinds = torch.nn.functional.normalize(random(12, 512, seed=1))
+    video = Frames((kinds.repeat(17, 1)[:196] + 0.001 * random(196, 512, seed=2)).view(4, PATCHES, 512), 4)
+    exact = VISUAL.create("vqtoken")._codebook(video, 12, 3)  # type: ignore[attr-defined]
+    monkeypatch.setattr(vqtoken, "SKETCH", 11)
+    codes, maps = VISUAL.create("vqtoken")._codebook(video, 12, 3)  # type: ignore[attr-defined]
+    assert codes.shape == (12, 512)
+
+    def same(maps: Tensor) -> Tensor:
+        return maps.flatten()[:, None] == maps.flatten()[None]
+
+    assert torch.equal(same(maps), same(exact[1]))
+    assert len(maps.unique()) == 12
+    VISUAL.create("vqtoken", {"steps": 9})._codebook(video, 12, 3)  # type: ignore[attr-defined]
+    assert steps == [50, 4, 9]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_weights_are_computed_in_float32(name: str) -> None:
     tensors = {key: tensor.bfloat16() for key, tensor in weights(name).items()}
     tokens, text, grid = random(60, 32, seed=4), random(6, 32, seed=5), Grid(4, 3, 5)
-    narrow = Context(text=text, network=Network(tensors, LANGUAGE))
-    wide = Context(text=text, network=Network({key: one.float() for key, one in tensors.items()}, LANGUAGE))
-    strategy = VISUAL.create(name)
-    assert torch.equal(strategy.select(tokens, grid, 20, narrow), strategy.select(tokens, grid, 20, wide))
+    narrow = Context(text=text, network=Network(tensors, LANGUAGE), unpooled=frames_for(grid, tokens))
+    wide = replace(narrow, network=Network({key: one.float() for key, one in tensors.items()}, LANGUAGE))
+    ours, expected = (VISUAL.create(name).reduce(tokens, grid, 20, context) for context in (narrow, wide))
+    assert torch.equal(ours.kept, expected.kept)
+    assert torch.equal(ours.rows(tokens), expected.rows(tokens))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,23 +281,52 @@ def test_a_layout_that_does_not_fit(name: str) -> None:
     needed = cls.check(shapes, LANGUAGE)
     assert set(needed) <= set(shapes)
     # What is not used is what the strategy leaves to the budget.
-    assert {part.split(".")[0] for part in set(shapes) - set(needed)} == {
-        "budget" if name == "qtsplus" else "mode_selection"
-    }
+    unused = {"qtsplus": {"budget"}, "cacovid": {"mode_selection"}, "vqtoken": set()}
+    assert {part.split(".")[0] for part in set(shapes) - set(needed)} == unused[name]
     for tensor in needed:
         with pytest.raises(LayoutError):
             cls.check({other: shape for other, shape in shapes.items() if other != tensor}, LANGUAGE)
         with pytest.raises(LayoutError):
             cls.check({**shapes, tensor: (*shapes[tensor][:-1], shapes[tensor][-1] + 1)}, LANGUAGE)
-    with pytest.raises(LayoutError, match="needs \\[64, 64\\]"):
-        cls.check(shapes, LanguageShape(64, 4, 2))
+    with pytest.raises(LayoutError, match=r"width 64 .* needs \[.*64.*\]"):
+        cls.check(shapes, replace(LANGUAGE, width=64))
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_layers_that_are_copies_of_the_language_model_s_have_its_heads(name: str) -> None:
+    cls: Any = VISUAL.strategy_class(name)
     with pytest.raises(LayoutError, match="4 of them for keys"):
-        cls.check(shapes, LanguageShape(32, 4, 4))
+        cls.check(LAYOUTS[name](LANGUAGE), replace(LANGUAGE, kv_heads=4))
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_vqtoken_has_to_fit_the_frames() -> None:
+    cls: Any = VISUAL.strategy_class("vqtoken")
+    shapes = LAYOUTS["vqtoken"](LANGUAGE)
+    for language, words in (
+        (replace(LANGUAGE, frame_patches=64), r"to_q_proj.weight has .*\[32, 49\].* 64 patches per frame needs"),
+        (replace(LANGUAGE, frame_patches=0), "frames of one size"),
+        (replace(LANGUAGE, width=36), "8 heads"),
+    ):
+        with pytest.raises(LayoutError, match=words):
+            cls.check(shapes, language)
+    # Any number of attention heads of the language model will do.
+    assert cls.check(shapes, replace(LANGUAGE, heads=2, kv_heads=1))
+
+
+@pytest.mark.parametrize("name", ASKING)
 def test_what_was_not_given_is_named(name: str) -> None:
     tokens, network = random(24, 32, seed=1), Network(weights(name), LANGUAGE)
     for context, words in ((Context(network=network), "'text'"), (Context(text=tokens[:3]), "'weights'")):
         with pytest.raises(ValueError, match=words):
             VISUAL.create(name).select(tokens, Grid(2, 3, 4), 5, context)
+
+
+def test_vqtoken_names_what_was_not_given() -> None:
+    tokens, grid = random(24, 32, seed=1), Grid(2, 3, 4)
+    network = Network(weights("vqtoken"), LANGUAGE)
+    for context, words in (
+        (Context(network=network), "'unpooled'"),
+        (Context(unpooled=frames_for(grid, tokens)), "'weights'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            VISUAL.create("vqtoken").select(tokens, grid, 5, context)

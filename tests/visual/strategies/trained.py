@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
+from vllm_prune.visual.strategies._frames import Frames
 from vllm_prune.visual.strategies._trained import LanguageShape, Network, TrainedStrategy
 
-LANGUAGE = LanguageShape(32, 4, 2, 1000.0, 1e-5)
+PATCHES = 49
+LANGUAGE = LanguageShape(32, 4, 2, 1000.0, 1e-5, PATCHES)
 
 
 def attention(name: str, language: LanguageShape) -> dict[str, tuple[int, ...]]:
@@ -59,7 +63,19 @@ def cacovid(language: LanguageShape) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-LAYOUTS: dict[str, Callable[[LanguageShape], dict[str, tuple[int, ...]]]] = {"qtsplus": qtsplus, "cacovid": cacovid}
+def vqtoken(language: LanguageShape) -> dict[str, tuple[int, ...]]:
+    """PyTorch's decoder of one layer, and the map of its queries."""
+    width = language.width
+    decoder = torch.nn.TransformerDecoder(torch.nn.TransformerDecoderLayer(width, 8, 2 * width, device="meta"), 1)
+    inside = {f"transformer_decoder.{name}": tuple(one.shape) for name, one in decoder.state_dict().items()}
+    return {"to_q_proj.weight": (width, language.frame_patches), "to_q_proj.bias": (width,), **inside}
+
+
+LAYOUTS: dict[str, Callable[[LanguageShape], dict[str, tuple[int, ...]]]] = {
+    "qtsplus": qtsplus,
+    "cacovid": cacovid,
+    "vqtoken": vqtoken,
+}
 
 
 def weights(name: str, language: LanguageShape = LANGUAGE, seed: int = 0) -> dict[str, Tensor]:
@@ -77,5 +93,11 @@ def network_for(name: str, width: int) -> Network | None:
     """Random layers of a strategy for tokens of a width; None where it has none, and for widths that no layer has."""
     if not issubclass(VISUAL.strategy_class(name), TrainedStrategy) or width < 16:
         return None
-    language = LanguageShape(width, 4, 2, 1000.0, 1e-5)
+    language = replace(LANGUAGE, width=width)
     return Network(weights(name, language), language)
+
+
+def frames_for(grid: Grid, tokens: Tensor) -> Frames:
+    """A video before its pooling, whose frames have as many patches as `LANGUAGE` says: its visual tokens, repeated."""
+    places = torch.arange(PATCHES, device=tokens.device) % grid.per_frame
+    return Frames(tokens.view(grid.frames, grid.per_frame, -1)[:, places], grid.per_frame)

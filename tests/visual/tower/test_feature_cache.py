@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vllm_prune.telemetry import metrics
 from vllm_prune.visual.item_plan import ItemPlan
+from vllm_prune.visual.strategies._frames import Frames
 from vllm_prune.visual.tower.feature_cache import PAGE, Encoded, FeatureCache, refuse_feature_cache
 
 WIDTH = 3
@@ -114,6 +115,18 @@ def test_what_was_not_captured_is_run_again() -> None:
     assert len(two.runs) == 3
     two.ask(features, plan("a", "zoo"))
     assert len(two.runs) == 4
+
+
+def test_frames_before_pooling_are_captured_anew() -> None:
+    """They are several times as large as what the memory holds of an item."""
+    tower, features = Tower({"a": 4}), cache(2)
+    for _ in range(2):
+        tower.ask(features, plan("a", "vqtoken"))
+    tower.ask(features, plan("a"))
+    assert tower.runs == [["a"], ["a"]]
+    frames = Frames(torch.zeros(1, 4, WIDTH), 4)
+    features.encode([plan("b", "vqtoken")], lambda _: [Encoded(tower.rows("a"), {"unpooled": frames})])
+    assert [kept.captured for kept in features._items.values()] == [{}, {}]
 
 
 def test_new_weights_make_old_features_worthless() -> None:

@@ -20,6 +20,7 @@ WORDS: dict[VisualSignal, str] = {
     "selector": "the tower's outputs",
     "projector": "the model's projector",
     "text": "the text of the last user message",
+    "unpooled": "the frames of a video before the model pools them",
     "weights": "the tower's outputs",
     "any_size": "a processor that takes pictures of any size",
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...config.worker_facts import WorkerFacts
 from ...grid import Grid
+from ...signals import VisualSignal
 from ..item_plan import ItemPlan
 from ..strategies._trained import Network
 from ..tower.kept_store import KEPT
@@ -24,6 +26,7 @@ def choose(
     facts: WorkerFacts,
     text: Tensor | None = None,
     networks: Mapping[str, Network] | None = None,
+    captured: Mapping[VisualSignal, Any] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What is left of an item: rows, [K + marks, width], and which tokens they are, int64 [K + marks].
 
@@ -36,6 +39,7 @@ def choose(
         facts: of this worker.
         text: [L, D], embeddings of the request's text, where the plan has any.
         networks: trained layers by the name of their strategy.
+        captured: see `ItemSource.captured`.
 
     Raises:
         ValueError: the tower's output is not of the plan's size.
@@ -43,7 +47,7 @@ def choose(
     assert plan.grid is not None
     before, behind = plan.marks
     last = len(features) - behind
-    source = ItemSource(Grid(*plan.grid), features[before:last], facts=facts, text=text, networks=networks or {})
+    source = ItemSource(Grid(*plan.grid), features[before:last], captured or {}, facts, text, networks or {})
     rows, kept = _choose(plan, source)
     if not before and not behind:
         return rows, kept

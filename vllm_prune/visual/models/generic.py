@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from ...signals import VisualSignal
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
 from ..tower.feature_cache import Encoded
+from ..tower.received_attention import Listener
+from ..tower.signals import Captures, needed
+from ..tower.unpooled import UnpooledFrames
 from .choice import choose
 from .placing import PlacedModel
 from .positions import StepOffsets, attach
@@ -63,25 +67,31 @@ class GenericModel(PlacedModel):
             (decode(row), m, i) for m in sent_as if rows[m] is not None for i, row in enumerate(rows[m])
         ]  # fmt: skip
         if not any(plan for plan, _, _ in plans):
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            return _rows_of_items(super().embed_multimodal(**kwargs))  # type: ignore[misc]
 
         def run(items: Sequence[int]) -> list[Encoded]:
-            outputs = super(GenericModel, self).embed_multimodal(**kwargs)  # type: ignore[misc]
+            with Captures(self.listeners([plan for plan, _, _ in plans])) as captures:
+                outputs = _rows_of_items(super(GenericModel, self).embed_multimodal(**kwargs))  # type: ignore[misc]
             if len(items) != len(outputs):
                 raise RuntimeError(f"{type(self).__name__} gave {len(outputs)} outputs for {len(items)} items")
-            return [Encoded(output) for output in outputs]
+            captured = captures.per_item(len(items), [modality for _, modality, _ in plans], kwargs)
+            return [Encoded(*item) for item in zip(outputs, captured, strict=True)]
 
         # Which fields belong to which item is the parent's business, so a batch is run as a whole.
         encoded = self._features.encode([plan for plan, _, _ in plans], run, apart=False)
         return tuple(
-            item.rows if plan is None else self._prune(item.rows, plan, _item_fields(kwargs, modality, i), modality)
+            item.rows if plan is None else self._prune(item, plan, _item_fields(kwargs, modality, i), modality)
             for item, (plan, modality, i) in zip(encoded, plans, strict=True)
         )
 
-    def _prune(self, output: Tensor, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
+    def listeners(self, plans: Sequence[ItemPlan | None]) -> dict[VisualSignal, Listener]:
+        """What captures signals while the tower runs; a listener that is not needed is idle."""
+        return {"unpooled": UnpooledFrames(self, enabled="unpooled" in needed(plans))}
+
+    def _prune(self, item: Encoded, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
         """Kept rows of an item, [K, width] or with their place in the run, [K, width + 6]."""
-        text = self.embedded_text(plan, output.device)
-        rows, kept = choose(plan, output, self._facts, text, self._networks)
+        text = self.embedded_text(plan, item.rows.device)
+        rows, kept = choose(plan, item.rows, self._facts, text, self._networks, item.captured)
         if self.family.positions == "compact":
             return rows
         return attach(rows, self._relative(plan, fields, modality).to(kept.device)[:, kept])
@@ -108,6 +118,16 @@ class GenericModel(PlacedModel):
         prompt = UnprunedPrompt.of(input_tokens, features)
         positions, delta = self.unpruned_positions(prompt.tokens, prompt.features)
         return positions[:, prompt.source].contiguous(), delta + len(prompt.tokens) - len(input_tokens)
+
+
+def _rows_of_items(outputs: Any) -> Any:
+    """The parent's outputs, each [N, width].
+
+    For videos of several lengths in a batch vLLM's LLaVA-OneVision gives [1, N, width], and its runner stops at that.
+    """
+    if isinstance(outputs, Tensor) or all(output.ndim == 2 for output in outputs):
+        return outputs
+    return tuple(output.flatten(0, -2) for output in outputs)
 
 
 def _item_fields(kwargs: dict[str, Any], modality: str, index: int) -> dict[str, Any]:

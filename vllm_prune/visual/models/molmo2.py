@@ -238,9 +238,7 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
             for rows, plan, grid, signals in zip(embedded, plans, grids, captured, strict=True)
         ]
 
-    def _pruned(
-        self, rows: Tensor, plan: ItemPlan, grid: Grid, captured: Mapping[VisualSignal, Tensor | None]
-    ) -> Tensor:
+    def _pruned(self, rows: Tensor, plan: ItemPlan, grid: Grid, captured: Mapping[VisualSignal, Any]) -> Tensor:
         cells = rows.view(grid.frames, grid.per_frame + MARKS, -1)[:, 1:-1].flatten(0, 1)
         cells, kept = kept_rows(plan, ItemSource(grid, cells, captured, self._facts, networks=self._networks), cells)
         origins, places = layout(kept, plan, grid)

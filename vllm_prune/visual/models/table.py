@@ -195,7 +195,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "LlavaOnevisionForConditionalGeneration": _generic(
         "LLaVA-OneVision", "llava_onevision:LlavaOnevisionForConditionalGeneration",
-        signals=OUTPUTS | {"text"}, kv="yes",
+        signals=OUTPUTS | {"text", "unpooled"}, kv="yes",
     ),
     "Mistral3ForConditionalGeneration": _generic(
         "Mistral 3", "mistral3:Mistral3ForConditionalGeneration", modalities=("image",),

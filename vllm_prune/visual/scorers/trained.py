@@ -24,7 +24,7 @@ Places = Mapping[str, tuple[Path, str, tuple[int, ...]]]
 
 
 def language_shape(hf_config: Any) -> LanguageShape | None:
-    """Sizes of a model's language model; None where its configuration does not say."""
+    """Sizes of a model's language model and of its frames; None where its configuration does not say the former."""
     text = hf_config.get_text_config() if hasattr(hf_config, "get_text_config") else None
     width, heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
     if not width or not heads:
@@ -32,7 +32,14 @@ def language_shape(hf_config: Any) -> LanguageShape | None:
     rope = getattr(text, "rope_parameters", None) or {}
     theta = rope.get("rope_theta") or getattr(text, "rope_theta", None) or LanguageShape.theta
     eps = getattr(text, "rms_norm_eps", None) or LanguageShape.eps
-    return LanguageShape(width, heads, getattr(text, "num_key_value_heads", None) or heads, float(theta), float(eps))
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    return LanguageShape(width, heads, kv_heads, float(theta), float(eps), _frame_patches(hf_config))
+
+
+def _frame_patches(hf_config: Any) -> int:
+    vision = getattr(hf_config, "vision_config", None)
+    size, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    return (size // patch) ** 2 if isinstance(size, int) and isinstance(patch, int) else 0
 
 
 def refusal(strategy: str, vllm_config: Any) -> str | None:

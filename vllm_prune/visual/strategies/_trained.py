@@ -25,13 +25,14 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True)
 class LanguageShape:
-    """Sizes of the served language model, which layers that are copies of one of its layers share.
+    """Sizes of the served language model, which trained layers share, and of what it reads.
 
     Attributes:
         width: hidden size, D.
         heads, kv_heads: attention heads of queries, and of keys and values.
         theta: base of the rotary embedding.
         eps: added to the mean square in its norms.
+        frame_patches: patches of a frame, where the vision tower draws all frames at one size; else 0.
     """
 
     width: int
@@ -39,6 +40,13 @@ class LanguageShape:
     kv_heads: int
     theta: float = 10000.0
     eps: float = 1e-6
+    frame_patches: int = 0
+
+    @property
+    def words(self) -> str:
+        """The sizes that layers share, for people."""
+        tower = f" and a tower of {self.frame_patches} patches per frame" if self.frame_patches else ""
+        return f"of width {self.width} with {self.heads} heads, {self.kv_heads} of them for keys{tower}"
 
     @property
     def head(self) -> int:
@@ -141,8 +149,8 @@ class TrainedStrategy(Strategy):
                 raise LayoutError(f"{name} is missing")
             if tuple(shapes[name]) != shape:
                 raise LayoutError(
-                    f"{name} has the shape {list(shapes[name])}, and a language model of width {language.width} with "
-                    f"{language.heads} heads, {language.kv_heads} of them for keys, needs {list(shape)}"
+                    f"{name} has the shape {list(shapes[name])}, and a language model {language.words} needs "
+                    f"{list(shape)}"
                 )
         return tuple(expected)
 

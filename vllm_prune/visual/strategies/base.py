@@ -1,8 +1,7 @@
 """The base class of visual strategies: from features and a grid to the visual tokens to keep.
 
-A strategy has no access to the engine, the request or other items of the batch. The base class owns the
-guarantees (exact count, ascending order, at least one token per frame, ties by index); a subclass
-only says which cells matter more.
+A strategy has no access to the engine, the request or other items of the batch. The base class owns the guarantees
+(exact count, ascending order, at least one token per frame, ties by index); a subclass says which cells matter more.
 """
 
 from __future__ import annotations
@@ -53,6 +52,7 @@ class Context:
         sensitivity: [M] float32, how much the model's projector reacts to each cell; likewise.
         text: [L, D], the language model's embeddings of the last user message's text, L >= 1; likewise.
         network: the strategy's trained layers, a `Network` of `_trained`; likewise.
+        unpooled: a video before the model pools its frames, `Frames` of `_frames`; likewise.
     """
 
     seed: int = 0
@@ -61,6 +61,7 @@ class Context:
     sensitivity: Tensor | None = None
     text: Tensor | None = None
     network: Any = None
+    unpooled: Any = None
 
 
 @dataclass(frozen=True)

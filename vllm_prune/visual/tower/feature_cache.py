@@ -26,6 +26,10 @@ from .signals import attended, needed
 
 PAGE = 64
 """Rows that are given and taken together."""
+KEPT: frozenset[VisualSignal] = frozenset({"tower_attention", "projector"})
+"""What is kept of the running tower beside its outputs; what is larger than these is captured anew."""
+CAPTURED = KEPT | {"unpooled"}
+"""What strategies may need of the running tower."""
 
 _LOG = logging.getLogger("vllm.vllm_prune")
 
@@ -40,7 +44,7 @@ class Encoded:
     """
 
     rows: Tensor
-    captured: Mapping[VisualSignal, Tensor | None] = field(default_factory=dict)
+    captured: Mapping[VisualSignal, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class _Kept:
 
     def suffices(self, plan: ItemPlan) -> bool:
         """Whether what was captured is all that a plan needs of the running tower."""
-        wanted, last = needed([plan]) & {"tower_attention", "projector"}, plan.attention_blocks.stop
+        wanted, last = needed([plan]) & CAPTURED, plan.attention_blocks.stop
         if not wanted <= self.captured.keys():
             return False
         return "tower_attention" not in wanted or self.blocks is None or (last is not None and last <= self.blocks)
@@ -151,7 +155,7 @@ class FeatureCache:
             self._drop(next(iter(self._items)))
         pages, self._free = tuple(self._free[:count]), self._free[count:]
         memory[self._places(pages)] = pad(rows, (0, 0, 0, count * PAGE - len(rows))).view(count, PAGE, -1)
-        captured = {name: one.clone() for name, one in encoded.captured.items() if one is not None}
+        captured = {name: one.clone() for name, one in encoded.captured.items() if name in KEPT and one is not None}
         self._items[plan.content] = _Kept(pages, len(rows), captured, blocks)
 
     def _drop(self, key: str) -> None:

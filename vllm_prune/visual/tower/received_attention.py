@@ -49,8 +49,8 @@ class Listener:
         parts = [torch.cat(parts) for parts in self._received.values() if parts]
         return torch.stack(parts) if parts else _NOTHING
 
-    def per_item(self, *batch: Any) -> list[Tensor | None]:
-        """What was captured for each item's cells, float32 [M] in raster order, or None where nothing was."""
+    def per_item(self, *batch: Any) -> Sequence[Any]:
+        """What was captured for each item, as `ItemSource.captured` has it, or None where nothing was."""
         raise NotImplementedError
 
 

@@ -19,6 +19,7 @@ from ...grid import Grid
 from ...signals import VisualSignal
 from ..item_plan import ItemPlan
 from ..scorers.vision_selector import SELECTOR
+from ..strategies._frames import Frames
 from ..strategies._trained import Network
 from ..strategies.base import Context
 from .received_attention import Listener
@@ -31,8 +32,8 @@ class ItemSource:
     Attributes:
         grid: shape of the item.
         features: [M, *], what its strategy looks at, one row per cell.
-        captured: float32 [M] each, what was computed while the tower ran; None where it was not. Of attention one row
-            for each block, [B, M], that of the last block first.
+        captured: what was computed while the tower ran; None where it was not. Float32 [M] each, but for attention one
+            row for each block, [B, M], that of the last block first, and `Frames` for a video before it is pooled.
         facts: what this worker knows of the configuration.
         text: [L, D], embeddings of the request's text, where the plan has any.
         networks: trained layers by the name of their strategy.
@@ -40,7 +41,7 @@ class ItemSource:
 
     grid: Grid
     features: Tensor
-    captured: Mapping[VisualSignal, Tensor | None] = field(default_factory=dict)
+    captured: Mapping[VisualSignal, Any] = field(default_factory=dict)
     facts: WorkerFacts = field(default_factory=WorkerFacts)
     text: Tensor | None = None
     networks: Mapping[str, Network] = field(default_factory=dict)
@@ -55,8 +56,8 @@ class Provider:
         provide: computes it for one item, as the field has it.
     """
 
-    field: Literal["tower_attention", "scores", "sensitivity", "text", "network"] | None
-    provide: Callable[[ItemSource, ItemPlan], Tensor | Network | None]
+    field: Literal["tower_attention", "scores", "sensitivity", "text", "network", "unpooled"] | None
+    provide: Callable[[ItemSource, ItemPlan], Tensor | Network | Frames | None]
 
 
 def _mean_attention(source: ItemSource, plan: ItemPlan) -> Tensor | None:
@@ -76,6 +77,7 @@ PROVIDERS: dict[VisualSignal, Provider] = {
     "selector": Provider("scores", _selector_scores),
     "projector": Provider("sensitivity", lambda source, _: source.captured.get("projector")),
     "text": Provider("text", lambda source, _: source.text),
+    "unpooled": Provider("unpooled", lambda source, _: source.captured.get("unpooled")),
     "weights": Provider("network", lambda source, plan: source.networks.get(plan.strategy)),
     "any_size": Provider(None, lambda source, _: None),
 }
@@ -112,7 +114,7 @@ class Captures(ExitStack):
         super().__init__()
         self._listeners = {name: self.enter_context(listener) for name, listener in listeners.items()}
 
-    def per_item(self, items: int, *batch: Any) -> Sequence[dict[VisualSignal, Tensor | None]]:
+    def per_item(self, items: int, *batch: Any) -> Sequence[dict[VisualSignal, Any]]:
         """The captured signals of each item; `batch` is what the family's listeners need to tell items apart."""
         columns = {name: listener.per_item(*batch) for name, listener in self._listeners.items()}
         return [{name: column[i] for name, column in columns.items()} for i in range(items)]

@@ -8,6 +8,7 @@ _BLOCK = ("cu_seqlens", "rotary_pos_emb_cos", "rotary_pos_emb_sin", "max_seqlen"
 _PROCESSOR = "vllm.multimodal.processing.processor"
 _MTP = "vllm.model_executor.models.qwen3_5_mtp"
 _MOLMO2 = "vllm.model_executor.models.molmo2"
+_ONEVISION = "vllm.model_executor.models.llava_onevision"
 MODEL_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor.apply", ("inputs", "timing_ctx")),
     VllmSignature(_PROCESSOR, "BaseMultiModalProcessor._get_mm_hashes", ("inputs",)),
@@ -62,6 +63,11 @@ MODEL_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(_MOLMO2, "Molmo2ProcessingInfo.get_num_image_tokens", ("image_height", "image_width", "processor")),
     VllmSignature(_MOLMO2, "Molmo2ProcessingInfo._get_video_second_idx", ("metadata", "do_sample_frames")),
     VllmSignature(_MOLMO2, "build_flat_video_bool_length", ("video_grids", "hf_config")),
+    VllmSignature(_ONEVISION, "LlavaOnevisionForConditionalGeneration.apply_pooling", ("image_features", "stride")),
+    VllmSignature(_ONEVISION, "LlavaOnevisionForConditionalGeneration._process_video_pixels", ("inputs",)),
+    VllmSignature(
+        _ONEVISION, "LlavaOnevisionForConditionalGeneration._video_pixels_to_features", ("vision_tower", "pixel_values")
+    ),
     VllmSignature("vllm.config", "ModelConfig.uses_mrope"),
     VllmSignature("vllm.config", "ModelConfig.mrope_num_dims"),
     VllmSignature("vllm.multimodal.processing", "PromptUpdateDetails", ("full", "is_embed")),

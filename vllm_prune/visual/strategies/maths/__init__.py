@@ -3,7 +3,7 @@
 Everything accumulates in float32 whatever the input dtype, and touches no global random state.
 """
 
-from .clusters import absorb, cluster, density_peaks, mean_by, nearest, sum_by
+from .clusters import absorb, cluster, density_peaks, drawn_centers, mean_by, nearest, spherical_groups, sum_by
 from .determinantal import volume_gains
 from .diversity import diverse_order, farthest_points, max_sum_order
 from .motion import match
@@ -22,6 +22,7 @@ __all__ = [
     "cosine",
     "density_peaks",
     "diverse_order",
+    "drawn_centers",
     "evenly_spaced",
     "farthest_points",
     "first_of_equals",
@@ -35,6 +36,7 @@ __all__ = [
     "scenes",
     "sinkhorn",
     "sketch",
+    "spherical_groups",
     "spread_to_one",
     "sum_by",
     "unit_rows",

@@ -1,11 +1,12 @@
-"""Groups of alike rows: sums per group, medoids, k-means and density peaks."""
+"""Groups of alike rows: sums per group, medoids, k-means on and off the sphere, and density peaks."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .vectors import quantise
+from ..base import to_device
+from .vectors import STEP, quantise, unit_rows
 
 # Similarities that are held at once.
 _PART = 1 << 22
@@ -70,6 +71,48 @@ def cluster(units: Tensor, first: Tensor, steps: int, medoid_centers: bool = Fal
         kept = medoids(units, means, owner)
         centers = units[kept] if medoid_centers else means
     return kept, owner
+
+
+def drawn_centers(units: Tensor, count: int, seed: int) -> Tensor:
+    """First centers by k-means++, int64 [k]: rows are drawn with their squared distance to the nearest one before.
+
+    Weights are whole numbers, at least one, so that the same seed draws the same rows at every run; where fewer than k
+    rows differ, some are drawn again.
+
+    Args:
+        units: unit rows, float32 [n, d].
+        count: k.
+        seed: of the draws.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    draws = to_device(torch.rand(count, generator=generator, dtype=torch.float64), units.device)
+    distance, drawn = torch.zeros(len(units), device=units.device), list[Tensor]()
+    for i in range(count):
+        sums = ((distance * STEP).round().long() + 1).cumsum(0)
+        place = torch.searchsorted(sums, (draws[i : i + 1] * sums[-1:]).long(), right=True)
+        drawn.append(place)
+        squares = (2 - 2 * (units @ units[place].squeeze(0))).clamp_min(0)
+        distance = squares if i == 0 else distance.minimum(squares)
+    return torch.cat(drawn)
+
+
+def spherical_groups(units: Tensor, first: Tensor, steps: int) -> Tensor:
+    """Lloyd's algorithm by cosine: the group of each row, int64 [n]. A group without rows keeps its center.
+
+    Args:
+        units: unit rows, float32 [n, d].
+        first: int64 [k], rows that are first centers.
+        steps: how often rows are given to centers, at least once.
+    """
+    centers, owner = units[first], first
+    for step in range(steps):
+        before, owner = owner, nearest(units, unit_rows(centers))
+        # Steps behind a fixed point change nothing; elsewhere than on a CPU asking would wait for the device.
+        if step and units.is_cpu and torch.equal(owner, before):
+            break
+        held = count_by(owner, len(first))[:, None] > 0
+        centers = torch.where(held, mean_by(units, owner, len(first)), centers)
+    return owner
 
 
 def density_peaks(rows: Tensor, count: int, neighbours: int) -> Tensor:
