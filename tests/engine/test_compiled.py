@@ -25,7 +25,8 @@ def test_traced_graph_answers_the_same(
     u = media.video(7, 3 * cell, 4 * cell, 24, 20, 6)
     shown: list[tuple[Any, ...]] = [(a, v), (v, u), (a,)]
     # Unpruned between pruned ones: offsets of an earlier step must not stay behind.
-    budgets: list[media.Visual] = [{**UNIFORM, "keep": 0.5}, None, {**UNIFORM, "keep": 0.1}]
+    several = {"strategy": "vqtoken_kmeans", "keep": 0.4, "options": {"positions": 8}}
+    budgets: list[media.Visual] = [{**UNIFORM, "keep": 0.5}, None, {**UNIFORM, "keep": 0.1}, several]
     requests = [media.ask(*items, visual=visual) for items in shown for visual in budgets]
     expected = [oracles(family).answer(request, STEPS) for request in requests]
     # The backend "eager" runs what Dynamo traced, without minutes of code generation.

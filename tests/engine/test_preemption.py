@@ -16,7 +16,8 @@ from .oracle import Oracle, compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 60
-BUDGETS: list[Visual] = [{**UNIFORM, "keep": 0.5}, {**UNIFORM, "max_tokens": 12}, None]
+SEVERAL: Visual = {"strategy": "vqtoken_kmeans", "max_tokens": 12, "options": {"positions": 8}}
+BUDGETS: list[Visual] = [{**UNIFORM, "keep": 0.5}, SEVERAL, None]
 
 
 @pytest.mark.parametrize("caching", [False, True], ids=["no prefix cache", "prefix cache"])

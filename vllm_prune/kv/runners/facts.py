@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...visual.models.rotary import positions_in
+
 
 def decoder_attention(compilation_config: Any) -> list[Any]:
     """VLLM's attention layers of the language model, in order."""
@@ -20,7 +22,7 @@ def rotation_of(model: nn.Module, layer: Any) -> Tensor | None:
     """The rotary table beside an attention layer, where it turns halves of the whole head."""
     parent = layer.layer_name.rpartition(".")[0]
     module = dict(model.named_modules()).get(f"{parent}.rotary_emb")
-    table = getattr(module, "cos_sin_cache", None)
+    table = None if not hasattr(module, "cos_sin_cache") else module.cos_sin_cache[: positions_in(module)]
     if table is None or not getattr(module, "is_neox_style", False) or table.shape[1] != layer.head_size:
         return None
     return table.float()

@@ -3,13 +3,13 @@
 Everything accumulates in float32 whatever the input dtype, and touches no global random state.
 """
 
-from .clusters import absorb, cluster, density_peaks, mean_by, nearest, sum_by
+from .clusters import absorb, cluster, count_by, density_peaks, heaviest, mean_by, nearest, own_weights, sum_by
 from .determinantal import volume_gains
 from .diversity import diverse_order, farthest_points, max_sum_order
 from .motion import match
 from .pixels import cells_of, first_of_equals
 from .segments import banded, neighbour_similarity, scenes
-from .transport import sinkhorn
+from .transport import heaviest_columns, sinkhorn
 from .vectors import SKETCH, compared, cosine, evenly_spaced, highest, quantise, sketch, spread_to_one, unit_rows
 
 __all__ = [
@@ -20,17 +20,21 @@ __all__ = [
     "cluster",
     "compared",
     "cosine",
+    "count_by",
     "density_peaks",
     "diverse_order",
     "evenly_spaced",
     "farthest_points",
     "first_of_equals",
+    "heaviest",
+    "heaviest_columns",
     "highest",
     "match",
     "max_sum_order",
     "mean_by",
     "nearest",
     "neighbour_similarity",
+    "own_weights",
     "quantise",
     "scenes",
     "sinkhorn",
