@@ -11,8 +11,8 @@ import pytest
 from vllm_prune.budget.canonical import VisualSpec, canonical
 from vllm_prune.budget.errors import CAUSE_NAMES, Finding
 from vllm_prune.budget.fields import parse_visual
-from vllm_prune.support.workers import KvWorkers, remember_workers
 from vllm_prune.support.visual import config_refusals, tower_refusal, unsupported_model
+from vllm_prune.support.workers import KvWorkers, remember_workers
 from vllm_prune.visual.models.table import FAMILIES
 from vllm_prune.visual.scorers.stts.files import PLACE, save
 from vllm_prune.visual.scorers.stts.model import Scorer, Shape

@@ -55,7 +55,8 @@ class _Layout:
             base: the first row.
         """
         count = positions.shape[1]
-        index = positions[self.axis].t() + self.relative[:count]
+        # A step without a request is run on what the one before has left, so its sums may lead beyond the table.
+        index = (positions[self.axis].t() + self.relative[:count]).clamp_max(base - 1)
         for rope in self.ropes:
             cos, sin = rope.cos_sin_cache.chunk(2, dim=1)
             for half in (cos, sin):

@@ -83,9 +83,7 @@ def kept_rows(plan: ItemPlan, source: ItemSource, rows: Tensor) -> Left:
     """
     reduction = _reduce(plan, source)
     several = plan.positions > 1 and reduction.members is not None
-    return Left(
-        reduction.rows(rows), reduction.kept, reduction.members_of(plan.positions) if several else None
-    )
+    return Left(reduction.rows(rows), reduction.kept, reduction.members_of(plan.positions) if several else None)
 
 
 def _reduce(plan: ItemPlan, source: ItemSource) -> Reduction:
