@@ -24,10 +24,12 @@ from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
 from vllm_prune.visual.models import derived
 from vllm_prune.visual.models.table import ADAPTERS, FAMILIES, Family
+from vllm_prune.visual.strategies._merging import MergingOptions
 from vllm_prune.visual.strategies.base import Context
 from vllm_prune.visual.strategies.cdpruner import CdPruner
 
 from . import oracle as qwen
+from .by_index import NAME, ByIndex
 from .engines import EnginePool, answer_of, generate, model_of, reset, runner_of
 from .eviction import EVICTING, Evictor, evict, journal
 from .families import contiguous_products, float32_delta_nets, interleaved_rotation
@@ -50,11 +52,11 @@ class Compact(qwen.Oracle):
 
 
 class Merging(FamilyOracle):
-    """Tokens merged by a strategy, each with its members' positions; for items that are one run."""
+    """Tokens merged by number, each with its members' positions; for items that are one run."""
 
-    def __init__(self, path: Path, row: Row, name: str, positions: int) -> None:
+    def __init__(self, path: Path, row: Row, positions: int) -> None:
         super().__init__(path, row)
-        self.strategy = VISUAL.create(name, {"positions": positions})
+        self.strategy, self.count = ByIndex(MergingOptions(positions=positions)), positions
 
     def laid_out(self, inputs: Any) -> tuple[Tensor, Tensor]:
         self.embeddings, self.positions = super().laid_out(inputs)
@@ -65,7 +67,7 @@ class Merging(FamilyOracle):
     def choose(self, item: Any, name: str, count: int, features: Tensor) -> Tensor:
         assert len(item.runs) == 1
         reduction = self.strategy.reduce(features, item.grid or Grid(1, 1, len(features)), count, Context())
-        slots, members = item.slots[reduction.kept], item.slots[reduction.members_of(self.strategy.options.positions)]
+        slots, members = item.slots[reduction.kept], item.slots[reduction.members_of(self.count)]
         self.embeddings[slots] = reduction.rows(features)
         self.table[slots] = of_members(self.positions, members, [0] * self.table.shape[1])
         return reduction.kept
@@ -197,11 +199,12 @@ def test_merged_tokens_with_several_positions_on_one_axis(
 ) -> None:
     row, llm, answers = ROWS[family], start(family, engines, for_engine(family)), []
     for positions in (8, 1):
-        budget = {"strategy": "vqtoken_kmeans", "keep": 0.3, "options": {"positions": positions}}
+        budget = {"strategy": NAME, "keep": 0.3, "options": {"positions": positions}}
         asked = [ask(row, cases(row)["i"], budget), ask(row, cases(row)["ii"], None)]
-        oracle = Merging(checkpoints[family], row, "vqtoken_kmeans", positions)
+        oracle = Merging(checkpoints[family], row, positions)
         for _ in range(2):
-            answer, neighbour = (oracle.in_our_pads(answer_of(output)) for output in generate(llm, asked, STEPS))
+            with VISUAL.including(ByIndex):
+                answer, neighbour = (oracle.in_our_pads(answer_of(output)) for output in generate(llm, asked, STEPS))
             compare(answer, oracle.answer(asked[0], STEPS))
             compare(neighbour, FamilyOracle(checkpoints[family], row).answer(asked[1], STEPS))
         answers.append(answer)

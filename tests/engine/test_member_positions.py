@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import Tensor
 
+from vllm_prune.catalogue import VISUAL
+
 from . import media
+from .by_index import NAME, ByIndex
 from .checkpoints import CELL
 from .engines import EnginePool, answer_of, compare_all, generate, model_of
 from .matrix import CHUNK
@@ -20,9 +23,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 6
 
 
-def merged(strategy: str, positions: int, keep: float = 0.3) -> dict[str, Any]:
+def merged(positions: int, keep: float = 0.3, strategy: str = NAME) -> dict[str, Any]:
     """A budget whose merged tokens carry so many positions."""
     return {"strategy": strategy, "keep": keep, "options": {"positions": positions}}
+
+
+@pytest.fixture(autouse=True)
+def _by_index() -> Iterator[None]:
+    with VISUAL.including(ByIndex):
+        yield
 
 
 def asked(family: str) -> dict[str, Request]:
@@ -30,13 +39,14 @@ def asked(family: str) -> dict[str, Request]:
     cell = CELL[family]
     a, b, v = media.image(6 * cell, 8 * cell, 1), media.image(5 * cell, 4 * cell, 2), media.video(8, 4 * cell, 5 * cell)
     return {
-        "image": media.ask(a, visual=merged("vqtoken_kmeans", 8)),
+        "image": media.ask(a, visual=merged(8)),
         "its neighbour": media.ask(b),
-        "few positions": media.ask(b, a, visual=merged("elastic_pool", 3, 0.4)),
-        "one position": media.ask(a, visual=merged("vqtoken_kmeans", 1)),
-        "video": media.ask(v, visual=merged("tempme", 8)),
-        "many positions": media.ask(v, a, visual=merged("vqtoken_kmeans", 16, 0.2)),
-        "nothing to merge": media.ask(a, visual=merged("vqtoken_kmeans", 8, 1.0)),
+        "few positions": media.ask(b, a, visual=merged(3, 0.4)),
+        "one position": media.ask(a, visual=merged(1)),
+        "video": media.ask(v, visual=merged(8)),
+        "many positions": media.ask(v, a, visual=merged(16, 0.2)),
+        "blocks": media.ask(a, visual=merged(8, 0.3, "elastic_pool")),
+        "nothing to merge": media.ask(a, visual=merged(8, 1.0)),
     }
 
 

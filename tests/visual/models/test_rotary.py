@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def test_the_axis_of_a_frequency_is_the_one_that_vllm_rotates_by(form: str) -> N
     torch.testing.assert_close(found.double(), wanted, rtol=0, atol=1e-5)
 
 
-@given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=3), parts=st.integers(1, 16), seed=st.integers(0, 99))
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3), parts=st.integers(1, 16), seed=st.integers(0, 99))
 def test_frequencies_of_an_axis_are_divided_in_order(sizes: list[int], parts: int, seed: int) -> None:
     axes = np.random.default_rng(seed).permutation([axis for axis, size in enumerate(sizes) for _ in range(size)])
     found = np.array(parts_of(axes.tolist(), parts))
@@ -245,7 +246,13 @@ def test_room_is_made_once() -> None:
         ),
     ],
 )  # fmt: skip
-def test_other_kinds_of_rotary_embedding_are_left_alone(changes: dict[str, Any], words: str) -> None:
+def test_other_kinds_of_rotary_embedding_are_left_alone(
+    changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.model_executor.layers.rotary_embedding import phi3_long_rope_scaled_rope as longrope
+
+    served = SimpleNamespace(model_config=SimpleNamespace(max_model_len=40))
+    monkeypatch.setattr(longrope, "get_current_vllm_config", lambda: served)
     rope = made("", **changes)
     members = MemberPositions(Language(made("parts"), rope), CAPACITY)
     assert members.obstacle is not None

@@ -8,7 +8,8 @@ from torch import Tensor
 from ...grid import Grid
 from ...shares import even_shares
 from ._merging import MergingStrategy, likeness
-from .base import Context, Reduction, alone
+from ._reduction import alone
+from .base import Context, Reduction
 from .maths import heaviest, highest, mean_by, sketch, unit_rows
 
 _NONE = 1 << 40

@@ -13,7 +13,8 @@ from ...grid import Grid
 from ...shares import even_shares, largest_remainder
 from ._attention import AttentionOptions, received
 from ._merging import MergingOptions, MergingStrategy, likeness
-from .base import Context, Reduction, alone, places_of
+from ._reduction import alone
+from .base import Context, Reduction, places_of
 from .maths import absorb, compared, density_peaks, heaviest, highest, nearest, neighbour_similarity, scenes, sketch
 
 

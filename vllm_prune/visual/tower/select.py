@@ -17,7 +17,8 @@ from ...catalogue import VISUAL
 from ...grid import Grid
 from ...telemetry import engine_spans, metrics
 from ..item_plan import ItemPlan
-from ..strategies.base import Reduction, alone
+from ..strategies._reduction import alone
+from ..strategies.base import Reduction
 from .cut import Cut
 from .kept_store import KEPT
 from .scored_cut import ScoredCut, TowerScorer
