@@ -67,7 +67,8 @@ class Merging(FamilyOracle):
     def choose(self, item: Any, name: str, count: int, features: Tensor) -> Tensor:
         assert len(item.runs) == 1
         reduction = self.strategy.reduce(features, item.grid or Grid(1, 1, len(features)), count, Context())
-        slots, members = item.slots[reduction.kept], item.slots[reduction.members_of(self.count)]
+        slots = item.slots[reduction.kept]
+        members = item.slots[reduction.members_of(self.count)] if self.count > 1 else slots[:, None]
         self.embeddings[slots] = reduction.rows(features)
         self.table[slots] = of_members(self.positions, members, [0] * self.table.shape[1])
         return reduction.kept

@@ -33,11 +33,11 @@ class KvWorkers:
     def of(cls, reports: Sequence[Mapping[str, Any]]) -> KvWorkers:
         """From what `WorkerInspection.vllm_prune_inspect` answers on every worker; no reports mean no eviction."""
         if not reports:
-            text = "it cannot be asked; start with vllm-prune serve"
-            return cls((kv_finding("worker", text),), frozenset(), f"a worker: {text}")
+            unasked = "it cannot be asked; start with vllm-prune serve"
+            return cls((kv_finding("worker", unasked),), frozenset(), f"a worker: {unasked}")
         findings = [Finding.of(wire) for report in reports for wire in report["kv"]["findings"]]
         offers = [frozenset(report["kv"]["offers"]) for report in reports]
-        one_position = next((text for report in reports if (text := report.get("one_position"))), None)
+        one_position: str | None = next((text for one in reports if (text := one.get("one_position"))), None)
         return cls(tuple(dict.fromkeys(findings)), frozenset.intersection(*offers), one_position)
 
 

@@ -22,10 +22,10 @@ def rotation_of(model: nn.Module, layer: Any) -> Tensor | None:
     """The rotary table beside an attention layer, where it turns halves of the whole head."""
     parent = layer.layer_name.rpartition(".")[0]
     module = dict(model.named_modules()).get(f"{parent}.rotary_emb")
-    table = None if not hasattr(module, "cos_sin_cache") else module.cos_sin_cache[: positions_in(module)]
+    table = getattr(module, "cos_sin_cache", None)
     if table is None or not getattr(module, "is_neox_style", False) or table.shape[1] != layer.head_size:
         return None
-    return table.float()
+    return table[: positions_in(module)].float()
 
 
 def head_offset(layer: Any) -> int:

@@ -39,7 +39,7 @@ class GenericModel(PlacedModel):
     family: ClassVar[Family]
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
         metrics.set_model_name(metrics.served_name(vllm_config.model_config))
         self._width = int(vllm_config.model_config.get_inputs_embeds_size())
         self.prepare(vllm_config)

@@ -48,7 +48,7 @@ class PrunedModel(PlacedModel, TowerCut):
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
         metrics.set_model_name(metrics.served_name(vllm_config.model_config))
         merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
         self._merge = int(merge)

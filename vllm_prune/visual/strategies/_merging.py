@@ -18,10 +18,8 @@ class MergingOptions(NoOptions):
     """Options of every strategy that merges.
 
     Attributes:
-        positions: how many members' positions a merged visual token carries (PPE, arXiv 2510.22936, with 8). The
-            rotary frequencies of each axis are divided into as many parts, and every part is rotated by another member:
-            those that weigh most in the merge, in turn again where there are fewer. With 1 it has the position of the
-            one visual token that the others are merged into.
+        positions: how many members' positions a merged visual token carries, each for a part of every axis' rotary
+            frequencies (PPE, with 8); with 1 that of the one that the others are merged into.
     """
 
     positions: Annotated[int, Field(ge=1, le=16)] = 1
