@@ -51,14 +51,26 @@ def asked(family: str) -> dict[str, Request]:
 
 
 def test_tokens_stand_where_all_their_members_stood(
-    family: str, engines: EnginePool, oracles: Callable[[str], Oracle]
+    family: str, engines: EnginePool, oracles: Callable[[str], Oracle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     llm, requests = engines.get(family, max_num_batched_tokens=CHUNK), asked(family)
-    assert model_of(llm).one_position is None
+    model, largest = model_of(llm), list[tuple[int, int]]()
+    assert model.one_position is None
+    hand_on = model._members.hand_on
+
+    def noted(positions: Tensor) -> Tensor:
+        told = hand_on(positions)
+        largest.append((int(model.cell_positions.max()), int(told.max())))
+        return told
+
+    monkeypatch.setattr(model._members, "hand_on", noted)
     # Prompts are longer than a step, so that items are split over several.
     cold, warm = (generate(llm, list(requests.values()), STEPS) for _ in range(2))
     assert sum(len(output.prompt_token_ids) for output in cold) > 4 * CHUNK
     compare_all(requests, cold, warm, lambda request: oracles(family).answer(request, STEPS))
+    # The runner's positions are those of cells throughout.
+    of_runner, of_model = (max(column) for column in zip(*largest, strict=True))
+    assert of_runner < model._members._base <= of_model
     first, one = (answer_of(cold[list(requests).index(name)]) for name in ("image", "one position"))
     assert first.prompt == one.prompt
     assert max(abs(a - b) for a, b in zip(first.logprobs, one.logprobs, strict=True)) > 100 * TOLERANCE
