@@ -161,8 +161,9 @@ class Step:
         return members.hand_on(positions), positions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(first=steps(), second=steps())
 def test_tokens_are_rotated_by_each_of_their_positions(form: str, first: Any, second: Any) -> None:
     rope, one_row = made(form), form.startswith("one row")

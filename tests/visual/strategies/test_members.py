@@ -37,6 +37,7 @@ def test_bad_counts_are_refused(name: str, positions: Any) -> None:
         VISUAL.create(name, {"positions": positions})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", MERGING, ids=str)
 @CASES
 @given(data=st.data())
