@@ -34,7 +34,7 @@ BY_NATURE = {"cacovid", "fastvid", "holitom", "vcast", "vidcom2"}
 
 
 def chosen(put: Put, name: str, kind: str) -> Tensor:
-    """Kept cells of a random item."""
+    """Kept cells of a random item, and the members of those into which others are merged."""
     grid, source = GRIDS[kind], torch.Generator().manual_seed(3)
     features = put(torch.randn(grid.tokens, 200, generator=source))
     scores = put(torch.rand(grid.tokens, generator=source))
@@ -46,8 +46,8 @@ def chosen(put: Put, name: str, kind: str) -> Tensor:
     if network is not None:
         network = Network({name: put(tensor) for name, tensor in network.tensors.items()}, network.language)
     context = Context(5, tower_attention=scores, scores=scores, sensitivity=scores, text=text, network=network)
-    kept = strategy.select(features, grid, count, context, per_frame)
-    return on_host(kept)
+    reduction = strategy.reduce(features, grid, count, context, per_frame)
+    return on_host(torch.cat([reduction.kept, reduction.members_of(3).flatten()]))
 
 
 def kinds_of(name: str) -> list[str]:
