@@ -26,7 +26,7 @@ from vllm_prune.support.choices import in_force
 from vllm_prune.support.self_check import inspect_workers, kv_findings, visual_findings
 from vllm_prune.telemetry import metrics
 from vllm_prune.telemetry.preregister import preregister_labels
-from vllm_prune.visual.models.abilities import families_of
+from vllm_prune.visual.models.abilities import families_of, families_with_positions
 from vllm_prune.vllm_compat import item_sizes, version
 from vllm_prune.vllm_compat.plugin import patch_server
 from vllm_prune.vllm_compat.validation_errors import replace_validation_handler
@@ -153,8 +153,14 @@ def _config() -> PruneConfig:
 
 @router.get("/v1/pruning/strategies")
 async def strategies(raw_request: Request) -> JSONResponse:
-    """The catalogue, with the architectures that can run each strategy, and what a budget gets that names none."""
-    data = [{**entry, "families": families_of(entry)} for entry in entries()]
+    """The catalogue, with the architectures that can run each strategy, and what a budget gets that names none.
+
+    `families_with_positions` are those where a token that the strategy merges can carry several positions.
+    """
+    data = [
+        {**entry, "families": families_of(entry), "families_with_positions": families_with_positions(entry)}
+        for entry in entries()
+    ]
     client = raw_request.app.state.vllm_prune.engine_client
     defaults = None if client is None else in_force(_config(), client.vllm_config)
     return JSONResponse({"object": "list", "data": data, "defaults": defaults})

@@ -28,6 +28,7 @@ from .operators import decode_steps
 FAMILY, STEPS, CHUNK, SEQUENCES = "qwen2_5_vl", 28, 96, 4
 SIZES = {"FULL_DECODE_ONLY": (1, 2, 4), "FULL": (4, CHUNK), "PIECEWISE": (4, CHUNK), "FULL_AND_PIECEWISE": (4, CHUNK)}
 """Tokens of the captured graphs, by mode. One of `CHUNK` tokens takes every prefill."""
+_MEMBERS = "vllm_prune.visual.models.member_positions"
 VISUAL = "visual"
 """The case without a KV budget."""
 MIXED, MIXED_STEPS = "mixed", (18, 4, 4, 4, 8)
@@ -76,7 +77,7 @@ def cases() -> dict[str, tuple[list[media.Request], list[Any]]]:
     requests = [
         media.ask(*screens),
         media.ask(screens[0], screens[2], visual=half, question="where?"),
-        media.ask(clip, visual={"strategy": "divprune", "keep": 0.3}),
+        media.ask(clip, visual={"strategy": "vqtoken_kmeans", "keep": 0.3, "options": {"positions": 8}}),
         media.ask(question="no picture"),
     ]
 
@@ -195,7 +196,8 @@ def controls(llm: Any, asked: dict[str, Any]) -> Iterator[tuple[str, str, Run]]:
         ("norms not captured", "gui_kv", "vllm_prune.kv.saliency"),
     ):
         with pytest.MonkeyPatch.context() as patches:
-            patches.setattr(f"{module}.cuda_graphs", SimpleNamespace(capturing=lambda: False))
+            for one in (module, *((_MEMBERS,) if case == VISUAL else ())):
+                patches.setattr(f"{one}.cuda_graphs", SimpleNamespace(capturing=lambda: False))
             # Outside a step the norms' store is armed, and captures fall outside.
             patches.setattr(runner_of(llm).kv_saliency, "armed", False)
             graphs.capture(llm, "FULL", SIZES["FULL"])

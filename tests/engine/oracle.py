@@ -23,6 +23,7 @@ from vllm_prune.visual.strategies.base import Context
 
 from .counts import budgets
 from .media import Request, Visual
+from .rotations import axes_of, of_members, rotating
 
 TOLERANCE = 1e-4
 # Written in place of a pad token that a user typed, so that the HF processor does not take it for a medium.
@@ -51,7 +52,10 @@ class Expected(Answer):
 
 @dataclass
 class Item:
-    """One medium of a prompt: its grid, temporal step, features, pixels, prompt slots and kept cells."""
+    """One medium of a prompt: its grid, temporal step, features, pixels, prompt slots and kept cells.
+
+    `members` are the cells whose positions each kept one carries, [K, P]; None where that is its own alone.
+    """
 
     modality: str
     grid: Grid
@@ -61,6 +65,7 @@ class Item:
     patches: Tensor
     slots: Tensor | None = None
     kept: Tensor | None = None
+    members: Tensor | None = None
 
 
 class Mismatch(AssertionError):
@@ -123,11 +128,25 @@ class Oracle:
             embeddings[item.slots] = item.features
             keep[item.slots] = False
             keep[item.slots[item.kept]] = True
-        tokens, logprobs = self._decode(
-            embeddings[keep], positions[:, keep], following, self._deepstack(items, keep), steps, evict
-        )
+        table = self.turned(positions, items)
+        with rotating(self.hf.model.language_model, None if table is None else table[keep]):
+            tokens, logprobs = self._decode(
+                embeddings[keep], positions[:, keep], following, self._deepstack(items, keep), steps, evict
+            )
         kept = tuple(len(item.kept) for item in items if item.kept is not None)
         return Expected(tuple(ids[keep].tolist()), tokens, logprobs, len(ids), kept)
+
+    def turned(self, positions: Tensor, items: list[Item]) -> Tensor | None:
+        """Position of every frequency of the unpruned prompt, [N, F]; None where it follows from those of the axes."""
+        if all(item.members is None for item in items):
+            return None
+        axes = axes_of(self.config.text_config)
+        table = positions[axes].t().contiguous()
+        for item in items:
+            if item.members is not None:
+                assert item.slots is not None
+                table[item.slots[item.kept]] = of_members(positions, item.slots[item.members], axes)
+        return table
 
     def expand(self, request: Request) -> tuple[Any, Tensor, Tensor]:
         """HF processor output, prompt ids before pruning, and which of these a user typed as a literal pad."""
@@ -236,6 +255,8 @@ class Oracle:
             item.features, *item.deepstack = (
                 level.index_copy(0, reduction.kept, reduction.rows(level)) for level in levels
             )
+            positions = getattr(strategy.options, "positions", 1)
+            item.members = reduction.members_of(positions) if positions > 1 else None
         return reduction.kept
 
     def _deepstack(self, items: Sequence[Item], keep: Tensor) -> dict[str, Any]:

@@ -20,12 +20,16 @@ from torch import Tensor
 
 from vllm_prune.budget.errors import BudgetError
 from vllm_prune.budget.kv import KvSpec
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.grid import Grid
 from vllm_prune.visual.models import derived
 from vllm_prune.visual.models.table import ADAPTERS, FAMILIES, Family
+from vllm_prune.visual.strategies._merging import MergingOptions
 from vllm_prune.visual.strategies.base import Context
 from vllm_prune.visual.strategies.cdpruner import CdPruner
 
 from . import oracle as qwen
+from .by_index import NAME, ByIndex
 from .engines import EnginePool, answer_of, generate, model_of, reset, runner_of
 from .eviction import EVICTING, Evictor, evict, journal
 from .families import contiguous_products, float32_delta_nets, interleaved_rotation
@@ -34,6 +38,7 @@ from .families.rows import BUDGETS, ROWS, STEPS, Row, ask, cases, for_engine, re
 from .families.vllm_prompt import VllmPromptOracle
 from .media import Request
 from .oracle import TOLERANCE, Answer, Expected, Mismatch, compare
+from .rotations import of_members, rotating
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EVERYTHING = os.environ.get("FAMILIES") == "full"
@@ -44,6 +49,34 @@ class Compact(qwen.Oracle):
 
     def positions(self, ids: Tensor, literal: Tensor, items: Any) -> tuple[Tensor, int]:
         return torch.arange(len(ids)).expand(3, -1).clone(), len(ids)
+
+
+class Merging(FamilyOracle):
+    """Tokens merged by number, each with its members' positions; for items that are one run."""
+
+    def __init__(self, path: Path, row: Row, positions: int) -> None:
+        super().__init__(path, row)
+        self.strategy, self.count = ByIndex(MergingOptions(positions=positions)), positions
+
+    def laid_out(self, inputs: Any) -> tuple[Tensor, Tensor]:
+        self.embeddings, self.positions = super().laid_out(inputs)
+        frequencies = len(self.language.rotary_emb.inv_freq)
+        self.table, self.kept = self.positions[0][:, None].repeat(1, frequencies), list[Tensor]()
+        return self.embeddings, self.positions
+
+    def choose(self, item: Any, name: str, count: int, features: Tensor) -> Tensor:
+        assert len(item.runs) == 1
+        reduction = self.strategy.reduce(features, item.grid or Grid(1, 1, len(features)), count, Context())
+        slots = item.slots[reduction.kept]
+        members = item.slots[reduction.members_of(self.count)] if self.count > 1 else slots[:, None]
+        self.embeddings[slots] = reduction.rows(features)
+        self.table[slots] = of_members(self.positions, members, [0] * self.table.shape[1])
+        return reduction.kept
+
+    def decode(self, embeddings: Tensor, positions: Tensor, *args: Any) -> Any:
+        # Each token's position is its own in these prompts.
+        with rotating(self.language, self.table[positions[0]]):
+            return super().decode(embeddings, positions, *args)
 
 
 @dataclass(frozen=True)
@@ -159,6 +192,24 @@ def test_without_a_cut_a_place_left_open_is_behind_the_tower(family: str, engine
         reset(llm)
         answers.append(bits(llm, [ask(ROWS[family], items, budget)]))
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize("family", ["internvl"], indirect=True, scope="module")
+def test_merged_tokens_with_several_positions_on_one_axis(
+    family: str, engines: EnginePool, checkpoints: dict[str, Path]
+) -> None:
+    row, llm, answers = ROWS[family], start(family, engines, for_engine(family)), []
+    for positions in (8, 1):
+        budget = {"strategy": NAME, "keep": 0.3, "options": {"positions": positions}}
+        asked = [ask(row, cases(row)["i"], budget), ask(row, cases(row)["ii"], None)]
+        oracle = Merging(checkpoints[family], row, positions)
+        for _ in range(2):
+            with VISUAL.including(ByIndex):
+                answer, neighbour = (oracle.in_our_pads(answer_of(output)) for output in generate(llm, asked, STEPS))
+            compare(answer, oracle.answer(asked[0], STEPS))
+            compare(neighbour, FamilyOracle(checkpoints[family], row).answer(asked[1], STEPS))
+        answers.append(answer)
+    assert max(abs(a - b) for a, b in zip(answers[0].logprobs, answers[1].logprobs, strict=True)) > 100 * TOLERANCE
 
 
 def bits(llm: Any, asked: list[Request]) -> list[Any]:

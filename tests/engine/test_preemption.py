@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from vllm_prune.catalogue import VISUAL
+
 from . import media
+from .by_index import NAME, ByIndex
 from .checkpoints import CELL
 from .engines import EnginePool, answer_of, generate
 from .matrix import UNIFORM
@@ -16,7 +19,8 @@ from .oracle import Oracle, compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 60
-BUDGETS: list[Visual] = [{**UNIFORM, "keep": 0.5}, {**UNIFORM, "max_tokens": 12}, None]
+SEVERAL: Visual = {"strategy": NAME, "max_tokens": 12, "options": {"positions": 8}}
+BUDGETS: list[Visual] = [{**UNIFORM, "keep": 0.5}, SEVERAL, None]
 
 
 @pytest.mark.parametrize("caching", [False, True], ids=["no prefix cache", "prefix cache"])
@@ -30,7 +34,8 @@ def test_preempted_requests_answer_the_same(
     u = media.video(6, 3 * cell, 4 * cell, 24, 20, 6)
     shown: list[tuple[Any, ...]] = [(a, v), (u, a), (v,)]
     requests = [media.ask(*items, visual=visual) for items in shown for visual in BUDGETS]
-    expected = [oracle.answer(request, STEPS) for request in requests]
+    with VISUAL.including(ByIndex):
+        expected = [oracle.answer(request, STEPS) for request in requests]
     llm = engines.get(
         family,
         max_num_batched_tokens=64,
@@ -46,6 +51,8 @@ def test_preempted_requests_answer_the_same(
         return original(self, request, *args, **kwargs)
 
     monkeypatch.setattr(Scheduler, "_preempt_request", count)
-    for output, want in zip(generate(llm, requests, STEPS), expected, strict=True):
+    with VISUAL.including(ByIndex):
+        outputs = generate(llm, requests, STEPS)
+    for output, want in zip(outputs, expected, strict=True):
         compare(answer_of(output), want)
     assert preempted

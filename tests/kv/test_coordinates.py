@@ -60,6 +60,19 @@ def test_the_first_layer_records_what_it_is_called_with(model: nn.Module, step: 
     assert store.places is None
 
 
+def test_a_merged_token_is_recorded_at_its_cell(model: nn.Module, step: SimpleNamespace) -> None:
+    """What attention rotates it by is a row of the rotary table that stands for several positions."""
+    store = CoordinateStore(model, NAME, CPU)
+    store.allocate(SLOTS)
+    step.slot_mapping = {NAME: torch.tensor([7, 2, 9, -1])}
+    cells = torch.arange(12).view(3, 4)
+    object.__setattr__(model, "cell_positions", cells)
+    handed = cells.clone()
+    handed[:, 1] = 1000
+    model["model"]["layers"][0](handed, torch.zeros(4, 2))
+    assert torch.equal(store.at(torch.tensor([7, 2, 9])), cells[:, :3])
+
+
 def test_a_model_without_such_layers_is_not_hooked(model: nn.Module) -> None:
     assert not CoordinateStore(model, "model.blocks.0.attn", CPU).hooked
 

@@ -77,8 +77,8 @@ def test_reported_equals_prefilled(client: openai.OpenAI, model: str, text_token
 def test_every_strategy_keeps_as_many(client: openai.OpenAI, model: str, text_tokens: dict[str, int]) -> None:
     """All at once, each with a picture and a video, and as many visual tokens as the simplest one keeps of the same."""
 
-    def kept(name: str, modalities: Iterable[str]) -> int:
-        part = {"strategy": name, "keep": 0.3}
+    def kept(name: str, modalities: Iterable[str], options: dict[str, Any] | None = None) -> int:
+        part = {"strategy": name, "keep": 0.3, "options": options or {}}
         budget = {modality: part if modality in modalities else None for modality in ("image", "video")}
         usage = ask(client, model, MIXES["image video"], {"visual": budget}).usage
         count = usage.pruning["visual"]["kept_tokens"]
@@ -94,6 +94,11 @@ def test_every_strategy_keeps_as_many(client: openai.OpenAI, model: str, text_to
     for name, modalities in asked.items():
         most = wanted[modalities]
         assert (0 < counts[name] <= most) if name == "resize" else (counts[name] == most), name
+    # Those that merge, with several positions for each token.
+    merging = [name for name in asked if "positions" in classes[name].Options.model_fields]
+    with ThreadPoolExecutor(16) as threads:
+        several = list(threads.map(lambda name: kept(name, asked[name], {"positions": 8}), merging))
+    assert several == [counts[name] for name in merging]
 
 
 def test_each_modality_has_its_own_budget(client: openai.OpenAI, model: str) -> None:

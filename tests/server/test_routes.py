@@ -21,7 +21,11 @@ def test_catalogue_and_presets(server: Any) -> None:
     found = catalogue["data"]
     assert [entry["name"] for entry in found] == [*VISUAL.names(), *KV.names()]
     for entry in found:
-        assert set(entry) == {"name", "part", "modality", "needs", "summary", "paper", "options", "families"}
+        about = {"name", "part", "modality", "needs", "summary", "paper", "options", "families"}
+        assert set(entry) == {*about, "families_with_positions"}
+        merges = "positions" in entry["options"]["properties"]
+        assert ("Qwen2_5_VLForConditionalGeneration" in entry["families_with_positions"]) == merges
+        assert "Molmo2ForConditionalGeneration" not in entry["families_with_positions"]
         assert entry["options"]["type"] == "object"
         assert "Qwen2_5_VLForConditionalGeneration" in entry["families"]
         inside = entry["part"] == "visual" and VISUAL.create(entry["name"]).wanted() - {"selector", "weights"}

@@ -80,6 +80,7 @@ def test_an_engine_remembers_what_its_workers_have_said() -> None:
     workers = workers_of(engine.vllm_config)
     assert workers is not None
     assert workers.offers == {"values"}
+    assert workers.one_position is None
     assert workers_of(Engine().vllm_config) is None
 
 
@@ -92,6 +93,9 @@ def test_a_worker_says_which_classes_run(monkeypatch: pytest.MonkeyPatch) -> Non
 
     answer = Worker().vllm_prune_inspect()
     assert answer["adapter"] is True
+    assert answer["one_position"] is None
+    Model.one_position = "it is odd"  # type: ignore[attr-defined]
+    assert Worker().vllm_prune_inspect()["one_position"] == "it is odd"
     assert answer["worker"].endswith("Worker")
     assert answer["runner"] == "types.SimpleNamespace"
     assert answer["model"].endswith("Model")

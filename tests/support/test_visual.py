@@ -12,6 +12,7 @@ from vllm_prune.budget.canonical import VisualSpec, canonical
 from vllm_prune.budget.errors import CAUSE_NAMES, Finding
 from vllm_prune.budget.fields import parse_visual
 from vllm_prune.support.visual import config_refusals, tower_refusal, unsupported_model
+from vllm_prune.support.workers import KvWorkers, remember_workers
 from vllm_prune.visual.models.table import FAMILIES
 from vllm_prune.visual.scorers.stts.files import PLACE, save
 from vllm_prune.visual.scorers.stts.model import Scorer, Shape
@@ -99,6 +100,26 @@ def test_attention_of_more_blocks_than_attend_to_whole_frames() -> None:
         assert f"2 blocks that attend to whole frames; give at most {most}" in finding.text
     assert tower_refusal(config(depth=6), spec("recv_attn", tower_blocks=6)) is None
     assert tower_refusal(served, spec("idpruner", tower_blocks=6)) is None
+
+
+def test_several_positions_where_every_worker_can() -> None:
+    budget = spec("vqtoken_kmeans", positions=8)
+    finding = refused(config(), budget)
+    assert (finding.cause, finding.param) == ("positions", "pruning.visual.options.positions")
+    assert "vllm-prune serve" in finding.text
+    report = {"kv": {"findings": [], "offers": []}}
+    able, unable, asked = config(), config(), config()
+    remember_workers(able, KvWorkers.of([{**report, "one_position": None}] * 2))
+    remember_workers(unable, KvWorkers.of([{**report, "one_position": None}, {**report, "one_position": "it is odd"}]))
+    remember_workers(asked, KvWorkers.of([]))
+    assert tower_refusal(able, budget) is None
+    assert "it is odd; use positions: 1" in refused(unable, budget).text
+    assert refused(asked, budget).cause == "positions"
+    for served in (config(), unable):
+        assert tower_refusal(served, spec("vqtoken_kmeans")) is None
+    molmo = of_family("Molmo2ForConditionalGeneration")
+    remember_workers(molmo, KvWorkers.of([report]))
+    assert "place in the pruned prompt" in refused(molmo, budget).text
 
 
 def test_a_model_without_an_adapter_takes_no_cut() -> None:

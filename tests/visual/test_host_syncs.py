@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.emulated_device import DEVICE, EmulatedDevice, HostSync, on_device, on_host, permissions
 from tests.visual.strategies.trained import frames_for, network_for
@@ -15,7 +15,8 @@ from vllm_prune.catalogue import VISUAL
 from vllm_prune.grid import Grid
 from vllm_prune.signals import FRONT_END
 from vllm_prune.visual.item_plan import ItemPlan
-from vllm_prune.visual.models.positions import StepOffsets, attach, detach, grid_positions
+from vllm_prune.visual.models.member_positions import MemberPositions
+from vllm_prune.visual.models.positions import StepOffsets, attach, detach, grid_positions, members_of
 from vllm_prune.visual.strategies._trained import Network
 from vllm_prune.visual.strategies.base import Context
 from vllm_prune.visual.tower.select import choose_cells
@@ -33,7 +34,7 @@ BY_NATURE = {"cacovid", "fastvid", "holitom", "vcast", "vidcom2"}
 
 
 def chosen(put: Put, name: str, kind: str) -> Tensor:
-    """Kept cells of a random item, with the rows that take their place where layers compute these."""
+    """Kept cells of a random item, the members of those that others are merged into, and rows that layers compute."""
     grid, source = GRIDS[kind], torch.Generator().manual_seed(3)
     features = put(torch.randn(grid.tokens, 200, generator=source))
     scores = put(torch.rand(grid.tokens, generator=source))
@@ -44,14 +45,11 @@ def chosen(put: Put, name: str, kind: str) -> Tensor:
     network = network_for(name, 200)
     if network is not None:
         network = Network({name: put(tensor) for name, tensor in network.tensors.items()}, network.language)
-    unpooled = frames_for(grid, features)
-    context = Context(5, scores, scores, scores, text, network, unpooled)
-    if strategy.rewrites:
-        # Places alone say nothing of layers that make the rows.
-        reduction = strategy.reduce(features, grid, count, context, per_frame)
-        return torch.cat([on_host(reduction.kept).float(), on_host(reduction.rows(features)).flatten()])
-    kept = strategy.select(features, grid, count, context, per_frame)
-    return on_host(kept)
+    context = Context(5, scores, scores, scores, text, network, frames_for(grid, features))
+    reduction = strategy.reduce(features, grid, count, context, per_frame)
+    places = on_host(torch.cat([reduction.kept, reduction.members_of(3).flatten()]))
+    # Places alone say nothing of layers that make the rows.
+    return torch.cat([places.float(), on_host(reduction.rows(features)).flatten()]) if strategy.rewrites else places
 
 
 def kinds_of(name: str) -> list[str]:
@@ -112,16 +110,37 @@ def step(put: Put, device: torch.device, host_mask: bool) -> list[Tensor]:
     for plan in plans:
         kept = choose_cells(plan, ItemSource(grid, embeddings))
         relative = grid_positions(grid.frames, grid.rows, grid.cols)
-        rows.append(attach(embeddings[kept], placed(relative, device)[:, kept]))
+        coordinates = placed(relative, device)
+        several = coordinates[:, kept[:, None].expand(-1, 3)] if plan.strategy == "uniform" else None
+        rows.append(attach(embeddings[kept], coordinates[:, kept], several))
     split = [detach(part, 16) for part in rows]
     mask = torch.tensor([False] * 3 + [True] * 9 + [False] + [True] * 5 + [False] * 2)
     offsets = StepOffsets(32, device)
-    offsets.write([relative for _, relative in split], [9, 5], mask if host_mask else put(mask))
+    mask = mask if host_mask else put(mask)
+    offsets.write([relative for _, relative in split], [9, 5], mask)
     positions = put(torch.zeros(3, 20, dtype=torch.int64))
+    members = MemberPositions(rotating(put), 32)
+    assert members.obstacle is None
+    members.write([members_of(part, 16) for part in rows], [9, 5], mask)
+    members.compose(positions)
     offsets.apply(positions)
+    handed = members.hand_on(positions)
     offsets.clear()
+    members.clear()
     alive = Survivors.of(kept, grid.tokens, 4).patches(put(torch.randn(grid.tokens * 4, 2, generator=source)))
-    return [on_host(one) for one in (*(plain for plain, _ in split), positions, alive, offsets.buffer)]
+    plain = (rows for rows, _ in split)
+    return [on_host(one) for one in (*plain, positions, alive, offsets.buffer, handed)]
+
+
+def rotating(put: Put) -> nn.Module:
+    """A language model with a rotary table."""
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.model_executor.layers.rotary_embedding import MRotaryEmbedding
+
+    with set_current_vllm_config(VllmConfig()):
+        rope = MRotaryEmbedding(16, 16, 40, 10_000.0, True, torch.float32, [2, 3, 3], positions_factor=1)
+    rope.cos_sin_cache = put(rope.cos_sin_cache)
+    return nn.ModuleList([rope])
 
 
 def placed(tensor: Tensor, device: torch.device) -> Tensor:
@@ -138,6 +157,7 @@ def test_placing_kept_tokens_does_not_wait(host_mask: bool) -> None:
     with EmulatedDevice():
         found = step(on_device, DEVICE, host_mask)
     assert expected[2].any()
+    assert (expected[-1] >= 40).sum() == 3 * 9
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
 

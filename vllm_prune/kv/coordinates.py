@@ -1,7 +1,8 @@
 """Coordinates of every cached token, for models whose rotary embedding has three (M-RoPE): frame, row and column.
 
 Stored by slot, like the norms of `saliency`, so they survive prefix-cache hits. They are those that attention rotates
-by, so a visual token that pruning has kept stands where it stood in its picture.
+by, so a visual token that pruning has kept stands where it stood in its picture. A token that carries the positions of
+several others has those of the one that these are merged into.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class CoordinateStore:
         self.key = id(self)
         self.places: Tensor | None = None
         self.armed = True
+        self._model = model
         self.anchor = torch.zeros(1, device=device)
         wanted = _decoder_layer(name)
         module = None if wanted is None else dict(model.named_modules()).get(wanted)
@@ -91,9 +93,14 @@ class CoordinateStore:
         self.places = None
 
     def record(self, positions: Tensor) -> None:
-        """Store the coordinates of a step's tokens, int64 [3, n], at the slots that this step writes."""
+        """Store the coordinates of a step's tokens, int64 [3, n], at the slots that this step writes.
+
+        What a layer is told of a merged token may be the row of several positions; those of its cell are recorded.
+        """
         if self.places is None:
             return
+        cells = getattr(self._model, "cell_positions", None)
+        positions = positions if cells is None else cells
         for name in self.names:
             slots = step_slots(name)
             if slots is not None:

@@ -19,7 +19,7 @@ class WorkerInspection:
     model_runner: Any
 
     def vllm_prune_inspect(self) -> dict[str, Any]:
-        """Names of the classes in use, whether the model is one of our adapters, and what KV eviction can do."""
+        """Names of the classes in use, whether the model is one of our adapters, and what it can do."""
         from ..kv.worker import inspect as inspect_kv
 
         model = self.model_runner.get_model()
@@ -29,6 +29,7 @@ class WorkerInspection:
             "model": f"{type(model).__module__}.{type(model).__qualname__}",
             "kv": inspect_kv(self.model_runner),
             "adapter": bool(getattr(model, "vllm_prune_adapter", False)),
+            "one_position": getattr(model, "one_position", None),
         }
 
     def vllm_prune_kept(self, keys: Sequence[str]) -> list[str | None]:

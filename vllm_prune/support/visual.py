@@ -10,10 +10,11 @@ from typing import Any
 from ..budget.canonical import Part, VisualSpec
 from ..budget.errors import Finding, visual_finding
 from ..catalogue import VISUAL
-from ..visual.models.abilities import no_cut
+from ..visual.models.abilities import no_cut, one_position
 from ..visual.models.table import DRAFTERS, FAMILIES, Family
 from ..visual.scorers.tower_shape import tower_shape
 from . import signals
+from .workers import workers_of
 
 
 def tower_refusal(vllm_config: Any, spec: VisualSpec) -> Finding | None:
@@ -32,6 +33,18 @@ def _problems(vllm_config: Any, part: Part) -> Iterator[Finding]:
         yield from _attention_problems(vllm_config, options["skip_blocks"], options["tower_blocks"])
     if options.get("where") == "tower":
         yield from cut_problems(vllm_config, options["after"])
+    if options.get("positions", 1) > 1 and (finding := one_position(_one_position(vllm_config))) is not None:
+        yield finding
+
+
+def _one_position(vllm_config: Any) -> str | None:
+    """Why merged tokens have one position each here; None where they can have several."""
+    family, workers = signals.served_family(vllm_config), workers_of(vllm_config)
+    if family is not None and family.one_position:
+        return family.one_position
+    if workers is None:
+        return "it takes vllm-prune serve, which asks the workers what rotary embedding they have"
+    return workers.one_position
 
 
 def _attention_problems(vllm_config: Any, skipped: int, averaged: int | None) -> Iterator[Finding]:

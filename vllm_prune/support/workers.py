@@ -17,24 +17,28 @@ _ATTRIBUTE = "vllm_prune_workers"
 
 @dataclass(frozen=True)
 class KvWorkers:
-    """KV eviction as the workers see it.
+    """KV eviction as the workers see it, and the positions of what is pruned.
 
     Attributes:
         findings: why they cannot compact; empty when they can.
         offers: signals that strategies can ask for, on every worker.
+        one_position: why merged visual tokens have one position each; None where they can have several.
     """
 
     findings: tuple[Finding, ...]
     offers: frozenset[str]
+    one_position: str | None = None
 
     @classmethod
     def of(cls, reports: Sequence[Mapping[str, Any]]) -> KvWorkers:
         """From what `WorkerInspection.vllm_prune_inspect` answers on every worker; no reports mean no eviction."""
         if not reports:
-            return cls((kv_finding("worker", "it cannot be asked; start with vllm-prune serve"),), frozenset())
+            unasked = "it cannot be asked; start with vllm-prune serve"
+            return cls((kv_finding("worker", unasked),), frozenset(), f"a worker: {unasked}")
         findings = [Finding.of(wire) for report in reports for wire in report["kv"]["findings"]]
         offers = [frozenset(report["kv"]["offers"]) for report in reports]
-        return cls(tuple(dict.fromkeys(findings)), frozenset.intersection(*offers))
+        one_position: str | None = next((text for one in reports if (text := one.get("one_position"))), None)
+        return cls(tuple(dict.fromkeys(findings)), frozenset.intersection(*offers), one_position)
 
 
 def remember_workers(vllm_config: Any, workers: KvWorkers) -> None:

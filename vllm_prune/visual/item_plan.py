@@ -80,6 +80,11 @@ class ItemPlan:
         return slice(first, None if blocks is None else first + blocks)
 
     @property
+    def positions(self) -> int:
+        """Positions that a merged token carries."""
+        return int(self.option_values.get("positions", 1))
+
+    @property
     def option_values(self) -> dict[str, Any]:
         """Options as a dict."""
         return json.loads(self.options)

@@ -65,8 +65,9 @@ def test_what_is_merged_comes_with_the_kept(segments: tuple[int, ...]) -> None:
     rows, runs = features(12), [n for n in segments if n > 0]
     per_frame = None if len(runs) == 1 else (2, *[1] * (len(runs) - 1))
     plan = ItemPlan("vqtoken_kmeans", "{}", sum(per_frame or (3,)), 0, per_frame, None, "", segments, (1, 1, 12))
-    left, kept = choose(plan, rows, FACTS)
+    left, kept, members = choose(plan, rows, FACTS)
     assert left.shape == (plan.count, 8)
+    assert members is None
     assert not torch.equal(left, rows[kept])
     # Means lie between the rows of their run.
     starts = torch.tensor(runs).cumsum(0)
@@ -74,6 +75,16 @@ def test_what_is_merged_comes_with_the_kept(segments: tuple[int, ...]) -> None:
     for number, part in enumerate(rows.split(runs)):
         assert left[run == number].min() >= part.min()
         assert left[run == number].max() <= part.max()
+    several = choose(replace(plan, options='{"positions":3}'), rows, FACTS)
+    assert torch.equal(several.rows, left)
+    assert torch.equal(several.kept, kept)
+    assert several.members is not None
+    assert several.members.shape == (plan.count, 3)
+    assert torch.equal(torch.bucketize(several.members, starts, right=True), run[:, None].expand(-1, 3))
+    for row, of_row in zip(left, several.members, strict=True):
+        # Groups of up to three are their members' mean.
+        if len(group := of_row.unique()) < 3:
+            torch.testing.assert_close(rows[group].mean(0), row)
 
 
 @pytest.mark.parametrize("name", ["divprune", "vqtoken_kmeans"])
@@ -82,12 +93,19 @@ def test_marks_stay_and_are_not_chosen_from(marks: tuple[int, int], name: str) -
     before, behind = marks
     rows = features(12 + before + behind)
     plan = ItemPlan(name, "{}", 5, 0, None, None, "marked", (len(rows),), (2, 2, 3), marks)
-    left, kept = choose(plan, rows, FACTS)
-    inner, chosen = choose(replace(plan, marks=(0, 0), segments=(12,)), rows[before : before + 12], FACTS)
+    left, kept, _ = choose(plan, rows, FACTS)
+    inner, chosen, _ = choose(replace(plan, marks=(0, 0), segments=(12,)), rows[before : before + 12], FACTS)
     assert kept.tolist() == [*range(before), *(before + chosen).tolist(), *range(before + 12, len(rows))]
     assert torch.equal(left[before : before + 5], inner)
     assert torch.equal(left[:before], rows[:before])
     assert torch.equal(left[before + 5 :], rows[before + 12 :])
+    members = choose(replace(plan, options='{"positions":2}'), rows, FACTS).members if name != "divprune" else None
+    if members is not None:
+        assert members.shape == (len(kept), 2)
+        ends = torch.cat([members[:before], members[before + 5 :]])
+        assert torch.equal(ends, torch.cat([kept[:before], kept[before + 5 :]])[:, None].expand(-1, 2))
+        assert before <= members[before : before + 5].min()
+        assert members[before : before + 5].max() < before + 12
     with pytest.raises(ValueError, match="11 rows"):
         choose(plan, rows[1:], FACTS)
 

@@ -20,7 +20,9 @@ from vllm_prune.visual.models.unpruned_prompt import counts_of
 WIDTH, PAD = 4, 7
 CONFIG = SimpleNamespace(
     scheduler_config=SimpleNamespace(max_num_batched_tokens=128),
-    model_config=SimpleNamespace(get_inputs_embeds_size=lambda: WIDTH, served_model_name="model", model="model"),
+    model_config=SimpleNamespace(
+        get_inputs_embeds_size=lambda: WIDTH, served_model_name="model", model="model", use_mla=False
+    ),
     additional_config={},
 )
 
@@ -30,6 +32,9 @@ class Parent:
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         self.positions = torch.empty(0)
+
+    def get_language_model(self) -> torch.nn.Module:
+        return torch.nn.Identity()
 
     def embed_multimodal(self, **kwargs: Any) -> list[Tensor]:
         return [torch.arange(n * WIDTH, dtype=torch.float32).view(n, WIDTH) for n in kwargs["image_sizes"]]
@@ -156,3 +161,12 @@ def test_outputs_that_are_not_one_per_item_are_an_error() -> None:
     model = OneRow(vllm_config=CONFIG)
     with pytest.raises(RuntimeError, match="2 outputs for 1 items"):
         model.embed_multimodal(image_prune=[PLANS[2].encode()], image_sizes=[6, 6])
+
+
+def test_vllm_finds_compiled_code_by_the_length_of_rotary_tables() -> None:
+    """Code that was compiled for shorter ones, such as stock vLLM's, does not take these."""
+    from vllm.config import VllmConfig
+
+    OneRow(vllm_config=CONFIG)
+    assert CONFIG.additional_config == {"vllm_prune_rows": 128 + 1024}
+    assert VllmConfig(additional_config=CONFIG.additional_config).compute_hash() != VllmConfig().compute_hash()

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests import emulated_graphs
-from vllm_prune.visual.models.positions import BASE, COLUMNS, Run, StepOffsets, attach, detach, grid_positions, lay_out
+from vllm_prune.visual.models.positions import (
+    BASE,
+    COLUMNS,
+    Run,
+    StepOffsets,
+    attach,
+    detach,
+    grid_positions,
+    lay_out,
+    members_of,
+)
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 coordinates = st.lists(st.tuples(*[st.integers(0, BASE**2 - 1)] * 3), min_size=1, max_size=40)
@@ -38,6 +48,27 @@ def test_attach_and_detach_are_inverse(dtype: torch.dtype, triples: list[tuple[i
     assert torch.equal(rows, embeddings)
     assert found is not None
     assert torch.equal(found, relative)
+    assert members_of(wide, width) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(triples=coordinates, width=st.integers(1, 5), parts=st.integers(1, 16), seed=st.integers(0, 99))
+def test_coordinates_of_members_travel_behind_those_of_the_cell(
+    dtype: torch.dtype, triples: list[tuple[int, int, int]], width: int, parts: int, seed: int
+) -> None:
+    relative, generator = torch.tensor(triples).t(), torch.Generator().manual_seed(seed)
+    members = torch.randint(0, BASE**2, (3, len(triples), parts), generator=generator)
+    embeddings = torch.randn(len(triples), width, generator=generator).to(dtype)
+    wide = attach(embeddings, relative, members)
+    assert wide.shape == (len(triples), width + COLUMNS + COLUMNS * parts)
+    assert wide.dtype == dtype
+    rows, found = detach(wide, width)
+    assert torch.equal(rows, embeddings)
+    assert found is not None
+    assert torch.equal(found, relative)
+    several = members_of(wide, width)
+    assert several is not None
+    assert torch.equal(several, members)
 
 
 def test_detach_of_unpruned_rows_is_the_input() -> None:
@@ -45,6 +76,7 @@ def test_detach_of_unpruned_rows_is_the_input() -> None:
     rows, found = detach(embeddings, 8)
     assert rows is embeddings
     assert found is None
+    assert members_of(embeddings, 8) is None
 
 
 @given(

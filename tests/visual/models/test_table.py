@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from vllm_prune.catalogue import KV, VISUAL
 from vllm_prune.visual.frontend.generic_processor import GenericProcessor
 from vllm_prune.visual.frontend.processor import PrunedProcessor
 from vllm_prune.visual.models import derived
-from vllm_prune.visual.models.abilities import families_of, lacks, missing
+from vllm_prune.visual.models.abilities import families_of, families_with_positions, lacks, missing
 from vllm_prune.visual.models.drafter import PrunedDrafter
 from vllm_prune.visual.models.generic import GenericModel
 from vllm_prune.visual.models.positions import attach
@@ -126,6 +127,27 @@ def test_a_cut_inside_the_tower_needs_an_adapter_that_knows_it() -> None:
     finding = missing(FAMILIES["Qwen2VLForConditionalGeneration"], part)
     assert finding is not None
     assert finding.param == "pruning.visual.options.where"
+
+
+def test_several_positions_need_a_rotary_table_of_rows() -> None:
+    several = Part("vqtoken_kmeans", options='{"positions":8,"steps":3}', keep="0.5")
+    entry = next(entry for entry in VISUAL.entries() if entry["name"] == "vqtoken_kmeans")
+    refused = {name for name, family in FAMILIES.items() if missing(family, several) is not None}
+    assert refused == {
+        "Molmo2ForConditionalGeneration",
+        "KimiK25ForConditionalGeneration",
+        "KimiVLForConditionalGeneration",
+        "Llama4ForConditionalGeneration",
+    }
+    assert set(families_with_positions(entry)) == set(families_of(entry)) - refused
+    assert not any(families_with_positions(one) for one in VISUAL.entries() if one["name"] in ("divprune", "qtsplus"))
+    for name in refused:
+        finding = missing(FAMILIES[name], several)
+        assert finding is not None
+        assert (finding.cause, finding.param) == ("positions", "pruning.visual.options.positions")
+        assert missing(FAMILIES[name], several.with_options(positions=1)) is None
+    compact = replace(FAMILIES["InternVLForConditionalGeneration"], positions="compact")
+    assert "place in the pruned prompt" in compact.one_position
 
 
 @pytest.mark.parametrize("architecture", DRAFTERS)

@@ -15,7 +15,7 @@ from vllm_prune.grid import Grid
 from vllm_prune.visual.item_plan import ItemPlan
 from vllm_prune.visual.scorers.vision_selector import SELECTOR
 from vllm_prune.visual.tower.received_attention import Listener
-from vllm_prune.visual.tower.select import choose_cells, kept_rows
+from vllm_prune.visual.tower.select import Left, choose_cells, kept_rows
 from vllm_prune.visual.tower.signals import Captures, ItemSource, attended, context_of, needed
 
 GRID, FEATURES = Grid(1, 2, 3), torch.randn(6, 4)
@@ -57,12 +57,34 @@ def test_the_selector_comes_from_the_facts(tmp_path: Path) -> None:
 
 def test_rows_of_kept_cells_come_with_what_is_merged_into_them() -> None:
     rows = torch.rand(6, 5)
-    plain, kept = kept_rows(plan("uniform"), ItemSource(GRID, FEATURES), rows)
+    plain, kept, members = kept_rows(plan("uniform"), ItemSource(GRID, FEATURES), rows)
     assert torch.equal(plain, rows[kept])
-    merged, kept = kept_rows(plan("vqtoken_kmeans"), ItemSource(GRID, FEATURES), rows)
+    assert members is None
+    merged, kept, members = kept_rows(plan("vqtoken_kmeans"), ItemSource(GRID, FEATURES), rows)
+    assert members is None
     assert merged.shape == (2, 5)
     assert not torch.equal(merged, rows[kept])
     assert torch.equal(kept, choose_cells(plan("vqtoken_kmeans"), ItemSource(GRID, FEATURES)))
+
+
+def test_members_come_where_they_are_wanted_and_something_is_merged() -> None:
+    def members(strategy: str, count: int = 2, positions: int = 3) -> Tensor | None:
+        wanted = ItemPlan(strategy, f'{{"positions":{positions}}}', count, 7)
+        return kept_rows(wanted, ItemSource(GRID, FEATURES), FEATURES).members
+
+    assert members("vqtoken_kmeans", positions=1) is None
+    # All of them are kept.
+    assert members("vqtoken_kmeans", count=6) is None
+    several = members("vqtoken_kmeans")
+    assert several is not None
+    assert several.shape == (2, 3)
+    left = Left(FEATURES[:2], torch.tensor([4, 1]), several)
+    relative = torch.arange(18).view(3, 6)
+    cells, places = left.placed(relative)
+    assert cells.tolist() == [[4, 1], [10, 7], [16, 13]]
+    assert places is not None
+    for axis in range(3):
+        assert torch.equal(places[axis], 6 * axis + several)
 
 
 def test_options_decide_which_signals_are_captured() -> None:

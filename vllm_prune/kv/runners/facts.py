@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...visual.models.rotary import positions_in
+
 
 def decoder_attention(compilation_config: Any) -> list[Any]:
     """VLLM's attention layers of the language model, in order."""
@@ -23,7 +25,7 @@ def rotation_of(model: nn.Module, layer: Any) -> Tensor | None:
     table = getattr(module, "cos_sin_cache", None)
     if table is None or not getattr(module, "is_neox_style", False) or table.shape[1] != layer.head_size:
         return None
-    return table.float()
+    return table[: positions_in(module)].float()
 
 
 def head_offset(layer: Any) -> int:

@@ -42,12 +42,27 @@ def missing(family: Family, part: Part) -> Finding | None:
             return Finding("signal", PARAM, f"strategy {part.strategy!r} cannot run here: {text}")
     if options.get("where") == "tower" and not family.cuts:
         return Finding("hidden_tower", "pruning.visual.options.where", no_cut(family))
-    return None
+    return one_position(family.one_position) if options.get("positions", 1) > 1 else None
+
+
+def one_position(reason: str | None) -> Finding | None:
+    """The refusal of several positions for a merged token; None without a reason."""
+    if not reason:
+        return None
+    text = f"merged tokens have one position each on this server: {reason}; use positions: 1"
+    return Finding("positions", "pruning.visual.options.positions", text)
 
 
 def no_cut(family: Family) -> str:
     """Why a family takes no cut inside the tower."""
     return f"the adapter of {family.name} does not cut inside the vision tower; use where: embed"
+
+
+def families_with_positions(strategy: Mapping[str, Any]) -> list[str]:
+    """Those of `families_of` where a merged token can carry several positions; empty for what merges none."""
+    if "positions" not in strategy["options"]["properties"]:
+        return []
+    return [name for name in families_of(strategy) if not FAMILIES[name].one_position]
 
 
 def families_of(strategy: Mapping[str, Any]) -> list[str]:

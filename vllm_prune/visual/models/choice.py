@@ -15,7 +15,7 @@ from ...signals import VisualSignal
 from ..item_plan import ItemPlan
 from ..strategies._trained import Network
 from ..tower.kept_store import KEPT
-from ..tower.select import kept_rows
+from ..tower.select import Left, joined, kept_rows
 from ..tower.signals import ItemSource
 from .segments import runs_of
 
@@ -27,8 +27,8 @@ def choose(
     text: Tensor | None = None,
     networks: Mapping[str, Network] | None = None,
     captured: Mapping[VisualSignal, Any] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """What is left of an item: rows, [K + marks, width], and which tokens they are, int64 [K + marks].
+) -> Left:
+    """What is left of an item: rows of kept tokens, [K + marks, width], and which these are, int64 [K + marks].
 
     Runs of one length are treated as the frames of a video: a strategy compares them with each other and chooses inside
     each. Runs of several lengths are chosen from one by one.
@@ -48,15 +48,15 @@ def choose(
     before, behind = plan.marks
     last = len(features) - behind
     source = ItemSource(Grid(*plan.grid), features[before:last], captured or {}, facts, text, networks or {})
-    rows, kept = _choose(plan, source)
+    left = _choose(plan, source)
     if not before and not behind:
-        return rows, kept
-    numbers = torch.arange(len(features), device=kept.device)
-    rows = torch.cat([features[:before], rows, features[last:]])
-    return rows, torch.cat([numbers[:before], before + kept, numbers[last:]])
+        return left
+    numbers = torch.arange(len(features), device=left.kept.device)
+    marks = Left(features[:before], numbers[:before]), Left(features[last:], numbers[last:])
+    return joined([marks[0], left.moved(before), marks[1]])
 
 
-def _choose(plan: ItemPlan, source: ItemSource) -> tuple[Tensor, Tensor]:
+def _choose(plan: ItemPlan, source: ItemSource) -> Left:
     assert plan.segments is not None
     grid, features, runs = source.grid, source.features, runs_of(plan.segments)
     if len(features) != grid.tokens:
@@ -68,17 +68,16 @@ def _choose(plan: ItemPlan, source: ItemSource) -> tuple[Tensor, Tensor]:
     return _run_by_run(plan, source, runs)
 
 
-def _run_by_run(plan: ItemPlan, source: ItemSource, runs: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _run_by_run(plan: ItemPlan, source: ItemSource, runs: Sequence[int]) -> Left:
     assert plan.per_frame is not None
     features = source.features
-    left, parts, first = [], [], 0
+    parts, first = list[Left](), 0
     for n, count, rows in zip(runs, plan.per_frame, features.split(list(runs)), strict=True):
         if count:
             alone = replace(plan, count=count, per_frame=None, key="")
-            merged, places = kept_rows(alone, replace(source, grid=Grid(1, 1, n), features=rows), rows)
-            left.append(merged)
-            parts.append(first + places)
+            part = kept_rows(alone, replace(source, grid=Grid(1, 1, n), features=rows), rows)
+            parts.append(part.moved(first))
         first += n
-    kept = torch.cat(parts)
-    KEPT.remember(plan.key, kept, len(features))
-    return torch.cat(left), kept
+    left = joined(parts)
+    KEPT.remember(plan.key, left.kept, len(features))
+    return left

@@ -22,7 +22,7 @@ from ..tower.signals import Captures, needed
 from ..tower.unpooled import UnpooledFrames
 from .choice import choose
 from .placing import PlacedModel
-from .positions import StepOffsets, attach
+from .positions import attach
 from .segments import mask_of
 from .unpruned_prompt import UnprunedPrompt, item_alone, run_starts
 
@@ -43,10 +43,8 @@ class GenericModel(PlacedModel):
     family: ClassVar[Family]
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
         metrics.set_model_name(metrics.served_name(vllm_config.model_config))
-        # Graph capture may pad a step up to the largest captured size.
-        self._offsets = StepOffsets(vllm_config.scheduler_config.max_num_batched_tokens + 1024)
         self._width = int(vllm_config.model_config.get_inputs_embeds_size())
         self.prepare(vllm_config)
 
@@ -56,7 +54,8 @@ class GenericModel(PlacedModel):
         return self._width
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Encoder outputs, one per item; pruned items come as [K, width + 6], or [K, width] with compact positions.
+        """Encoder outputs, one per item; pruned items come as [K, width + 6] or wider, see `attach`, or with compact
+        positions as [K, width].
 
         Raises:
             RuntimeError: the parent's outputs are not one per item.
@@ -89,12 +88,12 @@ class GenericModel(PlacedModel):
         return {"unpooled": UnpooledFrames(self, enabled="unpooled" in needed(plans))}
 
     def _prune(self, item: Encoded, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
-        """Kept rows of an item, [K, width] or with their place in the run, [K, width + 6]."""
+        """Kept rows of an item, [K, width], or with their place in the run."""
         text = self.embedded_text(plan, item.rows.device)
-        rows, kept = choose(plan, item.rows, self._facts, text, self._networks, item.captured)
+        left = choose(plan, item.rows, self._facts, text, self._networks, item.captured)
         if self.family.positions == "compact":
-            return rows
-        return attach(rows, self._relative(plan, fields, modality).to(kept.device)[:, kept])
+            return left.rows
+        return attach(left.rows, *left.placed(self._relative(plan, fields, modality).to(left.kept.device)))
 
     def _relative(self, plan: ItemPlan, fields: dict[str, Any], modality: str) -> Tensor:
         """Positions of an item's visual tokens relative to the first one of their run, int64 [3, M]."""

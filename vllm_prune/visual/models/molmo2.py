@@ -240,9 +240,10 @@ class PruneMolmo2(Molmo2ForConditionalGeneration):
 
     def _pruned(self, rows: Tensor, plan: ItemPlan, grid: Grid, captured: Mapping[VisualSignal, Any]) -> Tensor:
         cells = rows.view(grid.frames, grid.per_frame + MARKS, -1)[:, 1:-1].flatten(0, 1)
-        cells, kept = kept_rows(plan, ItemSource(grid, cells, captured, self._facts, networks=self._networks), cells)
-        origins, places = layout(kept, plan, grid)
-        return rows[origins].index_copy_(0, places, cells)
+        left = kept_rows(plan, ItemSource(grid, cells, captured, self._facts, networks=self._networks), cells)
+        assert left.members is None, "several positions for a merged token; the front end should have refused it"
+        origins, places = layout(left.kept, plan, grid)
+        return rows[origins].index_copy_(0, places, left.rows)
 
     def _encode_cut(self, videos: dict[str, Any], place: PrunePoint, plans: Sequence[ItemPlan]) -> list[Tensor]:
         grids, pixels = self._grids(videos), videos["pixel_values_videos"]

@@ -15,7 +15,11 @@ from ..item_plan import ItemPlan
 from ..scorers.trained import networks_of
 from ..strategies._trained import Network
 from ..tower.feature_cache import FeatureCache
-from .positions import StepOffsets, detach
+from .member_positions import MemberPositions
+from .positions import StepOffsets, detach, members_of
+
+ROOM = "vllm_prune_rows"
+"""Key of `additional_config`: rows behind the positions of rotary tables."""
 
 
 class PlacedModel:
@@ -29,9 +33,23 @@ class PlacedModel:
     vllm_prune_adapter: ClassVar[bool] = True
     one_row: ClassVar[bool] = False
     _offsets: StepOffsets
+    _members: MemberPositions
+    _cells: Tensor | None = None
     _facts: WorkerFacts
     _networks: dict[str, Network]
     _features: FeatureCache
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        # Graph capture may pad a step up to the largest captured size.
+        capacity = vllm_config.scheduler_config.max_num_batched_tokens + 1024
+        if isinstance(vllm_config.additional_config, dict):
+            # The length of a table is part of what is compiled, and this of the key that vLLM finds it again by.
+            vllm_config.additional_config[ROOM] = capacity
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        self._offsets = StepOffsets(capacity)
+        language = self.get_language_model()  # type: ignore[attr-defined]
+        latent = bool(vllm_config.model_config.use_mla)
+        self._members = MemberPositions(language, capacity, self.one_row, latent)
 
     def prepare(self, vllm_config: Any) -> None:
         """Take what strategies need beside the tower, once the parent is made. Raises: see `FeatureCache.of`."""
@@ -48,6 +66,16 @@ class PlacedModel:
     def moves_positions(self) -> bool:
         """Whether the step at hand has kept tokens whose positions `forward` completes."""
         return self._offsets.active
+
+    @property
+    def one_position(self) -> str | None:
+        """Why merged tokens have one position each, None where they can have several."""
+        return self._members.obstacle
+
+    @property
+    def cell_positions(self) -> Tensor | None:
+        """The runner's positions of the step at hand, int64 [3, n]: of merged tokens those of one cell."""
+        return self._cells
 
     @property
     def output_width(self) -> int:
@@ -67,6 +95,7 @@ class PlacedModel:
     ) -> Tensor:
         """Merge text and media embeddings; position columns are taken off and kept for `forward`."""
         self._offsets.clear()
+        self._members.clear()
         if multimodal_embeddings is not None and len(multimodal_embeddings):
             multimodal_embeddings = self._take_offsets(multimodal_embeddings, is_multimodal)
         return super().embed_input_ids(  # type: ignore[misc]
@@ -79,13 +108,18 @@ class PlacedModel:
             return embeddings
         assert is_multimodal is not None
         split = [detach(rows, width) for rows in embeddings]
-        self._offsets.write([relative for _, relative in split], [len(rows) for rows in embeddings], is_multimodal)
+        lengths = [len(rows) for rows in embeddings]
+        self._offsets.write([relative for _, relative in split], lengths, is_multimodal)
+        self._members.write([members_of(rows, width) for rows in embeddings], lengths, is_multimodal)
         return [copy_mm_embedding_modality(rows, plain) for rows, (plain, _) in zip(embeddings, split, strict=True)]
 
     def forward(self, input_ids: Any, positions: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Parent's forward with kept tokens at their original positions."""
         if positions.ndim == 2:
+            self._cells = positions
+            self._members.compose(positions)
             self._offsets.apply(positions)
+            positions = self._members.hand_on(positions)
             if self.one_row:
                 positions = positions[0]
         return super().forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]

@@ -4,6 +4,7 @@ A prompt position of a pruned item is first given the position of the item's (or
 The kept token's own (t, h, w) relative to that origin travels with its embedding as six extra columns
 and is added to the positions of the step in which the embedding is placed. Text advances by the
 unpruned extent, so it never depends on which tokens were kept and prefix-cache hits stay right.
+A merged token may carry the coordinates of several of its members behind these, see `member_positions`.
 """
 
 from __future__ import annotations
@@ -37,17 +38,25 @@ def grid_positions(frames: int, rows: int, cols: int, frame_step: float = 1.0) -
     return torch.from_numpy(grid.reshape(3, -1))
 
 
-def attach(embeddings: Tensor, relative: Tensor) -> Tensor:
-    """Append the position columns: [K, D] and int64 [3, K] give [K, D + 6]."""
-    digits = torch.cat([relative // BASE, relative % BASE]).t()
-    return torch.cat([embeddings, digits.to(embeddings.device, embeddings.dtype)], dim=1)
+def attach(embeddings: Tensor, relative: Tensor, members: Tensor | None = None) -> Tensor:
+    """Append the position columns: [K, D] and int64 [3, K] give [K, D + 6].
+
+    Args:
+        embeddings: of kept tokens.
+        relative: their coordinates.
+        members: int64 [3, K, P], those of the tokens merged into them; 6 * P more columns.
+    """
+    coordinates = relative.t()
+    parts = [coordinates] if members is None else [coordinates, members.transpose(0, 1).flatten(1)]
+    digits = [digit for part in parts for digit in (part // BASE, part % BASE)]
+    return torch.cat([embeddings, torch.cat(digits, dim=1).to(embeddings.device, embeddings.dtype)], dim=1)
 
 
 def detach(rows: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
     """Split rows of an encoder output.
 
     Args:
-        rows: [n, width] of an unpruned item or [n, width + 6] of a pruned one.
+        rows: [n, width] of an unpruned item, [n, width + 6] or more of a pruned one.
         width: columns of the model's own encoder output.
 
     Returns:
@@ -55,8 +64,17 @@ def detach(rows: Tensor, width: int) -> tuple[Tensor, Tensor | None]:
     """
     if rows.shape[1] == width:
         return rows, None
-    digits = rows[:, width:].long().t()
+    digits = rows[:, width : width + COLUMNS].long().t()
     return rows[:, :width], digits[:3] * BASE + digits[3:]
+
+
+def members_of(rows: Tensor, width: int) -> Tensor | None:
+    """Coordinates of the members that rows of an encoder output carry, int64 [3, n, P]; None where they carry none."""
+    columns = rows.shape[1] - width - COLUMNS
+    if columns <= 0:
+        return None
+    high, low = rows[:, width + COLUMNS :].long().reshape(len(rows), 2, 3, columns // COLUMNS).unbind(1)
+    return (high * BASE + low).transpose(0, 1)
 
 
 class StepOffsets:

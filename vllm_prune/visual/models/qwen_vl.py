@@ -26,10 +26,10 @@ from ..tower.key_bias import biased_attention
 from ..tower.projector import ProjectorSensitivity
 from ..tower.received_attention import Listener, TowerAttention
 from ..tower.scored_cut import TowerScorer
-from ..tower.select import PrunePoint, build_cut, kept_rows, prune_point
+from ..tower.select import Left, PrunePoint, build_cut, kept_rows, prune_point
 from ..tower.signals import Captures, ItemSource, attended, needed
 from .placing import PlacedModel
-from .positions import COLUMNS, Run, StepOffsets, attach, grid_positions, lay_out, slots_of
+from .positions import COLUMNS, Run, attach, grid_positions, lay_out, slots_of
 
 CPU_PATCHES = 4096
 """Patches that a CPU's tower takes at once: more make it no faster, and every tensor of more than 32 MiB comes in pages
@@ -48,15 +48,11 @@ class PrunedModel(PlacedModel, TowerCut):
     """
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
         metrics.set_model_name(metrics.served_name(vllm_config.model_config))
-        scheduler = vllm_config.scheduler_config
         merge = self.config.vision_config.spatial_merge_size  # type: ignore[attr-defined]
         self._merge = int(merge)
         self._micro_batch_patches = patches_at_once(vllm_config, self._merge**2)
-        # Graph capture may pad a step up to the largest captured size.
-        padded = scheduler.max_num_batched_tokens + 1024
-        self._offsets = StepOffsets(padded)
         blocks = getattr(self.visual, "blocks", ())
         self._scorer = TowerScorer.of(vllm_config, [block.attn for block in blocks])
         self.prepare(vllm_config)
@@ -87,7 +83,7 @@ class PrunedModel(PlacedModel, TowerCut):
         }
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Encoder outputs, one per item; pruned items come as [K, output_width + 6]."""
+        """Encoder outputs, one per item; pruned items come as [K, output_width + 6] or wider, see `attach`."""
         rows = {m: kwargs.pop(field_name(m), None) for m in MODALITIES}
         plans = {m: [decode(row) for row in rows[m]] for m in MODALITIES if rows[m] is not None}
         if not any(plan for items in plans.values() for plan in items):
@@ -126,7 +122,8 @@ class PrunedModel(PlacedModel, TowerCut):
         cut, kept = build_cut(place, plans, grids, self._scorer, self.visual.device)
         pixels = kwargs["pixel_values" if modality == "image" else "pixel_values_videos"]
         rows = self.encode_cut(pixels, thw, cut).split(counts)
-        return [self._place(rows[i], kept[i], grids[i], kwargs, modality, i) for i in range(len(plans))]
+        left = [Left(part, cells) for part, cells in zip(rows, kept, strict=True)]
+        return [self._place(left[i], grids[i], kwargs, modality, i) for i in range(len(plans))]
 
     def biased(self, number: int, bias: Tensor) -> AbstractContextManager[None]:
         """See `TowerCut.biased`."""
@@ -156,19 +153,18 @@ class PrunedModel(PlacedModel, TowerCut):
         grid = self._grid(kwargs[f"{modality}_grid_thw"][index])
         text = self.embedded_text(plan, embedding.device)
         source = ItemSource(grid, embedding[:, : self.feature_width], captured, self._facts, text, self._networks)
-        return self._place(*kept_rows(plan, source, embedding), grid, kwargs, modality, index)
+        return self._place(kept_rows(plan, source, embedding), grid, kwargs, modality, index)
 
     def _grid(self, thw: Any) -> Grid:
         # A tensor from the runner, a list from vLLM's encoder-graph manager; on the CPU either way.
         frames, height, width = (int(n) for n in thw)
         return Grid(frames, height // self._merge, width // self._merge)
 
-    def _place(
-        self, rows: Tensor, kept: Tensor, grid: Grid, kwargs: dict[str, Any], modality: str, index: int
-    ) -> Tensor:
+    def _place(self, left: Left, grid: Grid, kwargs: dict[str, Any], modality: str, index: int) -> Tensor:
         """Rows of kept cells with their coordinates."""
         relative = grid_positions(grid.frames, grid.rows, grid.cols, self.frame_step(modality, kwargs, index))
-        return attach(rows, async_tensor_h2d(relative, device=rows.device)[:, kept])
+        relative = async_tensor_h2d(relative, device=left.rows.device)
+        return attach(left.rows, *left.placed(relative))
 
     def _micro_batches(self, kwargs: dict[str, Any], modality: str) -> Iterator[tuple[dict[str, Any], int, int]]:
         """Split a batch by raw patches: the tower's memory follows them, not the kept count."""

@@ -63,6 +63,8 @@ class Family:
         two_way: whether visual tokens attend to each other in both directions (prefix attention), in all models of the
             family or in some; vLLM's CPU build has no such attention, so these families are experimental.
         kv: "yes", "untried", or that they are refused and why: what becomes of KV budgets, for people.
+        own_rotation: why one row of the language model's rotary table cannot turn a token by several positions, for
+            people; empty where it can.
         mixed_layers: whether the language model always has layers beside those of full attention (windows,
             recurrences); its cache cannot be divided into groups of layers.
     """
@@ -83,12 +85,20 @@ class Family:
     tested: str = "CPU, tiny model"
     kv: str = "yes"
     two_way: bool = False
+    own_rotation: str = ""
     mixed_layers: bool = False
 
     @property
     def one_row(self) -> bool:
         """Whether a model with one position per token is shown to vLLM as M-RoPE with three equal rows."""
         return self.kind == "generic" and self.positions == "original"
+
+    @property
+    def one_position(self) -> str:
+        """Why merged tokens have one position each, for people; empty where they can have several."""
+        if self.positions == "compact":
+            return "kept tokens stand at their place in the pruned prompt"
+        return self.own_rotation
 
     @property
     def cuts(self) -> bool:
@@ -130,6 +140,7 @@ _UNTRIED = "untried"
 _CAUSAL = "CPU, tiny model with a causal mask"
 _PREFIX = "refused: prefix attention"
 _LATENT = "refused: MLA"
+_OF_MLA = "it has latent attention (MLA)"
 _HEADS = "CPU, tiny model, mostly without MLA"
 
 FAMILIES: dict[str, Family] = {
@@ -232,12 +243,12 @@ FAMILIES: dict[str, Family] = {
     "KimiK25ForConditionalGeneration": _generic(
         "Kimi-K2.5", "kimi_k25:KimiK25ForConditionalGeneration", sent_as=("vision_chunk",),
         patch_grids={"vision_chunk": "grid_thws"}, cell_side="vision_config.merge_kernel_size", kv=_LATENT,
-        tested=_HEADS,
+        tested=_HEADS, own_rotation=_OF_MLA,
     ),
     "KimiVLForConditionalGeneration": _generic(
         "Kimi-VL", "kimi_vl:KimiVLForConditionalGeneration", modalities=("image",),
         patch_grids={"image": "image_grid_hws"}, cell_side="vision_config.merge_kernel_size", kv=_LATENT,
-        tested=_HEADS,
+        tested=_HEADS, own_rotation=_OF_MLA,
     ),
     "StepVLForConditionalGeneration": _generic(
         "Step-VL", "step_vl:StepVLForConditionalGeneration", modalities=("image",),
@@ -247,7 +258,8 @@ FAMILIES: dict[str, Family] = {
         "Step3", "step3_vl:Step3VLForConditionalGeneration", modalities=("image",)
     ),
     "Llama4ForConditionalGeneration": _generic(
-        "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",), kv="refused: chunks of attention"
+        "Llama 4", "mllama4:Llama4ForConditionalGeneration", modalities=("image",), kv="refused: chunks of attention",
+        own_rotation="its queries are scaled by their position",
     ),
 }  # fmt: skip
 """The families by vLLM's architecture name."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
@@ -13,17 +12,17 @@ from torch import Tensor
 from ...grid import Grid
 from ...shares import even_shares, largest_remainder
 from ._attention import AttentionOptions, received
-from ._merging import MergingStrategy
+from ._merging import MergingOptions, MergingStrategy, joined
 from .base import Context, Reduction, places_of
-from .maths import compared, highest, sinkhorn, unit_rows
+from .maths import compared, heaviest_columns, highest, sinkhorn, unit_rows
 
 _WINDOW = 9
 _HARD = 0.1
 _SPREAD = 1.5
 
 
-class AotOptions(AttentionOptions):
-    """Options of `aot`; the defaults are the authors' for short videos.
+class AotOptions(MergingOptions, AttentionOptions):
+    """Options of `aot`, beside those of merging; the defaults are the authors' for short videos.
 
     Attributes:
         clip: frames of a clip, all of which are merged into anchors of the first.
@@ -65,15 +64,13 @@ class Aot(MergingStrategy):
         clips = [range(t, min(t + self.options.clip, grid.frames)) for t in range(0, grid.frames, self.options.clip)]
         caps = [len(clip) * grid.per_frame for clip in clips]
         shares = largest_remainder(count, caps, caps, 1 if count >= len(clips) else 0)
-        kept, parts = [], list[tuple[slice, Callable[[Tensor], Tensor]]]()
+        spans = list[tuple[slice, Reduction]]()
         for clip, share in zip(clips, shares, strict=True):
             if share:
                 inside = slice(clip.start * grid.per_frame, clip.stop * grid.per_frame)
-                reduction = self._clip(rows[inside], attention[inside], Grid(len(clip), grid.rows, grid.cols), share)
-                assert reduction.merge is not None
-                kept.append(reduction.kept + inside.start)
-                parts.append((inside, reduction.merge))
-        return Reduction(torch.cat(kept), lambda rows: torch.cat([merge(rows[inside]) for inside, merge in parts]))
+                of_clip = Grid(len(clip), grid.rows, grid.cols)
+                spans.append((inside, self._clip(rows[inside], attention[inside], of_clip, share)))
+        return joined(spans)
 
     def _clip(self, rows: Tensor, attention: Tensor, grid: Grid, count: int) -> Reduction:
         """Anchors of a clip's first frame and fresh ones of the others, `count` in all."""
@@ -91,7 +88,10 @@ class Aot(MergingStrategy):
                 first = _carry(first, plan, one)
             return torch.cat([first, torch.cat([first, *later])[fresh]])
 
-        return Reduction(torch.cat([places[0], places.flatten()[fresh]]), merge)
+        def members(parts: int) -> Tensor:
+            return _members(inside, plans, fresh, parts)
+
+        return Reduction(torch.cat([places[0], places.flatten()[fresh]]), merge, members)
 
 
 def _anchors(attention: Tensor, grid: Grid, count: int) -> Tensor:
@@ -159,3 +159,21 @@ def _over_frames(carried: Tensor, fresh: list[int]) -> tuple[Tensor, list[Tensor
 def _carry(anchors: Tensor, plan: Tensor, rows: Tensor) -> Tensor:
     """The weighted mean of each anchor with the rows that a plan sends to it."""
     return (anchors + plan.T @ rows) / (1 + plan.sum(0)[:, None])
+
+
+def _members(inside: Tensor, plans: list[Tensor], fresh: Tensor, parts: int) -> Tensor:
+    """The cells of a clip that weigh most in each of its tokens, int64 [K, parts].
+
+    Args:
+        inside: float32 [T, A, P], weights of each frame's cells in its anchors.
+        plans, fresh: see `_over_frames`.
+        parts: cells of each.
+    """
+    first, *later = inside
+    blocks = [first]
+    for plan, one in zip(plans, later, strict=True):
+        share = 1 / (1 + plan.sum(0)[:, None])
+        blocks = [share * block for block in (*blocks, plan.T @ one)]
+    each, per_frame = inside.shape[1:]
+    single = heaviest_columns(inside.flatten(0, 1)[fresh], parts) + (fresh // each * per_frame)[:, None]
+    return torch.cat([heaviest_columns(torch.cat(blocks, dim=1), parts), single])

@@ -7,7 +7,7 @@ A strategy has no access to the engine, the request or other items of the batch.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ...grid import Grid, Modality
 from ...signals import VisualSignal
+from ._reduction import Reduction as Reduction
 
 
 class NoOptions(BaseModel):
@@ -62,25 +63,6 @@ class Context:
     text: Tensor | None = None
     network: Any = None
     unpooled: Any = None
-
-
-@dataclass(frozen=True)
-class Reduction:
-    """What is left of an item.
-
-    Attributes:
-        kept: int64 [K], ascending and unique on return from `Strategy.reduce`; they keep their positions.
-        merge: from rows of all cells, [M, E] of any float dtype, to those of the kept ones with what was merged into
-            them, float32 [K, E] in the order of `kept`; None where dropped cells are dropped. E need not be the width
-            of the features that were looked at.
-    """
-
-    kept: Tensor
-    merge: Callable[[Tensor], Tensor] | None = None
-
-    def rows(self, rows: Tensor) -> Tensor:
-        """What takes the place of an item's rows: [K, E] from [M, E], in their dtype."""
-        return rows[self.kept] if self.merge is None else self.merge(rows).to(rows.dtype)
 
 
 class Strategy(ABC):

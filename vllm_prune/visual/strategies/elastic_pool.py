@@ -7,9 +7,10 @@ from torch import Tensor
 
 from ...grid import Grid
 from ...shares import even_shares
-from ._merging import MergingStrategy
+from ._merging import MergingStrategy, likeness
+from ._reduction import alone
 from .base import Context, Reduction
-from .maths import highest, mean_by, unit_rows
+from .maths import heaviest, highest, mean_by, sketch, unit_rows
 
 _NONE = 1 << 40
 """In the place of a block: none."""
@@ -45,7 +46,11 @@ class ElasticPool(MergingStrategy):
         def merge(rows: Tensor) -> Tensor:
             return torch.cat([mean_by(rows, owners, anchors + 1)[:anchors], rows[single].float()])
 
-        return Reduction(torch.cat([*blocks, single]), merge)
+        def members(parts: int) -> Tensor:
+            in_blocks = heaviest(owners, anchors, parts, likeness(sketch(tokens), owners, anchors + 1))
+            return torch.cat([in_blocks, alone(single, parts)])
+
+        return Reduction(torch.cat([*blocks, single]), merge, members)
 
 
 def _frame(tokens: Tensor, grid: Grid, count: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,13 +12,14 @@ from torch import Tensor
 from ...grid import Grid
 from ...shares import even_shares, largest_remainder
 from ._attention import AttentionOptions, received
-from ._merging import MergingStrategy
+from ._merging import MergingOptions, MergingStrategy, likeness
+from ._reduction import alone
 from .base import Context, Reduction, places_of
-from .maths import absorb, compared, density_peaks, highest, nearest, neighbour_similarity, scenes, sketch
+from .maths import absorb, compared, density_peaks, heaviest, highest, nearest, neighbour_similarity, scenes, sketch
 
 
-class FastVidOptions(AttentionOptions):
-    """Options of `fastvid`; the defaults are the authors'.
+class FastVidOptions(MergingOptions, AttentionOptions):
+    """Options of `fastvid`, beside those of merging; the defaults are the authors'.
 
     Attributes:
         scenes: segments of a video at least.
@@ -75,13 +76,18 @@ class FastVid(MergingStrategy):
             for of_frame in centers:
                 owner = nearest(units[inside], units[of_frame]).index_fill_(0, seen - inside.start, len(of_frame))
                 absorbing.append((inside, of_frame - inside.start, owner))
-        alone = torch.cat(attended)
+        single = torch.cat(attended)
 
         def merge(every: Tensor) -> Tensor:
             merged = [absorb(every[span], centers, owner, self.options.least) for span, centers, owner in absorbing]
-            return torch.cat([*merged, every[alone].float()])
+            return torch.cat([*merged, every[single].float()])
 
-        return Reduction(torch.cat([*(centers + span.start for span, centers, _ in absorbing), alone]), merge)
+        def members(parts: int) -> Tensor:
+            merged = [_members(units[span], centers, owner, parts) + span.start for span, centers, owner in absorbing]
+            return torch.cat([*merged, alone(single, parts)])
+
+        places = [centers + span.start for span, centers, _ in absorbing]
+        return Reduction(torch.cat([*places, single]), merge, members)
 
     def _segment(
         self, rows: Tensor, attention: Tensor, grid: Grid, frames: range, count: int
@@ -102,3 +108,17 @@ class FastVid(MergingStrategy):
                 left = cells[places_of(left, grid.per_frame - share)]
                 centers.append(left[density_peaks(rows[left], share_of[frame], 4)])
         return centers, torch.cat(attended)
+
+
+def _members(units: Tensor, centers: Tensor, owner: Tensor, parts: int) -> Tensor:
+    """Members of each center, int64 [n, parts]: itself, then those absorbed that are most like their mean.
+
+    A center that another one absorbs, as it is equal to that, is a member of both.
+    """
+    count, order = len(centers), torch.arange(len(centers), device=owner.device)
+    away, alike = owner[centers] != order, likeness(units, owner, len(centers) + 1)
+    itself = torch.zeros_like(alike).index_copy_(0, centers, (~away).to(alike.dtype))
+    cells = torch.cat([torch.arange(len(owner), device=owner.device), centers])
+    owners = torch.cat([owner, torch.where(away, order, count)])
+    firsts = torch.cat([itself, torch.ones_like(alike[centers])])
+    return cells[heaviest(owners, count, parts, firsts, torch.cat([alike, alike[centers]]))]

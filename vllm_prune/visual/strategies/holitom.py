@@ -12,15 +12,26 @@ from torch import Tensor
 from ...grid import Grid
 from ...shares import largest_remainder
 from ._attention import AttentionOptions, received
-from ._merging import MergingStrategy
+from ._merging import MergingOptions, MergingStrategy
 from .base import Context, Reduction, best_per_frame, places_of
-from .maths import absorb, compared, density_peaks, highest, mean_by, nearest, unit_rows
+from .maths import (
+    absorb,
+    compared,
+    count_by,
+    density_peaks,
+    heaviest,
+    highest,
+    mean_by,
+    nearest,
+    own_weights,
+    unit_rows,
+)
 
 _NEIGHBOURS = 7
 
 
-class HoliTomOptions(AttentionOptions):
-    """Options of `holitom`; the defaults are the authors'.
+class HoliTomOptions(MergingOptions, AttentionOptions):
+    """Options of `holitom`, beside those of merging; the defaults are the authors'.
 
     Attributes:
         alike: cosine above which a visual token counts as unchanged between two frames.
@@ -75,7 +86,9 @@ class HoliTom(MergingStrategy):
         else:
             order, absorbs = _chosen(means, owner.view(grid.frames, -1), attention, still, windows, count)
         return Reduction(
-            starts[order], lambda every: absorb(mean_by(every, owner, len(starts)), order, absorbs, self.options.least)
+            starts[order],
+            lambda every: absorb(mean_by(every, owner, len(starts)), order, absorbs, self.options.least),
+            lambda parts: _members(owner, order, absorbs, self.options.least, parts),
         )
 
 
@@ -167,3 +180,21 @@ def _chosen(
     seen = best_per_frame(attention.masked_fill(still.flatten(), -1.0), shares[len(windows) :])
     order = torch.cat([*kept, owner.flatten()[seen]])
     return order, absorbs.index_fill_(0, order, count)
+
+
+def _members(owner: Tensor, order: Tensor, absorbs: Tensor, least: float, parts: int) -> Tensor:
+    """The tokens that weigh most in each kept candidate, int64 [K, parts], the earlier first where they weigh the same.
+
+    Args:
+        owner: int64 [M], candidate of each token.
+        order, absorbs: see `_chosen`.
+        least: see `absorb`.
+        parts: tokens of each.
+    """
+    count = len(order)
+    absorbed = count_by(absorbs, count + 1)[:count]
+    own = own_weights(absorbed, least)
+    # Candidates that nobody absorbs weigh nothing, in a place of their own.
+    weights = torch.cat([(1 - own) / absorbed.clamp_min(1), own.new_zeros(1)])[absorbs].index_copy(0, order, own)
+    into = absorbs.index_copy(0, order, torch.arange(count, device=order.device))
+    return heaviest(into[owner], count, parts, (weights / count_by(owner, len(absorbs)))[owner])

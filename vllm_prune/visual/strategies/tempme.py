@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...grid import Grid
 from ...shares import largest_remainder
-from ._merging import MergingStrategy
+from ._merging import MergingStrategy, group_means
 from .base import Context, Reduction, places_of
 from .maths import highest, mean_by, quantise, sketch, unit_rows
 
@@ -39,7 +39,7 @@ class TempMe(MergingStrategy):
             clips = [whole[i : i + 2] for i in range(0, len(whole), 2)]
         ((kept,),) = clips
         place = torch.empty_like(every).index_copy_(0, kept, torch.arange(count, device=kept.device))[owner]
-        return Reduction(kept, lambda rows: mean_by(rows, place, count))
+        return group_means(units, kept, place)
 
 
 def _targets(grid: Grid, count: int) -> list[int]:

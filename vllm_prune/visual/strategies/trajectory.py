@@ -9,13 +9,13 @@ from pydantic import Field
 from torch import Tensor
 
 from ...grid import Grid
-from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction, places_of
+from ._merging import MergingOptions, MergingStrategy, group_means
+from .base import Context, Reduction, places_of
 from .maths import cluster, diverse_order, highest, match, mean_by, sketch, unit_rows
 
 
-class TrajectoryOptions(NoOptions):
-    """Options of `trajectory`.
+class TrajectoryOptions(MergingOptions):
+    """Options of `trajectory`, beside those of merging.
 
     Attributes:
         radius: how far content may move between two frames, in visual tokens.
@@ -50,11 +50,11 @@ class Trajectory(MergingStrategy):
         begins = roots == torch.arange(grid.tokens, device=roots.device)
         starts, owner = places_of(begins, number), (begins.cumsum(0) - 1)[roots]
         if count == number:
-            return Reduction(starts, lambda rows: mean_by(rows, owner, count))
+            return group_means(units, starts, owner)
         tracks = unit_rows(mean_by(units, owner, number))
         first = highest(-(tracks @ tracks.mean(0)), 1)
         kept, group = cluster(tracks, diverse_order(tracks, count, lambda _, similar: 1 - similar, first), 3)
-        return Reduction(starts[kept], lambda rows: mean_by(rows, group[owner], count))
+        return group_means(units, starts[kept], group[owner])
 
     def _roots(self, units: Tensor, grid: Grid, tracks: int) -> Tensor:
         """The first token of each token's track, int64 [M], with `tracks` tracks in all."""

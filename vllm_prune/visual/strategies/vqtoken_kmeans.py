@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import Tensor
 
 from ...grid import Grid
-from ._merging import MergingStrategy
-from .base import Context, NoOptions, Reduction
-from .maths import cluster, diverse_order, highest, mean_by, sketch
+from ._merging import MergingOptions, MergingStrategy, group_means
+from .base import Context, Reduction
+from .maths import cluster, diverse_order, highest, sketch
 
 
-class VqTokenKmeansOptions(NoOptions):
-    """Options of `vqtoken_kmeans`.
+class VqTokenKmeansOptions(MergingOptions):
+    """Options of `vqtoken_kmeans`, beside those of merging.
 
     Attributes:
         steps: how often means are computed anew.
@@ -42,4 +42,4 @@ class VqTokenKmeans(MergingStrategy):
         units = sketch(tokens)
         first = diverse_order(units, count, lambda _, similar: 1 - similar, highest(-(units @ units.mean(0)), 1))
         kept, owner = cluster(units, first, self.options.steps)
-        return Reduction(kept, lambda rows: mean_by(rows, owner, count))
+        return group_means(units, kept, owner)

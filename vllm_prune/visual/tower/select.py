@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from ...catalogue import VISUAL
 from ...grid import Grid
 from ...telemetry import engine_spans, metrics
 from ..item_plan import ItemPlan
+from ..strategies._reduction import alone
 from ..strategies.base import Reduction
 from .cut import Cut
 from .kept_store import KEPT
@@ -24,6 +26,38 @@ from .signals import ItemSource, context_of
 
 PrunePoint = tuple[int, bool]
 """Blocks in front of the choice inside the tower, and whether the scorer makes it."""
+
+
+class Left(NamedTuple):
+    """What is left of an item.
+
+    Attributes:
+        rows: [K, E], of kept cells with what is merged into them.
+        kept: int64 [K], these cells.
+        members: int64 [K, P], cells whose coordinates each of them carries; None where that is its own alone.
+    """
+
+    rows: Tensor
+    kept: Tensor
+    members: Tensor | None = None
+
+    def moved(self, first: int) -> Left:
+        """The same of an item whose cells begin at `first`."""
+        return Left(self.rows, self.kept + first, None if self.members is None else self.members + first)
+
+    def placed(self, relative: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Coordinates of the kept cells, [3, K], and of members, [3, K, P], from those of all, [3, M]."""
+        return relative[:, self.kept], None if self.members is None else relative[:, self.members]
+
+
+def joined(parts: Sequence[Left]) -> Left:
+    """What is left of an item, from what is left of its parts, one at least."""
+    rows, kept = torch.cat([part.rows for part in parts]), torch.cat([part.kept for part in parts])
+    count = next((part.members.shape[1] for part in parts if part.members is not None), None)
+    if count is None:
+        return Left(rows, kept)
+    each = (alone(part.kept, count) if part.members is None else part.members for part in parts)
+    return Left(rows, kept, torch.cat(list(each)))
 
 
 def prune_point(plan: ItemPlan, scorer: TowerScorer | None) -> PrunePoint | None:
@@ -40,19 +74,17 @@ def choose_cells(plan: ItemPlan, source: ItemSource) -> Tensor:
     return _reduce(plan, source).kept
 
 
-def kept_rows(plan: ItemPlan, source: ItemSource, rows: Tensor) -> tuple[Tensor, Tensor]:
+def kept_rows(plan: ItemPlan, source: ItemSource, rows: Tensor) -> Left:
     """What is left of one item behind the tower.
 
     Args:
         plan: of the item.
         source: what its strategy looks at.
         rows: [M, E], the tower's output.
-
-    Returns:
-        [K, E], the rows of kept cells with what their strategy merges into them, and these cells, int64 [K].
     """
     reduction = _reduce(plan, source)
-    return reduction.rows(rows), reduction.kept
+    several = plan.positions > 1 and reduction.members is not None
+    return Left(reduction.rows(rows), reduction.kept, reduction.members_of(plan.positions) if several else None)
 
 
 def _reduce(plan: ItemPlan, source: ItemSource) -> Reduction:

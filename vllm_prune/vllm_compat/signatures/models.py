@@ -7,6 +7,7 @@ from .entry import VllmSignature
 _BLOCK = ("cu_seqlens", "rotary_pos_emb_cos", "rotary_pos_emb_sin", "max_seqlen", "sequence_lengths")
 _PROCESSOR = "vllm.multimodal.processing.processor"
 _MTP = "vllm.model_executor.models.qwen3_5_mtp"
+_ROTARY = "vllm.model_executor.layers.rotary_embedding"
 _MOLMO2 = "vllm.model_executor.models.molmo2"
 _ONEVISION = "vllm.model_executor.models.llava_onevision"
 MODEL_SIGNATURES: tuple[VllmSignature, ...] = (
@@ -68,6 +69,13 @@ MODEL_SIGNATURES: tuple[VllmSignature, ...] = (
     VllmSignature(
         _ONEVISION, "LlavaOnevisionForConditionalGeneration._video_pixels_to_features", ("vision_tower", "pixel_values")
     ),
+    VllmSignature(_ROTARY, "get_rope", ("head_size", "max_position", "rope_parameters")),
+    VllmSignature(f"{_ROTARY}.common", "ApplyRotaryEmb"),
+    VllmSignature(f"{_ROTARY}.base", "RotaryEmbeddingBase._match_cos_sin_cache_dtype", ("query",)),
+    VllmSignature(f"{_ROTARY}.base", "RotaryEmbedding"),
+    VllmSignature(f"{_ROTARY}.mrope", "MRotaryEmbedding"),
+    VllmSignature("vllm.model_executor.models.mistral", "MistralAttention._get_llama_4_attn_scale", ("positions",)),
+    VllmSignature("vllm.model_executor.models.llama4", "Llama4Attention._get_attn_scale", ("positions",)),
     VllmSignature("vllm.config", "ModelConfig.uses_mrope"),
     VllmSignature("vllm.config", "ModelConfig.mrope_num_dims"),
     VllmSignature("vllm.multimodal.processing", "PromptUpdateDetails", ("full", "is_embed")),

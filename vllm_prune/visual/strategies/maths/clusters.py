@@ -115,6 +115,24 @@ def spherical_groups(units: Tensor, first: Tensor, steps: int) -> Tensor:
     return owner
 
 
+def heaviest(owner: Tensor, count: int, parts: int, *weights: Tensor) -> Tensor:
+    """The rows of each owner that weigh most, int64 [count, parts], heaviest first, in turn again where it has fewer.
+
+    Args:
+        owner: int64 [n]; `count` for rows of none. Every other owner has a row.
+        count: owners.
+        parts: rows of each.
+        weights: float [n] each; the next decides where one is equal, and the index in the end.
+    """
+    order = torch.arange(len(owner), device=owner.device)
+    for values in reversed(weights):
+        order = order[values[order].argsort(descending=True, stable=True)]
+    order = order[owner[order].argsort(stable=True)]
+    sizes = count_by(owner, count + 1)[:count]
+    turn = torch.arange(parts, device=owner.device) % sizes.clamp_max(parts)[:, None]
+    return order[(sizes.cumsum(0) - sizes)[:, None] + turn]
+
+
 def density_peaks(rows: Tensor, count: int, neighbours: int) -> Tensor:
     """Centers of dense groups (DPC-kNN): rows that are dense and far from denser ones, int64 [count].
 
@@ -149,6 +167,10 @@ def absorb(rows: Tensor, kept: Tensor, owner: Tensor, least: float) -> Tensor:
         least: in [0, 1].
     """
     count = len(kept)
-    absorbed = count_by(owner, count + 1)[:count]
-    weight = (1 / (absorbed + 1)).clamp_min(least).masked_fill(absorbed == 0, 1.0)[:, None]
+    weight = own_weights(count_by(owner, count + 1)[:count], least)[:, None]
     return weight * rows[kept].float() + (1 - weight) * mean_by(rows, owner, count + 1)[:count]
+
+
+def own_weights(absorbed: Tensor, least: float) -> Tensor:
+    """What kept rows weigh themselves, float32 [K], by how many others each absorbs, int64 [K]; see `absorb`."""
+    return (1 / (absorbed + 1)).clamp_min(least).masked_fill(absorbed == 0, 1.0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .vectors import quantise
+
 STEPS = 50
 
 
@@ -27,3 +29,14 @@ def sinkhorn(cost: Tensor, blur: float = 0.1, steps: int | None = None) -> Tenso
         right = 1 / (n * (kernel.mT @ left))
         left = 1 / (m * (kernel @ right))
     return left * kernel * right.mT
+
+
+def heaviest_columns(plan: Tensor, count: int) -> Tensor:
+    """The columns that weigh most in each row of a plan, int64 [m, count] from [m, n], heaviest first.
+
+    Where fewer have any weight these come in turn again. Every row has one.
+    """
+    values = quantise(plan)
+    order = values.argsort(dim=1, descending=True, stable=True)[:, :count]
+    some = (values > 0).sum(1, keepdim=True).clamp(1, order.shape[1])
+    return order.gather(1, torch.arange(count, device=plan.device) % some)
