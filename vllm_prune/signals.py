@@ -11,4 +11,4 @@ from typing import Literal
 VisualSignal = Literal["tower_attention", "pixels", "scorer", "selector", "projector", "any_size", "text", "weights"]
 FRONT_END: frozenset[VisualSignal] = frozenset({"pixels", "any_size"})
 """What only the front end has: strategies that need it are done before the vision tower runs."""
-KvSignal = Literal["queries", "saliency", "values", "rotation", "coordinates", "moments"]
+KvSignal = Literal["queries", "saliency", "values", "rotation", "coordinates", "moments", "gates"]

@@ -42,8 +42,10 @@ class TrainedLayers(Section):
 
     Attributes:
         cacovid: those of CaCoVID's policy.
+        dyvte: DyVTE's gates, one behind each layer of the language model, for the KV cache.
         qtsplus: those of QTSplus's selector.
     """
 
     cacovid: FileName | None = None
+    dyvte: FileName | None = None
     qtsplus: FileName | None = None
