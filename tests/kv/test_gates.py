@@ -22,7 +22,7 @@ from vllm_prune.visual.strategies._trained import LanguageShape, Network
 CPU = torch.device("cpu")
 LAYERS, WIDTH, TOKENS = 4, 6, 16
 LANGUAGE = LanguageShape(WIDTH, 2, 1, layers=LAYERS)
-NAMES = [f"layers.{layer}.self_attn.attn" for layer in range(LAYERS)]
+NAMES = [f"model.layers.{layer}.self_attn.attn" for layer in range(LAYERS)]
 
 
 class Norm(nn.Module):
@@ -33,9 +33,13 @@ class Norm(nn.Module):
         return hidden * 2 if residual is None else ((hidden + residual) * 2, hidden + residual)
 
 
+def model_of(decoders: list[nn.Module]) -> nn.Module:
+    return nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList(decoders)})})
+
+
 def made(tensors: dict[str, Tensor] | None = None, requests: int = 2) -> tuple[nn.Module, VisualGates]:
     decoders = [nn.ModuleDict({"input_layernorm": Norm()}) for _ in range(LAYERS)]
-    model = nn.ModuleDict({"layers": nn.ModuleList(decoders)})
+    model = model_of(decoders)
     network = Network(tensors or gate_weights(LAYERS, WIDTH, 32), LANGUAGE)
     found = VisualGates(model, NAMES, network, requests, TOKENS, CPU)
     assert found.hooked
@@ -44,7 +48,7 @@ def made(tensors: dict[str, Tensor] | None = None, requests: int = 2) -> tuple[n
 
 def run(model: nn.Module, states: Tensor, fused: bool = True) -> None:
     """A step: states [LAYERS, n, WIDTH] at the layers' inputs."""
-    for layer, hidden in zip(model["layers"], states, strict=True):
+    for layer, hidden in zip(model["model"]["layers"], states, strict=True):
         norm = layer["input_layernorm"]
         _ = norm(hidden / 4, hidden * 3 / 4) if fused else norm(hidden)
 
@@ -226,9 +230,8 @@ def test_a_graph_captured_without_the_sums_adds_nothing(monkeypatch: pytest.Monk
 def test_a_model_that_gates_were_not_trained_for_is_not_hooked() -> None:
     network = Network(gate_weights(LAYERS, WIDTH, 4), LANGUAGE)
     decoders = [nn.ModuleDict({"input_layernorm": Norm()}) for _ in range(LAYERS)]
-    whole = nn.ModuleDict({"layers": nn.ModuleList(decoders)})
+    whole = model_of(decoders)
     # Attention in every other layer only.
     assert not VisualGates(whole, NAMES[::2], network, 1, TOKENS, CPU).hooked
     decoders[2] = nn.ModuleDict({"ln_1": Norm()})
-    other = nn.ModuleDict({"layers": nn.ModuleList(decoders)})
-    assert not VisualGates(other, NAMES, network, 1, TOKENS, CPU).hooked
+    assert not VisualGates(model_of(decoders), NAMES, network, 1, TOKENS, CPU).hooked

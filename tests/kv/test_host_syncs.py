@@ -110,10 +110,9 @@ class Worker:
         """One that lets visual tokens be left out behind the first layer."""
         tensors = {name: self.put(tensor) for name, tensor in rigged((True, True), HIDDEN).items()}
         network = Network(tensors, LanguageShape(HIDDEN, 2, 1, layers=LAYERS))
-        norms = [nn.ModuleDict({"input_layernorm": nn.Identity()}) for _ in range(LAYERS)]
-        model = nn.ModuleDict({"layers": nn.ModuleList(norms)})
-        names = [f"layers.{index}.self_attn.attn" for index in range(LAYERS)]
-        gates = VisualGates(model, names, network, 1, 32, self.device)
+        norms = nn.ModuleList(nn.ModuleDict({"input_layernorm": nn.Identity()}) for _ in range(LAYERS))
+        model = nn.ModuleDict({"model": nn.ModuleDict({"layers": norms})})
+        gates = VisualGates(model, self.saliency.names, network, 1, 32, self.device)
         assert gates.hooked
         return gates
 
