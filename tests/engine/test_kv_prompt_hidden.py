@@ -203,17 +203,21 @@ def test_a_request_that_is_preempted_in_its_prefill_is_read_anew(
     sampling = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True, extra_args={KEY: SPEC.wire()})
     llm.llm_engine.add_request("77", request.for_vllm(), sampling)
     gates, outputs = runner_of(llm).kv_gates, []
+    # It has to come back to the sums that it has left.
+    slot, others = gates.free[0], gates.free[1:]
+    del gates.free[1:]
     with reading() as read:
-        # A chunk of text in front of the pictures and one that ends in the text behind them.
-        for _ in range(2):
+        while not gates.sums[0][2 * slot].any():
             outputs += llm.llm_engine.step()
+        assert not any(output.outputs[0].token_ids for output in outputs)
         assert llm.reset_prefix_cache(reset_running_requests=True)
         while llm.llm_engine.has_unfinished_requests():
             outputs += llm.llm_engine.step()
     [(features, _)] = read.values()
     _check(features, text_states(oracle, request, is_visual(oracle, outputs[-1])))
     llm.llm_engine.step()
-    assert sorted(gates.free) == list(range(16))
+    assert gates.free == [slot]
+    gates.free += others
 
 
 @pytest.mark.runner("v1", "groups of layers are refused on V2")
