@@ -25,8 +25,9 @@ from vllm_prune.budget.kv import KvSpec
 from vllm_prune.catalogue import KV, VISUAL
 from vllm_prune.grid import Grid
 from vllm_prune.kv.cache import StridedRows
+from vllm_prune.kv.cached_request import CachedRequest
 from vllm_prune.kv.commands import Compaction
-from vllm_prune.kv.compaction import CachedRequest, Compactor
+from vllm_prune.kv.compaction import Compactor
 from vllm_prune.kv.group_budgets import ONE_GROUP, GroupBudgets
 from vllm_prune.visual.strategies import vidcom2
 from vllm_prune.visual.strategies.base import Context

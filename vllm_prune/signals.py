@@ -13,4 +13,4 @@ VisualSignal = Literal[
 ]
 FRONT_END: frozenset[VisualSignal] = frozenset({"pixels", "any_size"})
 """What only the front end has: strategies that need it are done before the vision tower runs."""
-KvSignal = Literal["queries", "saliency", "values", "rotation", "coordinates", "moments"]
+KvSignal = Literal["queries", "saliency", "values", "rotation", "coordinates", "moments", "gates"]

@@ -140,7 +140,7 @@ def rows_held(choices: int, output: int | None, prompts: Sequence[int], kv: KvSp
         if kv is None:
             rows += prompt + choices * left
         elif KV.strategy_class(kv.strategy).once:
-            # What it keeps of a prompt follows from its text, and decoded rows stay.
+            # Over groups of layers what it keeps of a prompt follows from its text, and decoded rows stay.
             rows += choices * (prompt + left)
         else:
             rows += choices * min(prompt + left, kv.count(prompt) + min(kv.buffer, left))

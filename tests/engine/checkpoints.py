@@ -37,7 +37,7 @@ _TEMPLATE = (
 )
 # vLLM normalises videos with the image processor's mean and std, so the two must agree.
 _HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-_TEXT: dict[str, Any] = {
+TEXT: dict[str, Any] = {
     "vocab_size": 320,
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -122,7 +122,7 @@ def _special_ids(tokenizer: Any) -> dict[str, int]:
 def _text_config(tokenizer: Any, rope: dict[str, Any], **more: Any) -> dict[str, Any]:
     ids = tokenizer.convert_tokens_to_ids
     return {
-        **_TEXT,
+        **TEXT,
         "bos_token_id": ids("<|endoftext|>"),
         "eos_token_id": ids("<|im_end|>"),
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, **rope},

@@ -18,10 +18,14 @@ os.environ.update(
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
+from tests.gate_weights import gate_weights
 
 from . import media
-from .checkpoints import FAMILIES, build
+from .checkpoints import FAMILIES, TEXT, build
 from .engines import EnginePool
+from .eviction import EVICTING
 from .families import rows
 from .oracle import Oracle
 
@@ -65,6 +69,21 @@ class _Checkpoints(dict[str, Path]):
         self[family] = rows.build(family, self._root / family)
         self[rows.for_engine(family)] = self._root / rows.for_engine(family)
         return self[name]
+
+
+@pytest.fixture(scope="session")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random gates for the language models of the tiny checkpoints."""
+    file: Path = tmp_path_factory.mktemp("gates") / "gates.safetensors"
+    save_file(gate_weights(TEXT["num_hidden_layers"], TEXT["hidden_size"]), file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def summing(gates: Path) -> dict[str, Any]:
+    """Options of an engine that sums up what strategies look at in whole prompts, which it computes in short chunks."""
+    facts = {"prompt_queries": 2, "weights": {"dyvte": str(gates)}}
+    return {"additional_config": {"vllm_prune": facts}, "max_num_batched_tokens": 96, **EVICTING}
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from vllm.v1.attention.backend import AttentionCGSupport
 from vllm.v1.attention.backends import cpu_attn
 
 from tests import emulated_graphs
-from vllm_prune.kv import coordinates, prompt_queries, saliency
+from vllm_prune.kv import coordinates, gates, prompt_queries, saliency
 from vllm_prune.kv.cache import StridedRows
 
 from .engines import runner_of
@@ -109,6 +109,7 @@ def install(patches: pytest.MonkeyPatch) -> None:
     emulated_graphs.install(patches)
     emulated_graphs.PYTHON_OPERATORS["vllm_prune::record_norm"] = saliency._record_norm
     emulated_graphs.PYTHON_OPERATORS["vllm_prune::sum_queries"] = prompt_queries._sum_queries
+    emulated_graphs.PYTHON_OPERATORS["vllm_prune::sum_hidden"] = gates._sum_hidden
     emulated_graphs.PYTHON_OPERATORS["vllm_prune::record_coordinates"] = coordinates._record_coordinates
     platform = type(current_platform)
     name = f"{__name__}.{Backend.__name__}"

@@ -20,10 +20,16 @@ SPECS = [
     KvSpec("random", keep="0.5", buffer=16),
     KvSpec("star_kv", keep="0.3", buffer=16),
     KvSpec("expected_attention", max_tokens=30, buffer=9),
+    KvSpec("dyvte", keep="0.3"),
 ]
 
 STEPS = 36
-"""Tokens of an answer, in which every budget compacts more than twice."""
+"""Tokens of an answer, in which every budget compacts more than twice, but for the one that does so once."""
+
+
+def options(gates: str) -> dict[str, Any]:
+    """Options of an engine that evicts, with those gates."""
+    return {"additional_config": {"vllm_prune": {"weights": {"dyvte": gates}}}, **EVICTING}
 
 
 def answers(llm: Any) -> list[Any]:
@@ -43,12 +49,12 @@ def answers(llm: Any) -> list[Any]:
     return found
 
 
-def main(path: str, out: str) -> None:
+def main(path: str, out: str, gates: str) -> None:
     """Start the ranks and write what they answer."""
     from vllm import LLM
 
-    options = {**DEFAULTS, **EVICTING, "distributed_executor_backend": "mp"}
-    Path(out).write_text(json.dumps(answers(LLM(model=path, tensor_parallel_size=2, **options))))
+    settings = {**DEFAULTS, **options(gates), "distributed_executor_backend": "mp"}
+    Path(out).write_text(json.dumps(answers(LLM(model=path, tensor_parallel_size=2, **settings))))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ WAITING = ("fastvid", "holitom", "vcast", "vidcom2")
 """Listed in `tests/visual/test_host_syncs.py`: sizes follow from what they see."""
 
 
-def main(checkpoint: str) -> None:
+def main(checkpoint: str, gates: str) -> None:
     """Answer requests; a wait in a step ends the engine."""
     cell = CELL[FAMILY]
     picture, clip = media.image(6 * cell, 8 * cell, 1), media.video(6, 4 * cell, 5 * cell, seed=5)
@@ -37,7 +37,7 @@ def main(checkpoint: str) -> None:
         requests.append(media.ask(picture, media.image(5 * cell, 8 * cell, 2)))
         specs.append(KvSpec(name, keep="0.4", buffer=16))
     # Some strategies divide their budget over groups of layers, which are refused on V2.
-    facts = {"launched": True, "layer_groups": [] if runner_v2.is_on() else [2]}
+    facts = {"launched": True, "layer_groups": [] if runner_v2.is_on() else [2], "weights": {"dyvte": gates}}
     groups = {"additional_config": {"vllm_prune": facts}, **EVICTING}
     llm = start(Path(checkpoint), enforce_eager=False, max_num_batched_tokens=512, dtype="bfloat16", **groups)
     outputs = evict(llm, requests, specs, 60)

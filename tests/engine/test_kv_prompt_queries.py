@@ -16,23 +16,26 @@ from vllm_prune.kv.strategies.expected_attention import ExpectedAttention
 from . import media
 from .checkpoints import CELL
 from .engines import EnginePool, runner_of
-from .eviction import EVICTING, evict, scheduler_of
+from .eviction import evict, scheduler_of
 from .oracle import Oracle
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SINKS = 3
 SPEC = KvSpec("expected_attention", f'{{"queries": "prompt", "sinks": {SINKS}}}', keep="0.4", buffer=12)
-SUMS: dict[str, Any] = {"additional_config": {"vllm_prune": {"prompt_queries": 2}}, "max_num_batched_tokens": 96}
 
 
 def test_moments_are_those_of_every_query_before_rotation(
-    family: str, engines: EnginePool, oracles: Callable[[str], Oracle], monkeypatch: pytest.MonkeyPatch
+    family: str,
+    engines: EnginePool,
+    summing: dict[str, Any],
+    oracles: Callable[[str], Oracle],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cell, oracle = CELL[family], oracles(family)
     shown = [media.image(6 * cell, 7 * cell, 1), media.video(4, 4 * cell, 4 * cell, seed=2)]
     request = media.ask(*shown, visual={"keep": 0.5, "strategy": "uniform"})
     others = [media.ask(media.image(5 * cell, 6 * cell, seed)) for seed in (3, 4)]
-    llm = engines.get(family, **SUMS, **EVICTING)
+    llm = engines.get(family, **summing)
     exact = _queries(oracle, request)
     seen: list[LayerView] = []
     original = ExpectedAttention.select
@@ -57,6 +60,7 @@ def test_moments_are_those_of_every_query_before_rotation(
     llm.llm_engine.step()
     assert sorted(runner_of(llm).kv_sums.free) == [0, 1]
     assert scheduler_of(llm).windows.summing == {}
+    assert scheduler_of(llm).windows.whole == set()
 
 
 def _check(view: LayerView, queries: Tensor) -> None:

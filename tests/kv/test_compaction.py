@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.kv.cache import StridedRows
+from vllm_prune.kv.cached_request import CachedRequest
 from vllm_prune.kv.commands import Compaction
-from vllm_prune.kv.compaction import CachedRequest, Compactor
+from vllm_prune.kv.compaction import Compactor
 from vllm_prune.kv.group_budgets import GroupBudgets
 from vllm_prune.kv.strategies.base import LayerView, Scores
 from vllm_prune.kv.strategies.streaming import Streaming

@@ -56,6 +56,18 @@ def test_one_group_has_the_budget_of_the_request() -> None:
         assert budgets.gamma(0) == spec.gamma(100)
 
 
+def test_what_evicts_once_does_so_in_one_group_as_well() -> None:
+    budgets = divided(KvSpec("dyvte", keep="0.5", buffer=16), layers=(1,))
+    assert budgets.counts == (50,)
+    assert budgets.kept_tokens == 50
+    assert [budgets.due(0, rows, False) for rows in (50, 51)] == [False, True]
+    assert not budgets.due(0, 400, True)
+    assert budgets.observed_from([0]) == 92
+    assert budgets.observed_from([50]) is None
+    groups = divided(KvSpec("dyvte", keep="0.6"))
+    assert groups.counts == divided(KvSpec("visual_exit", keep="0.6")).counts == (100, 20)
+
+
 def test_each_group_is_due_by_its_own_rows() -> None:
     budgets = divided(KvSpec("pyramid_kv", keep="0.3", buffer=16))
     first, second = budgets.counts

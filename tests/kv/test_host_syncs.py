@@ -11,22 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from tests.emulated_device import DEVICE, EmulatedDevice, HostSync, on_device, on_host, permissions
+from tests.gate_weights import rigged
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.catalogue import KV
 from vllm_prune.kv import saliency as saliency_module
 from vllm_prune.kv.cache import Blocks, StridedRows
+from vllm_prune.kv.cached_request import Stores, track
 from vllm_prune.kv.commands import Compaction
-from vllm_prune.kv.compaction import Compactor, track
+from vllm_prune.kv.compaction import Compactor
 from vllm_prune.kv.coordinates import CoordinateStore
+from vllm_prune.kv.gates import VisualGates
 from vllm_prune.kv.lengths import CacheLengths
-from vllm_prune.kv.prompt_queries import PromptQueries, SumPlan
+from vllm_prune.kv.prompt_queries import PromptQueries
 from vllm_prune.kv.query_window import QueryStore, StepPlan
 from vllm_prune.kv.saliency import SaliencyStore
+from vllm_prune.kv.token_sums import SumPlan
 from vllm_prune.kv.window_slots import WindowLimits
+from vllm_prune.visual.strategies._trained import LanguageShape, Network
 
 from .test_lengths import Batch
 
 LAYERS, HEADS, GROUP, DIM, BLOCK, BLOCKS, PROMPT, WINDOW, BUFFER = 2, 2, 2, 16, 8, 32, 60, 4, 8
+HIDDEN = 24
 SOURCE, MIDDLE, TARGET = (9, 4, 2, 11, 1, 8, 5, 3), (13, 14, 15, 16), (20, 21, 22, 23)
 
 CASES = [
@@ -66,6 +72,8 @@ class Worker:
         self.compactor = Compactor(self.layers, rows, self.store, self.saliency, rotation, BLOCK)
         self.compactor.coordinates = self._coordinates()
         self.sums = self.compactor.prompt_queries = self._sums()
+        self.gates = self.compactor.gates = self._gates()
+        self.stores = Stores(self.store, self.sums, self.gates)
 
     def put(self, tensor: Tensor) -> Tensor:
         """A tensor where this worker has its own."""
@@ -98,6 +106,16 @@ class Worker:
         assert sums.hooked
         return sums
 
+    def _gates(self) -> VisualGates:
+        """One that lets visual tokens be left out behind the first layer."""
+        tensors = {name: self.put(tensor) for name, tensor in rigged((True, True), HIDDEN).items()}
+        network = Network(tensors, LanguageShape(HIDDEN, 2, 1, layers=LAYERS))
+        norms = nn.ModuleList(nn.ModuleDict({"input_layernorm": nn.Identity()}) for _ in range(LAYERS))
+        model = nn.ModuleDict({"model": nn.ModuleDict({"layers": norms})})
+        gates = VisualGates(model, self.saliency.names, network, 1, 32, self.device)
+        assert gates.hooked
+        return gates
+
     def prefill(self, request: Any, slots: Tensor) -> None:
         """Compute the prompt's last 32 tokens; the last window is observed, padding has slot -1."""
         source = torch.Generator().manual_seed(1)
@@ -106,7 +124,7 @@ class Worker:
         mapping = torch.cat([slots[-30:], torch.full((2,), -1)])
         self.step.slot_mapping = {name: self.put(mapping) for name in self.saliency.names}
         for index in range(LAYERS):
-            hidden, normed = self.put(torch.randn(2, 32, 24, generator=source))
+            hidden, normed = self.put(torch.randn(2, 32, HIDDEN, generator=source))
             self.saliency.record(hidden, normed, index)
         summed = request.summed(PROMPT - 32, PROMPT)
         if summed:
@@ -115,6 +133,10 @@ class Worker:
             for index in range(LAYERS):
                 self.sums.add(self.put(torch.randn(32, HEADS * GROUP * DIM, generator=source)), index)
             self.sums.disarm()
+        if request.gated is not None:
+            self.gates.arm(SumPlan([*request.gated.parts(PROMPT - 32, 32, 0)]))
+            self.gates.add(self.put(torch.randn(32, HIDDEN, generator=source)), 0)
+            self.gates.disarm()
         # Every image is four visual tokens wide; the last 32 tokens hold the last two.
         places = torch.arange(32).repeat(3, 1)
         places[1:] += torch.stack([torch.arange(32) % 12 // 4, torch.arange(32) % 4])
@@ -138,7 +160,7 @@ def two_compactions(device: torch.device, name: str, options: str, monkeypatch: 
     spec = KvSpec(name, options, keep="0.5", window=WINDOW, buffer=BUFFER)
     shown = [SimpleNamespace(mm_position=SimpleNamespace(offset=at, length=12, is_embed=None)) for at in (3, 20, 40)]
     limits = WindowLimits(WINDOW, 16, 1, 2)
-    request = track(spec, list(range(PROMPT)), shown, worker.store, limits, worker.sums)
+    request = track(spec, list(range(PROMPT)), shown, worker.stores, limits)
     slots = (torch.tensor(SOURCE)[:, None] * BLOCK + torch.arange(BLOCK)).flatten()[:PROMPT]
     worker.prefill(request, slots)
     worker.compactor.run(Compaction("a", PROMPT, PROMPT // 2, 0, SOURCE, MIDDLE), request)

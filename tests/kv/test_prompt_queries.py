@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from tests import emulated_graphs
 from vllm_prune.kv import prompt_queries
-from vllm_prune.kv.prompt_queries import PromptQueries, SumPlan
+from vllm_prune.kv.prompt_queries import PromptQueries
+from vllm_prune.kv.token_sums import SumPlan
 
 CPU = torch.device("cpu")
 LAYERS, HEADS, DIM, TOKENS, WIDTH = 2, 3, 4, 16, 40

@@ -61,12 +61,16 @@ def test_the_engine_goes_on_without_eviction(wire: object, caplog: pytest.LogCap
     assert "request r is not evicted" in caplog.text
 
 
-def test_sums_that_nothing_was_reserved_for_are_skipped() -> None:
+@pytest.mark.parametrize(
+    ("name", "options", "configured"),
+    [("expected_attention", '{"queries": "prompt"}', {"sums": 1}), ("dyvte", "{}", {"gates": True})],
+)
+def test_what_nothing_was_configured_for_is_skipped(name: str, options: str, configured: dict[str, Any]) -> None:
     """The front end refuses these; under plain vLLM they come through."""
-    scheduler, spec = Scheduler(), KvSpec("expected_attention", '{"queries": "prompt"}', keep="0.5")
+    scheduler, spec = Scheduler(), KvSpec(name, options, keep="0.5")
     scheduler.add_request(request(spec.wire()))
     assert scheduler.budgets == {}
-    scheduler.windows = WindowSlots(WindowLimits(64, 512, 64, 1))
+    scheduler.windows = WindowSlots(WindowLimits(64, 512, 64, **configured))
     scheduler.add_request(request(spec.wire()))
     assert set(scheduler.budgets) == {"r"}
 

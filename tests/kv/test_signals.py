@@ -9,7 +9,13 @@ import torch
 from vllm_prune.kv.signals import LayerSource, fields_of, offers
 
 
-def compactor(saliency: bool = True, rotation: bool = True, coordinates: bool = True, moments: bool = False) -> Any:
+def compactor(
+    saliency: bool = True,
+    rotation: bool = True,
+    coordinates: bool = True,
+    moments: bool = False,
+    gates: bool = False,
+) -> Any:
     """The parts of a compactor that providers use."""
     norms = SimpleNamespace(at=lambda layer, slots: torch.stack([slots.float() + 100 * layer, -slots.float()]))
     store = SimpleNamespace(queries=lambda layer, window: ("queries", layer, window))
@@ -19,6 +25,7 @@ def compactor(saliency: bool = True, rotation: bool = True, coordinates: bool = 
         saliency=norms if saliency else None,
         rotation=torch.ones(3, 4) if rotation else None,
         prompt_queries=SimpleNamespace(at=lambda layer, slot: ("moments", layer, slot)) if moments else None,
+        gates=SimpleNamespace(exited=lambda layer, prompt: ("exited", layer, prompt)) if gates else None,
         coordinates=SimpleNamespace(at=lambda slots: slots.expand(3, -1)) if coordinates else None,
         store=store,
         rows=[rows, rows],
@@ -27,7 +34,7 @@ def compactor(saliency: bool = True, rotation: bool = True, coordinates: bool = 
 
 
 def source(positions: dict[int, Any] | None = None, prompt: int = 2, **parts: bool) -> LayerSource:
-    request: Any = SimpleNamespace(positions=positions or {}, prompt=prompt, sum_slot=5)
+    request: Any = SimpleNamespace(positions=positions or {}, prompt=prompt, sum_slot=5, gated="prompt")
     return LayerSource(compactor(**parts), 1, request, torch.tensor([5, 6]), [2, 3], heads=2)
 
 
@@ -61,6 +68,11 @@ def test_saliency_is_that_of_the_slots_before_the_first_compaction() -> None:
 def test_moments_are_those_of_the_slot() -> None:
     assert offers(compactor(moments=True)) - offers(compactor()) == {"moments"}
     assert fields_of({"moments"}, source(moments=True)) == {"moments": ("moments", 1, 5)}
+
+
+def test_gates_are_asked_for_the_layer_and_the_prompt() -> None:
+    assert offers(compactor(gates=True)) - offers(compactor()) == {"gates"}
+    assert fields_of({"gates"}, source(gates=True)) == {"exited": ("exited", 1, "prompt")}
 
 
 def test_coordinates_are_those_of_the_slots_before_the_first_compaction() -> None:

@@ -71,6 +71,25 @@ def test_one_sum_after_the_other() -> None:
     assert (slots.summing, slots.held, slots.free) == ({}, {}, 64)
 
 
+def test_gates_are_configured_by_their_weights_and_come_with_a_window() -> None:
+    """There are as many sums for gates as windows, so only those are counted; the prefix cache gives nothing."""
+    limits, gated = WindowLimits.of(engine(8, {"vllm_prune": {"weights": {"dyvte": "x"}}})), KvSpec("dyvte", keep="0.5")
+    assert limits == WindowLimits(64, 64, 8, gates=True)
+    assert limits.slots_of(gated, 100) == 8
+    paper = KvSpec("expected_attention", '{"queries": "prompt"}', keep="0.5")
+    others = WindowLimits.of(engine(8, {"vllm_prune": {"weights": {"qtsplus": "x"}, "prompt_queries": 1}}))
+    snapkv = KvSpec("snapkv", keep="0.5")
+    assert [limits.lacks(spec) for spec in (gated, paper, snapkv)] == [False, True, False]
+    assert [others.lacks(spec) for spec in (gated, paper, snapkv)] == [True, False, False]
+    slots = WindowSlots(limits)
+    for name, spec in (("a", gated), ("b", paper), ("c", snapkv)):
+        slots.register(name, spec, 100)
+    assert (slots.whole, [*slots.summing]) == ({"a", "b"}, ["b"])
+    for name in "abc":
+        slots.release(name)
+    assert slots.whole == set()
+
+
 def test_only_strategies_that_look_at_queries_hold_slots() -> None:
     limits = WindowLimits.of(engine(8))
     assert limits.slots_of(KvSpec("snapkv", keep="0.5"), 100) == 8

@@ -23,7 +23,7 @@ def worker_of(monkeypatch: pytest.MonkeyPatch, additional: Any, **runner: Any) -
 def whole() -> dict[str, Any]:
     return {
         "kv_findings": [],
-        "kv_compactor": SimpleNamespace(saliency=object(), rotation=object(), prompt_queries=None),
+        "kv_compactor": SimpleNamespace(saliency=object(), rotation=object(), prompt_queries=None, gates=None),
     }
 
 
@@ -36,7 +36,10 @@ def test_a_worker_that_can_do_everything_starts(monkeypatch: pytest.MonkeyPatch)
     [
         ({"kv_findings": [kv_finding("alibi", "layers.0")], "kv_compactor": None}, "ALiBi: layers.0"),
         (
-            {"kv_findings": [], "kv_compactor": SimpleNamespace(saliency=None, rotation=object(), prompt_queries=None)},
+            {
+                "kv_findings": [],
+                "kv_compactor": SimpleNamespace(saliency=None, rotation=object(), prompt_queries=None, gates=None),
+            },
             "gives no saliency",
         ),
         ({}, "a worker other than vllm-prune's"),
@@ -51,6 +54,19 @@ def test_one_that_cannot_starts_under_the_launcher_only(
             worker_of(monkeypatch, additional, **runner).initialize_from_config()
     launched = worker_of(monkeypatch, {"vllm_prune": {"launched": True}}, **runner)
     assert launched.initialize_from_config() == "ready"
+
+
+@pytest.mark.parametrize(
+    ("facts", "signal"), [({"prompt_queries": 1}, "moments"), ({"weights": {"dyvte": "x"}}, "gates")]
+)
+def test_what_is_configured_has_to_be_there(
+    monkeypatch: pytest.MonkeyPatch, facts: dict[str, Any], signal: str
+) -> None:
+    with pytest.raises(RuntimeError, match=f"the model gives no {signal}"):
+        worker_of(monkeypatch, {"vllm_prune": facts}, **whole()).initialize_from_config()
+    able = whole()
+    able["kv_compactor"].prompt_queries = able["kv_compactor"].gates = object()
+    assert worker_of(monkeypatch, {"vllm_prune": facts}, **able).initialize_from_config() == "ready"
 
 
 def test_a_report_is_plain_data() -> None:

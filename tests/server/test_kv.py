@@ -39,7 +39,18 @@ def test_strategies_by_depth_say_what_to_configure(client: openai.OpenAI, model:
     assert "set kv.layer_groups" in error.value.message
 
 
-@pytest.mark.parametrize("strategy", [name for name in catalogue.KV.names() if name not in LAYERED])
+GATED = [name for name in catalogue.KV.names() if "gates" in catalogue.KV.strategy_class(name).needs]
+
+
+@pytest.mark.parametrize("strategy", GATED)
+def test_strategies_with_gates_say_what_to_configure(client: openai.OpenAI, model: str, strategy: str) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        ask(client, model, {"kv": {**KV, "strategy": strategy}})
+    assert error.value.param == "pruning.kv.strategy"
+    assert f"weights: {{{strategy}: PATH}}" in error.value.message
+
+
+@pytest.mark.parametrize("strategy", [name for name in catalogue.KV.names() if name not in (*LAYERED, *GATED)])
 def test_every_strategy_reports_one_compaction(client: openai.OpenAI, model: str, strategy: str) -> None:
     answer = ask(client, model, {"kv": {**KV, "strategy": strategy}})
     prompt = answer.usage.prompt_tokens

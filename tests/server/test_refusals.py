@@ -66,6 +66,7 @@ def _server_lives(server: Any, client: openai.OpenAI, model: str) -> Iterator[No
         ({"kv": {"keep": 0.5, "strategy": "magic"}}, "pruning.kv.strategy"),
         ({"kv": {"keep": 0.5, "strategy": "pyramid_kv"}}, "pruning.kv.strategy"),
         ({"kv": {"keep": 0.5, "strategy": "visual_exit"}}, "pruning.kv.strategy"),
+        ({"kv": {"keep": 0.5, "strategy": "dyvte"}}, "pruning.kv.strategy"),
         ({"kv": {"keep": 0.5, "strategy": "pyramid_kv", "options": {"beta": 0}}}, "pruning.kv.options.beta"),
         ({"kv": {"keep": 0.5, "strategy": "visual_exit", "options": {"layer": 3}}}, "pruning.kv.options.layer"),
         ({"kv": {"keep": 0.5, "window": 0}}, "pruning.kv.window"),

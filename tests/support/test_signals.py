@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
+from safetensors.torch import save_file
 
+from tests.gate_weights import gate_weights
 from vllm_prune.catalogue import KV, VISUAL
 from vllm_prune.config import load
 from vllm_prune.config.load import PruneConfig
@@ -35,9 +37,9 @@ def served(**additional: Any) -> Any:
     """A model whose tower can be looked into."""
     mm = SimpleNamespace(mm_encoder_tp_mode="weights", mm_encoder_attn_backend=None)
     vision = SimpleNamespace(depth=2, hidden_size=8, spatial_merge_size=2, out_hidden_size=8)
-    model = SimpleNamespace(
-        multimodal_config=mm, hf_config=SimpleNamespace(vision_config=vision), model="nobody/nothing"
-    )
+    text = SimpleNamespace(hidden_size=8, num_attention_heads=2, num_hidden_layers=4)
+    hf_config = SimpleNamespace(vision_config=vision, get_text_config=lambda: text)
+    model = SimpleNamespace(multimodal_config=mm, hf_config=hf_config, model="nobody/nothing")
     return SimpleNamespace(
         model_config=model, compilation_config=SimpleNamespace(), additional_config={"vllm_prune": additional}
     )
@@ -47,16 +49,24 @@ def test_pixels_are_always_there() -> None:
     assert signals.VISUAL["pixels"](served(), "gui_dedup") is None
 
 
+@pytest.fixture
+def gates(tmp_path: Path) -> str:
+    """A file of gates that fit the model of `served`."""
+    save_file(gate_weights(4, 8, 16), tmp_path / "gates.safetensors")
+    return str(tmp_path / "gates.safetensors")
+
+
 @pytest.mark.parametrize("signal", get_args(KvSignal))
-def test_a_kv_signal_is_there_where_every_worker_offers_it(signal: KvSignal) -> None:
+def test_a_kv_signal_is_there_where_every_worker_offers_it(signal: KvSignal, gates: str) -> None:
     one, other = ({"findings": [], "offers": offers} for offers in ([signal], [signal, "x"]))
-    everywhere, nowhere = served(prompt_queries=1), served(prompt_queries=1)
+    everywhere, nowhere = (served(prompt_queries=1, weights={"dyvte": gates}) for _ in range(2))
     remember_workers(everywhere, KvWorkers.of([{"kv": one}, {"kv": other}]))
     remember_workers(nowhere, KvWorkers.of([{"kv": one}, {"kv": {"findings": [], "offers": []}}]))
     assert signals.KV[signal](everywhere) is None
     finding = signals.KV[signal](nowhere)
     assert finding is not None
     assert signal in finding.text
+    assert "name another one" in finding.text
 
 
 def test_sums_over_prompts_need_memory_that_the_operator_reserves() -> None:
@@ -65,6 +75,25 @@ def test_sums_over_prompts_need_memory_that_the_operator_reserves() -> None:
     assert finding.param == "pruning.kv.options"
     assert "kv.prompt_queries" in finding.text
     assert "queries: window" in finding.text
+
+
+def test_gates_need_weights_that_fit(gates: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "configuration", lambda: PruneConfig())
+    assert signals.KV["gates"](served(weights={"dyvte": gates})) is None
+    save_file(gate_weights(5, 8, 16), tmp_path / "deeper.safetensors")
+    for facts, words in (
+        ({}, "weights: {dyvte: PATH}"),
+        ({"weights": {"dyvte": f"{tmp_path}/none"}}, "does not exist; correct the path"),
+        ({"weights": {"dyvte": f"{tmp_path}/deeper.safetensors"}}, "it has a gate behind layer 4"),
+    ):
+        finding = signals.KV["gates"](served(**facts))
+        assert finding is not None
+        assert (finding.cause, finding.param) == ("weights", "pruning.kv.strategy")
+        assert words in finding.text
+    monkeypatch.setattr(signals, "configuration", lambda: PruneConfig.model_validate({"weights": {"dyvte": gates}}))
+    finding = signals.KV["gates"](served())
+    assert finding is not None
+    assert "the workers do not know of" in finding.text
 
 
 @pytest.mark.parametrize(

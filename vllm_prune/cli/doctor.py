@@ -198,7 +198,8 @@ def _trained() -> Iterator[Check]:
             yield Check(name, True, f"{detail}, weights: {{{name}: PATH}}")
             continue
         try:
-            number = len(trained.find(VISUAL.strategy_class(name), Path(path)))  # type: ignore[arg-type]
+            cls: type = (VISUAL if name in VISUAL.names() else KV).strategy_class(name)
+            number = len(trained.find(cls, Path(path)))
         except ScorerError as error:
             yield Check(name, False, str(error))
         else:

@@ -42,10 +42,12 @@ class TrainedLayers(Section):
 
     Attributes:
         cacovid: those of CaCoVID's policy.
+        dyvte: DyVTE's gates, one behind each layer of the language model, for the KV cache.
         qtsplus: those of QTSplus's selector.
         vqtoken: those of VQToken's attention over a video's codebook.
     """
 
     cacovid: FileName | None = None
+    dyvte: FileName | None = None
     qtsplus: FileName | None = None
     vqtoken: FileName | None = None

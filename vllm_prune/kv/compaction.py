@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,113 +12,16 @@ from torch import Tensor
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from ..budget.kv import KvSpec
-from ..catalogue import KV
 from .cache import Blocks, CacheRows
+from .cached_request import CachedRequest
 from .commands import Compaction
 from .coordinates import CoordinateStore
-from .group_budgets import ONE_GROUP, GroupBudgets
+from .gates import VisualGates
 from .prompt_queries import PromptQueries
 from .query_window import QueryStore
 from .saliency import SaliencyStore
 from .signals import LayerSource, fields_of
-from .strategies.base import PART, TEXT, KvStrategy, LayerView
-from .window_slots import WindowLimits
-
-
-@dataclass
-class CachedRequest:
-    """State that a worker keeps of a request with a KV budget.
-
-    Attributes:
-        budgets: its budget, within the engine's bounds, per group of layers.
-        strategy: the strategy, with its options.
-        media: int64 [prompt], media item of each prompt token, `TEXT` for text.
-        items: per media item int64 [n], its prompt tokens; items without any are left out.
-        seed: depends on the prompt only.
-        window_slots: slots of the query store, W of them; none where the strategy looks at no queries.
-        sum_slot: slot of the sums over the prompt's queries; None where the strategy takes none.
-        evicted: per group of layers logical length minus cached length.
-        positions: by layer int64 [H, C], what the rows kept by the last compaction hold; absent before the first.
-        carried: by layer, what the strategy keeps with those rows.
-    """
-
-    budgets: GroupBudgets
-    strategy: KvStrategy
-    media: Tensor
-    items: tuple[Tensor, ...]
-    seed: int
-    window_slots: list[int]
-    sum_slot: int | None = None
-    evicted: list[int] = field(init=False)
-    positions: dict[int, Tensor] = field(default_factory=dict)
-    carried: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.evicted = [0] * len(self.budgets.counts)
-
-    @property
-    def prompt(self) -> int:
-        """Prompt tokens."""
-        return self.budgets.prompt
-
-    @property
-    def window(self) -> int:
-        """Number of rows at the end that are always kept, W."""
-        return self.budgets.spec.window
-
-    def observed(self, start: int, end: int) -> range:
-        """Those of consecutive positions whose queries may belong to the window of a next compaction."""
-        first = self.budgets.observed_from(self.evicted) if self.window_slots else None
-        return range(0) if first is None else range(max(start, end - self.window, first), end)
-
-    def summed(self, start: int, end: int) -> range:
-        """Those of consecutive positions whose queries belong to the sums over the prompt's."""
-        if self.sum_slot is None:
-            return range(0)
-        return range(max(start, self.strategy.first_query), min(end, self.prompt))
-
-    def slots_of(self, positions: range) -> list[int]:
-        """Slots of the query store for consecutive positions; none where nothing is observed."""
-        return [self.window_slots[position % self.window] for position in positions if self.window_slots]
-
-
-def track(
-    spec: KvSpec,
-    prompt: Sequence[int],
-    features: Sequence[Any],
-    store: QueryStore,
-    limits: WindowLimits,
-    sums: PromptQueries | None = None,
-    layers: tuple[int, ...] = ONE_GROUP,
-) -> CachedRequest:
-    """State of a request that is about to be prefilled; acquires the slots of its window and of its sums.
-
-    Args:
-        spec: its budget.
-        prompt: prompt token ids, placeholders included.
-        features: vLLM's multimodal features of the request.
-        store: where its queries will be.
-        limits: size of the store.
-        sums: where the sums over its prompt's queries will be; needed where its strategy takes them.
-        layers: number of layers of each group of layers.
-    """
-    media = torch.full((len(prompt),), TEXT, dtype=torch.int64)
-    for index, feature in enumerate(sorted(features, key=lambda one: one.mm_position.offset)):
-        place = feature.mm_position
-        inside = media[place.offset : place.offset + place.length]
-        inside[slice(None) if place.is_embed is None else torch.as_tensor(place.is_embed, device="cpu")] = index
-    digest = hashlib.blake2b(torch.tensor(list(prompt)).numpy().tobytes(), digest_size=8).digest()
-    strategy = KV.create(spec.strategy, json.loads(spec.options))
-    slots = store.acquire(limits.slots_of(spec, len(prompt)))
-    sum_slot = sums.acquire() if sums is not None and "moments" in strategy.wanted() else None
-    places = [feature.mm_position for feature in features]
-    budgets = GroupBudgets.of(spec, len(prompt), places, limits, layers)
-    # Looked up here, as finding them on the device would wait for it.
-    rows = ((media == index).nonzero().squeeze(1) for index in range(len(features)))
-    items = tuple(async_tensor_h2d(tokens, device=store.device) for tokens in rows if len(tokens))
-    media = async_tensor_h2d(media, device=store.device)
-    return CachedRequest(budgets, strategy, media, items, int.from_bytes(digest) >> 1, slots, sum_slot)
+from .strategies.base import PART, TEXT, LayerView
 
 
 class Compactor:
@@ -140,6 +40,7 @@ class Compactor:
     Attributes:
         cache_groups: by index of a cache group, the number of its group of layers and its layers.
         prompt_queries: sums over prompts' queries, None where there is no room for any.
+        gates: those of `dyvte`, None where none are configured.
         coordinates: those of cached tokens, None where the model has one position per token.
         total: sum of a tensor over all tensor-parallel ranks.
     """
@@ -147,6 +48,7 @@ class Compactor:
     saliency: SaliencyStore | None
     rotation: Tensor | None
     prompt_queries: PromptQueries | None = None
+    gates: VisualGates | None = None
     coordinates: CoordinateStore | None = None
 
     def __init__(

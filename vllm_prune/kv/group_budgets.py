@@ -54,9 +54,9 @@ class GroupBudgets:
         """
         spec = limits.bounded(spec, prompt)
         if len(layers) == 1:
-            return cls(spec, prompt, layers, (spec.count(prompt),))
+            return cls(spec, prompt, layers, (spec.count(prompt),), KV.strategy_class(spec.strategy).once)
         strategy = KV.create(spec.strategy, json.loads(spec.options))
-        visual = visual_tokens(places, prompt - spec.window) if strategy.layered else 0
+        visual = visual_tokens(places, prompt - spec.window)
         counts = strategy.group_counts(DepthBudget(spec.count(prompt), spec.window, prompt, visual, layers))
         return cls(spec, prompt, layers, counts, strategy.once)
 

@@ -1,22 +1,19 @@
 """Sums over all queries of a prompt before rotary embedding: their mean and covariance, without keeping them.
 
-For Expected Attention (arXiv 2510.00636, section 3). Sums lie at addresses that never change, so kernels that a CUDA
-graph has captured add the queries of whatever tokens the step at hand names; prompts may come in chunks, and one after
-another in a step. A request holds a slot of sums while it runs. Sums are of float32, whose rounding follows the chunks.
+For Expected Attention (arXiv 2510.00636, section 3). Prompts may come in chunks, and one after another in a step. A
+request holds a slot of sums while it runs. Sums are of float32, whose rounding follows the chunks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from vllm.utils.torch_utils import async_tensor_h2d
 
 from ..vllm_compat import cuda_graphs
 from .strategies.base import Moments
+from .token_sums import TokenSums
 
 PART = 2048
 """Most tokens whose queries are held in float32 at once."""
@@ -44,18 +41,7 @@ def _define() -> None:
     )
 
 
-@dataclass
-class SumPlan:
-    """Which tokens of the coming step are added, and to which slots.
-
-    Attributes:
-        parts: per request with such tokens its slot, and the first and last token of the batch (exclusive).
-    """
-
-    parts: list[tuple[int, int, int]] = field(default_factory=list)
-
-
-class PromptQueries:
+class PromptQueries(TokenSums):
     """Sums of queries and of their products, per layer and slot.
 
     Args:
@@ -71,21 +57,19 @@ class PromptQueries:
         counts: float32 [slots], queries added.
         sums: per layer float32 [slots, H * G, D].
         products: per layer float32 [slots, H * G, D, D].
-        target: int64 [tokens], slot of each token of the step at hand; `capacity` for those that are not added.
     """
 
     def __init__(self, model: nn.Module, layers: list[Any], capacity: int, tokens: int, device: torch.device) -> None:
         if not hasattr(torch.ops.vllm_prune, "sum_queries"):
             _define()
-        self.capacity, self.device, self.key = capacity, device, id(self)
+        super().__init__(tokens, capacity, device)
+        self.capacity, self.key = capacity, id(self)
         self.free = list(range(capacity))
         self.shapes = [(layer.num_heads, layer.head_size) for layer in layers]
         self.counts = torch.zeros(capacity, device=device)
         self.sums = [torch.zeros(capacity, heads, size, device=device) for heads, size in self.shapes]
         self.products = [torch.zeros(capacity, heads, size, size, device=device) for heads, size in self.shapes]
-        self.target = torch.full((tokens,), capacity, dtype=torch.int64, device=device)
         self.anchor = torch.zeros(1, device=device)
-        self.plan, self._written = SumPlan(), 0
         modules = dict(model.named_modules())
         sources = [_source(modules, layer) for layer in layers]
         self.hooked = all(source is not None for source in sources)
@@ -111,11 +95,6 @@ class PromptQueries:
 
         return after
 
-    @property
-    def armed(self) -> bool:
-        """Whether the step at hand adds any query."""
-        return self._written > 0
-
     def acquire(self) -> int:
         """An empty slot for a request.
 
@@ -132,22 +111,6 @@ class PromptQueries:
     def release(self, slot: int) -> None:
         """Take back the slot of a request that has ended."""
         self.free.append(slot)
-
-    def arm(self, plan: SumPlan) -> None:
-        """Add the planned tokens of the coming step. In stream order, so kernels of the step before are done."""
-        self.disarm()
-        if plan.parts:
-            targets = np.full(max(end for _, _, end in plan.parts), self.capacity, dtype=np.int64)
-            for slot, start, end in plan.parts:
-                targets[start:end] = slot
-            async_tensor_h2d(targets, out=self.target[: len(targets)])
-            self.plan, self._written = plan, len(targets)
-
-    def disarm(self) -> None:
-        """Add nothing: graphs are replayed for dummy steps, too, with whatever the targets hold."""
-        if self.armed:
-            self.target[: self._written].fill_(self.capacity)
-            self.plan, self._written = SumPlan(), 0
 
     def add(self, output: Tensor, layer: int) -> None:
         """Add the step's queries of a layer.

@@ -63,7 +63,7 @@ class SaliencyStore:
         self.armed = True
         self.anchor = torch.zeros(1, device=device)
         modules = dict(model.named_modules())
-        inputs = [modules.get(_input_norm(name)) for name in names]
+        inputs = [modules.get(input_norm(name)) for name in names]
         self.hooked = all(module is not None for module in inputs)
         self.key = id(self)
         for index, module in enumerate(inputs):
@@ -109,7 +109,7 @@ class SaliencyStore:
         return self.norms[:, layer][:, slots]
 
 
-def _input_norm(attention: str) -> str:
+def input_norm(attention: str) -> str:
     """Name of the norm before an attention layer: `...layers.3.self_attn.attn` -> `...layers.3.input_layernorm`."""
     stack, separator, inside = attention.rpartition(".layers.")
     return f"{stack}{separator}{inside.split('.')[0]}.input_layernorm"

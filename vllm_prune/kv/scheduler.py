@@ -33,7 +33,7 @@ from .group_budgets import GroupBudgets
 from .layer_groups import LayerGroups
 from .suitability import group_refusals
 from .tally import Tally, attach
-from .window_slots import WindowLimits, WindowSlots, sums
+from .window_slots import WindowLimits, WindowSlots
 
 logger = init_logger("vllm.vllm_prune")
 
@@ -130,7 +130,7 @@ class CompactingMixin:
             return "cache_groups"
         if len(self.groups.layers) == 1 and KV.strategy_class(spec.strategy).layered:
             return "layer_groups"
-        if sums(spec) and self.windows.limits.sums == 0:
+        if self.windows.limits.lacks(spec):
             return "signal"
         if request.resumable:
             return "resumable"
@@ -214,16 +214,16 @@ class CompactingMixin:
         Looked up again instead of cut off, as the cache groups of a model may share no shorter prefix that is whole
         blocks: a state of a recurrence stands for one length only.
 
-        Where all queries of the prompt are summed up nothing of a hit is left, or the sums, and with them what is kept,
-        would depend on which requests came before.
+        Where something of the whole prompt is summed up nothing of a hit is left, or the sums, and with them what is
+        kept, would depend on which requests came before.
         """
         result = super()._get_local_prefix_cache_hit(request, *args, **kwargs)  # type: ignore[misc]
         budgets = self.budgets.get(request.request_id)
         if budgets is None:
             return result
         _, hit, *rest = result
-        summed = request.request_id in self.windows.summing
-        longest = 0 if summed else max(0, request.num_tokens - budgets.spec.window)
+        whole = request.request_id in self.windows.whole
+        longest = 0 if whole else max(0, request.num_tokens - budgets.spec.window)
         if hit <= longest:
             return result
         manager = self.kv_cache_manager

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..signals import KvSignal
 
 if TYPE_CHECKING:
-    from .compaction import CachedRequest, Compactor
+    from .cached_request import CachedRequest
+    from .compaction import Compactor
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ def _moments(source: LayerSource) -> dict[str, Any]:
     return {"moments": sums.at(source.layer, slot)}
 
 
+def _gates(source: LayerSource) -> dict[str, Any]:
+    gates, prompt = source.compactor.gates, source.request.gated
+    assert gates is not None
+    assert prompt is not None
+    return {"exited": gates.exited(source.layer, prompt)}
+
+
 PROVIDERS: dict[KvSignal, Provider] = {
     "queries": Provider(lambda compactor: True, _queries),
     # Part of every view, and converted when a strategy calls it.
@@ -90,6 +98,7 @@ PROVIDERS: dict[KvSignal, Provider] = {
     "saliency": Provider(lambda compactor: compactor.saliency is not None, _saliency),
     "coordinates": Provider(lambda compactor: True, _coordinates),
     "moments": Provider(lambda compactor: compactor.prompt_queries is not None, _moments),
+    "gates": Provider(lambda compactor: compactor.gates is not None, _gates),
     "rotation": Provider(
         lambda compactor: compactor.rotation is not None, lambda source: {"rotation": source.compactor.rotation}
     ),

@@ -15,6 +15,9 @@ from ..catalogue import KV
 from ..config.worker_facts import WorkerFacts
 from ..signals import KvSignal
 
+GATED = "dyvte"
+"""The strategy whose gates the configuration names under `weights`."""
+
 
 @dataclass(frozen=True)
 class WindowLimits:
@@ -26,19 +29,22 @@ class WindowLimits:
             or one longest window, if that is more.
         requests: most requests that have a window at once.
         sums: most requests at once whose prompt's queries are summed up.
+        gates: whether the operator has configured trained gates, for each request that has a window.
     """
 
     max_window: int
     slots: int
     requests: int
     sums: int = 0
+    gates: bool = False
 
     @classmethod
     def of(cls, vllm_config: Any) -> WindowLimits:
         """The limits of an engine; its scheduler and all its workers find the same."""
         facts, sequences = WorkerFacts.of(vllm_config), vllm_config.scheduler_config.max_num_seqs
         requests = sequences if facts.observed_requests is None else min(sequences, facts.observed_requests)
-        return cls(facts.max_window, max(facts.max_window, DEFAULT_WINDOW * requests), requests, facts.prompt_queries)
+        slots = max(facts.max_window, DEFAULT_WINDOW * requests)
+        return cls(facts.max_window, slots, requests, facts.prompt_queries, GATED in facts.weights)
 
     def bounded(self, spec: KvSpec, prompt: int) -> KvSpec:
         """The budget as it is carried out: window and buffer within what the engine can bear.
@@ -57,6 +63,10 @@ class WindowLimits:
         """Slots that a request holds: its window, or none where its strategy looks at no queries."""
         return self.bounded(spec, prompt).window if observes(spec) else 0
 
+    def lacks(self, spec: KvSpec) -> bool:
+        """Whether a budget needs what the operator has configured nothing for."""
+        return (sums(spec) and self.sums == 0) or (gated(spec) and not self.gates)
+
 
 def observes(spec: KvSpec) -> bool:
     """Whether a budget's strategy looks at the last queries."""
@@ -66,6 +76,11 @@ def observes(spec: KvSpec) -> bool:
 def sums(spec: KvSpec) -> bool:
     """Whether a budget's strategy takes sums over all queries of the prompt."""
     return "moments" in _wanted(spec)
+
+
+def gated(spec: KvSpec) -> bool:
+    """Whether a budget's strategy asks trained gates."""
+    return "gates" in _wanted(spec)
 
 
 def _wanted(spec: KvSpec) -> frozenset[KvSignal]:
@@ -83,6 +98,7 @@ class WindowSlots:
         held: slots of the requests that hold theirs.
         free: slots that no request holds.
         summing: requests whose prompt's queries are summed up, and whether they hold a slot for it.
+        whole: requests whose whole prompt has to be computed, as something of all its tokens is summed up.
     """
 
     def __init__(self, limits: WindowLimits) -> None:
@@ -91,6 +107,7 @@ class WindowSlots:
         self.held: dict[str, int] = {}
         self.free = limits.slots
         self.summing: dict[str, bool] = {}
+        self.whole: set[str] = set()
         self._exhausted = False
 
     def register(self, request_id: str, spec: KvSpec, prompt: int) -> None:
@@ -98,6 +115,8 @@ class WindowSlots:
         self.needed[request_id] = self.limits.slots_of(spec, prompt)
         if sums(spec):
             self.summing[request_id] = False
+        if sums(spec) or gated(spec):
+            self.whole.add(request_id)
 
     def begin_step(self) -> None:
         """To be called before `acquire` is, for the waiting requests of a step in their order."""
@@ -129,3 +148,4 @@ class WindowSlots:
         self.needed.pop(request_id, None)
         self.free += self.held.pop(request_id, 0)
         self.summing.pop(request_id, None)
+        self.whole.discard(request_id)

@@ -14,6 +14,7 @@ from .runners.base import make_compacting
 from .runners.v1 import CompactingV1
 from .runners.v2 import CompactingV2
 from .signals import PROVIDERS, offers
+from .window_slots import GATED
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
@@ -45,8 +46,9 @@ class CompactingWorker(PlatformWorker):
         report = inspect(self.model_runner)
         reasons = [Finding.of(wire).text for wire in report["findings"]]
         facts = WorkerFacts.of(self.vllm_config)
-        # The scheduler skips budgets that need sums of which it was given none.
-        needed = {*PROVIDERS} if facts.prompt_queries else {*PROVIDERS} - {"moments"}
+        # The scheduler skips budgets that need what is not configured.
+        configured = {"moments": facts.prompt_queries > 0, "gates": GATED in facts.weights}
+        needed = {name for name in PROVIDERS if configured.get(name, True)}
         reasons += [f"the model gives no {name}" for name in sorted(needed - {*report["offers"]})]
         if reasons and not facts.launched:
             why = "; ".join(reasons)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 from ..budget.errors import Finding
 from ..config.load import configuration
 from ..config.worker_facts import FLAG, KEY, WorkerFacts
+from ..kv.window_slots import GATED
 from ..signals import KvSignal, VisualSignal
 from ..visual.models.abilities import lacks
 from ..visual.models.table import Family, family_of
@@ -127,6 +129,20 @@ def _moments(vllm_config: Any) -> Finding | None:
     return _not_offered("moments")(vllm_config)
 
 
+def _gates(vllm_config: Any) -> Finding | None:
+    text = _unknown_layers(GATED, vllm_config) or trained.refusal(GATED, vllm_config)
+    if text is not None:
+        return Finding("weights", KV_PARAM, text)
+    finding = _not_offered("gates")(vllm_config)
+    if finding is None:
+        return None
+    text = (
+        "its gates read the hidden state behind every layer, and this model has layers that do not hand it to an input "
+        "norm, or others beside full attention; name another one"
+    )
+    return replace(finding, text=text)
+
+
 def _always(vllm_config: Any) -> Finding | None:
     return None
 
@@ -167,4 +183,5 @@ KV: dict[KvSignal, Unavailable] = {
     "rotation": _not_offered("rotation"),
     "coordinates": _not_offered("coordinates"),
     "moments": _moments,
+    "gates": _gates,
 }

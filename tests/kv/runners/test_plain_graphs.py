@@ -16,7 +16,7 @@ from vllm_prune.kv.runners.v1 import CompactingV1
 from vllm_prune.kv.runners.v2 import CompactingV2
 from vllm_prune.vllm_compat import cuda_graphs
 
-STORES = ("kv_store", "kv_sums", "kv_saliency", "kv_coordinates")
+STORES = ("kv_store", "kv_sums", "kv_gates", "kv_saliency", "kv_coordinates")
 OFF = SimpleNamespace(additional_config={"vllm_prune": {"plain_graphs": False}})
 ON = SimpleNamespace(additional_config={})
 

@@ -54,9 +54,13 @@ def test_a_pyramid_worked_out_by_hand(count: int, layers: tuple[int, ...], count
     assert KV.create("pyramid_kv").group_counts(DepthBudget(count, 8, 600, 500, layers)) == counts
 
 
+EXITS = ("visual_exit", "dyvte")
+
+
+@pytest.mark.parametrize("name", EXITS)
 @given(budgets())
-def test_an_exit_keeps_all_text_in_every_layer(budget: DepthBudget) -> None:
-    first, *later = KV.create("visual_exit").group_counts(budget)
+def test_an_exit_keeps_all_text_in_every_layer(name: str, budget: DepthBudget) -> None:
+    first, *later = KV.create(name).group_counts(budget)
     if budget.count >= budget.prompt:
         assert {first, *later} == {budget.count}
         return
@@ -98,8 +102,15 @@ def test_an_exit_drops_visual_tokens_before_any_text() -> None:
         assert inside.sum() == count
 
 
+def test_gates_need_no_groups_of_layers() -> None:
+    """In one group of layers every layer keeps the budget's count."""
+    assert KV.create("dyvte").group_counts(DepthBudget(50, 8, 600, 500, (28,))) == (50,)
+    assert not KV.strategy_class("dyvte").layered
+
+
 def test_other_strategies_keep_the_same_everywhere() -> None:
     budget = DepthBudget(50, 8, 600, 500, (3, 4, 5))
     for name in KV.names():
         strategy = KV.create(name)
-        assert strategy.layered or strategy.group_counts(budget) == (50, 50, 50)
+        divides = strategy.layered or name in EXITS
+        assert (strategy.group_counts(budget) == (50, 50, 50)) == (not divides)

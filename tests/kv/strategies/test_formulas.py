@@ -159,6 +159,60 @@ def test_visual_exit() -> None:
         assert [row for row in kept[head].tolist() if row < 52 and visual[head, row]] == sorted(best)
 
 
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_dyvte(mode: str) -> None:
+    """In front of an exit SnapKV's choice. Behind it text by SnapKV's scores, and what is left by those of the rest."""
+    seen = view(2, 3, 60, 4, 8, 4)
+    wanted = long_form.pooled(long_form.attention(seen).mean((1, 2))[:, :52], 5, mode == "max")
+    before, behind = (replace(seen, exited=torch.tensor(exited)) for exited in (False, True))
+    np.testing.assert_allclose(scores("dyvte", before, mode=mode), wanted, **CLOSE)
+    strategy, visual = KV.create("dyvte", {"mode": mode}), (seen.media[0, :52] != TEXT).numpy()
+    text = int((~visual).sum())
+    for count in (8 + text // 2, 8 + text, 8 + text + 7):
+        assert torch.equal(
+            strategy.select(before, count)[0], KV.create("snapkv", {"mode": mode}).select(seen, count)[0]
+        )
+        kept = strategy.select(behind, count)[0]
+        for head in range(2):
+            ranked = sorted(range(52), key=lambda row, head=head: (visual[row], -wanted[head, row]))
+            assert kept[head].tolist() == sorted([*ranked[: count - 8], *range(52, 60)])
+
+
+def test_dyvte_worked_by_hand() -> None:
+    """Eight rows, of which the window's last attends to 0.4, 0.05, 0.3, 0.2 and little else; 2 and 3 are visual."""
+    shares = torch.tensor([0.4, 0.05, 0.3, 0.2, 0.03, 0.01, 0.005, 0.005])
+    keys = torch.zeros(1, 8, 2)
+    keys[0, :, 0] = shares.log()
+    media = torch.tensor([[TEXT, TEXT, 0, 0, TEXT, TEXT, TEXT, TEXT]])
+    seen = replace(
+        view(1, 1, 8, 0, 1), keys=keys, media=media, queries=torch.tensor([[[1.0, 0.0]]]), scale=1.0, items=()
+    )
+    kept = {}
+    for exited in (False, True):
+        one = replace(seen, exited=torch.tensor(exited))
+        for count in (3, 6, 7):
+            kept[exited, count] = KV.create("dyvte", {"pooling": 1}).select(one, count)[0][0].tolist()
+    assert kept == {
+        (False, 3): [0, 2, 7],
+        (False, 6): [0, 1, 2, 3, 4, 7],
+        (False, 7): [0, 1, 2, 3, 4, 5, 7],
+        # As much as there is text: what the authors keep. One more: the visual token that is attended to most.
+        (True, 3): [0, 1, 7],
+        (True, 6): [0, 1, 4, 5, 6, 7],
+        (True, 7): [0, 1, 2, 4, 5, 6, 7],
+    }
+
+
+def test_dyvte_ranks_what_nobody_attends_to_last() -> None:
+    seen = replace(view(2, 2, 60, 3, 4, 5), exited=torch.tensor(True))
+    assert seen.queries is not None
+    # Attention that is exactly zero, of text and of visual tokens.
+    found = KV.create("dyvte", {"pooling": 1}).score(replace(seen, queries=seen.queries * 1e4)).rows[:, :56]
+    assert not found.isnan().any()
+    assert (found[:, seen.media[0, :56] == TEXT] >= 0).all()
+    assert (found[:, seen.media[0, :56] != TEXT] < 0).all()
+
+
 def test_r_kv() -> None:
     for seed in range(3):
         seen = view(2, 2, 40, 2, 4, seed)

@@ -51,6 +51,7 @@ def view(
         normed_saliency=normed.expand(last - first, rows),
         rotation=torch.cat([angles.cos(), angles.sin()], dim=1),
         coordinates=coordinates,
+        exited=torch.tensor(seed % 2 == 1),
         head_offset=first,
         seed=seed,
     )

@@ -20,17 +20,20 @@ from ...budget.errors import BudgetError, Finding, kv_finding
 from ...budget.kv import KvSpec
 from ...config.worker_facts import WorkerFacts
 from ...telemetry import engine_spans, metrics
+from ...visual.scorers.trained import network_of
 from ..cache import UnknownLayout, open_rows
+from ..cached_request import CachedRequest, StepPlans, Stores, track, untrack
 from ..commands import Compaction
-from ..compaction import CachedRequest, Compactor, track, transient_bytes
+from ..compaction import Compactor, transient_bytes
 from ..coordinates import AXES, CoordinateStore
+from ..gates import VisualGates
 from ..layer_groups import LayerGroups, of_engine
 from ..lengths import GroupLengths
-from ..prompt_queries import PromptQueries, SumPlan
-from ..query_window import QueryStore, StepPlan
+from ..prompt_queries import PromptQueries
+from ..query_window import QueryStore
 from ..saliency import SaliencyStore
 from ..suitability import evictable_layers, full_attention_groups, grouping_refusals, layer_refusals
-from ..window_slots import WindowLimits, sums
+from ..window_slots import GATED, WindowLimits
 from .facts import decoder_attention, head_offset, rotation_of, sum_over_ranks
 from .plain_graphs import PlainSteps
 
@@ -43,6 +46,7 @@ class CompactingRunner(PlainSteps):
         kv_findings: why this worker cannot compact; empty when it can.
         kv_store: the windows' queries, allocated before vLLM sizes the cache.
         kv_sums: sums over prompts' queries, allocated before anything is compiled; None where there is no room for any.
+        kv_gates: the gates of `dyvte` and what they read; None where none are configured, or none could read it.
         kv_groups: the cache groups that are compacted, by group of layers.
         kv_group_lengths: lengths of each group of layers in the step at hand; none where there is one cache group.
     """
@@ -54,6 +58,7 @@ class CompactingRunner(PlainSteps):
     kv_coordinates: CoordinateStore | None
     kv_store: QueryStore | None
     kv_sums: PromptQueries | None
+    kv_gates: VisualGates | None
     kv_groups: LayerGroups
     kv_group_lengths: list[GroupLengths]
     # vLLM's runner.
@@ -67,7 +72,12 @@ class CompactingRunner(PlainSteps):
     device: torch.device
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Hook the input norms and the first layer before anything is compiled."""
+        """Hook the input norms and the first layer before anything is compiled.
+
+        Raises:
+            ScorerError: configured gates do not fit the model.
+        """
+        gates = network_of(GATED, self.vllm_config)
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         names = [layer.layer_name for layer in self._evictable_layers()]
         store = SaliencyStore(self.model, names, self.device) if names else None
@@ -80,6 +90,10 @@ class CompactingRunner(PlainSteps):
         if capacity and not layer_refusals(layers):
             made = PromptQueries(self.model, layers, capacity, self.max_num_tokens, self.device)
             self.kv_sums = made if made.hooked else None
+        if gates is not None and not layer_refusals(layers):
+            most = WindowLimits.of(self.vllm_config).requests
+            asked = VisualGates(self.model, names, gates, most, self.max_num_tokens, self.device)
+            self.kv_gates = asked if asked.hooked else None
 
     def _evictable_layers(self) -> list[Any]:
         return evictable_layers(decoder_attention(self.compilation_config))
@@ -140,6 +154,7 @@ class CompactingRunner(PlainSteps):
             kv_cache_config.needs_kv_cache_zeroing,
         )
         self.kv_compactor.coordinates, self.kv_compactor.prompt_queries = self.kv_coordinates, self.kv_sums
+        self.kv_compactor.gates = self.kv_gates
         self.kv_compactor.total = sum_over_ranks
         self._group_layers(groups, layers)
 
@@ -183,20 +198,19 @@ class CompactingRunner(PlainSteps):
             # The scheduler has logged it, and orders nothing.
             return
         if spec is not None and self.kv_compactor is not None and state.prompt_token_ids is not None:
-            store, limits = self.kv_compactor.store, WindowLimits.of(self.vllm_config)
-            if not sums(spec) or self.kv_sums is not None:
+            stores, limits = self._stores(), WindowLimits.of(self.vllm_config)
+            if not stores.lack(spec):
                 prompt, layers = state.prompt_token_ids, self.kv_groups.layers
-                request = track(spec, prompt, state.mm_features, store, limits, self.kv_sums, layers)
-                self.kv_requests[request_id] = request
+                self.kv_requests[request_id] = track(spec, prompt, state.mm_features, stores, limits, layers)
 
     def _untrack(self, request_id: str) -> None:
         request = self.kv_requests.pop(request_id, None)
         if request is not None:
-            assert self.kv_compactor is not None
-            self.kv_compactor.store.release(request.window_slots)
-            if request.sum_slot is not None:
-                assert self.kv_sums is not None
-                self.kv_sums.release(request.sum_slot)
+            untrack(request, self._stores())
+
+    def _stores(self) -> Stores:
+        assert self.kv_store is not None
+        return Stores(self.kv_store, self.kv_sums, self.kv_gates)
 
     def _encoding(self, traces: Any, items: Any) -> AbstractContextManager[None]:
         """Spans of the step's pass of the vision tower, where requests are traced."""
@@ -233,9 +247,8 @@ class CompactingRunner(PlainSteps):
             return super().execute_model(*args, **kwargs)  # type: ignore[misc]
         finally:
             self._record_slots(True)
-            for store in (self.kv_store, self.kv_sums):
-                if store is not None:
-                    store.disarm()
+            if self.kv_store is not None:
+                self._stores().disarm()
             for lengths in self.kv_group_lengths:
                 lengths.end()
 
@@ -250,27 +263,15 @@ class CompactingRunner(PlainSteps):
         return np.array(evicted, dtype=np.int32).reshape(-1, len(none)).T.copy()
 
     def _plan_observation(self, request_ids: Iterable[str], computed: Iterable[int], scheduled: Iterable[int]) -> None:
-        """Choose the tokens of the step whose queries are kept.
+        """Choose the tokens of the step whose queries are kept, and those of which something is summed up.
 
         Args:
             request_ids: requests of the batch, in its order.
             computed: tokens of each that are computed when the step starts.
             scheduled: tokens of each that the step computes.
         """
-        assert self.kv_compactor is not None
-        plan, summing, start = StepPlan(), SumPlan(), 0
-        for request_id, before, count in zip(request_ids, computed, scheduled, strict=True):
-            request = self.kv_requests.get(request_id)
-            if request is not None and (observed := request.observed(before, before + count)):
-                plan.source += [start + position - before for position in observed]
-                plan.target += request.slots_of(observed)
-            summed = range(0) if request is None else request.summed(before, before + count)
-            if request is not None and request.sum_slot is not None and summed:
-                summing.parts.append((request.sum_slot, start + summed.start - before, start + summed.stop - before))
-            start += count
-        self.kv_compactor.store.arm(plan)
-        if self.kv_sums is not None:
-            self.kv_sums.arm(summing)
+        requests = [self.kv_requests.get(request_id) for request_id in request_ids]
+        self._stores().arm(StepPlans.of(requests, computed, scheduled))
 
 
 def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
@@ -284,5 +285,6 @@ def make_compacting(runner: Any, kind: type[CompactingRunner]) -> None:
     runner.kv_coordinates = None
     runner.kv_store = None
     runner.kv_sums = None
+    runner.kv_gates = None
     runner.kv_groups = LayerGroups((0,), (1,), ((0,),))
     runner.kv_group_lengths = []

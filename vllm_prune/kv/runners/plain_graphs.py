@@ -29,11 +29,13 @@ class PlainSteps:
     """What a runner knows of the step at hand: whether anything of it is observed.
 
     Attributes:
-        kv_store, kv_sums, kv_saliency, kv_coordinates: what keeps something of a step's tokens, where it is there.
+        kv_store, kv_sums, kv_gates, kv_saliency, kv_coordinates: what keeps something of a step's tokens; None where it
+            is not there.
     """
 
     kv_store: Any
     kv_sums: Any
+    kv_gates: Any
     kv_saliency: Any
     kv_coordinates: Any
     model: Any
@@ -46,7 +48,7 @@ class PlainSteps:
 
     def _observes(self) -> bool:
         """Whether the step at hand keeps anything of its tokens, or moves the positions of kept visual tokens."""
-        stores = (self.kv_store, self.kv_sums, self.kv_saliency, self.kv_coordinates)
+        stores = (self.kv_store, self.kv_sums, self.kv_gates, self.kv_saliency, self.kv_coordinates)
         armed = any(store is not None and store.armed for store in stores)
         return armed or bool(getattr(self.model, "moves_positions", False))
 

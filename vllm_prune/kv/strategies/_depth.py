@@ -22,3 +22,16 @@ class DepthBudget:
     prompt: int
     visual: int
     layers: tuple[int, ...]
+
+
+def whole_first_group(budget: DepthBudget) -> tuple[int, ...]:
+    """M in the first group; in later ones what makes the mean over all layers C, at least all text, at most M.
+
+    C in every group where that is all that there is, or where there is one.
+    """
+    if budget.count >= budget.prompt or len(budget.layers) == 1:
+        return (budget.count,) * len(budget.layers)
+    early, total = budget.layers[0], sum(budget.layers)
+    rest = (total * budget.count - early * budget.prompt) // (total - early)
+    late = min(budget.prompt, max(budget.prompt - budget.visual, rest))
+    return (budget.prompt, *[late] * (len(budget.layers) - 1))

@@ -68,6 +68,8 @@ class LayerView:
         coordinates: [3, L] int64, frame, row and column that attention rotates each row by (M-RoPE); given at the first
             compaction only, and None where a model has one position per token, or unless needed.
         moments: those of all queries of the prompt from `KvStrategy.first_query` on; None unless needed.
+        exited: bool [], whether a trained gate in front of this layer has said that visual tokens can be left out from
+            there on; None unless needed.
         logits: given a range of KV heads and one of window queries, gives [heads, G, queries, L] float32, causal
             attention logits, where a kernel computes them from the cache; None elsewhere.
         carried: [H, L] float32 each, what the strategy returned at the request's last compaction, for the rows
@@ -93,6 +95,7 @@ class LayerView:
     rotation: Tensor | None = None
     coordinates: Tensor | None = None
     moments: Moments | None = None
+    exited: Tensor | None = None
     logits: Callable[[slice, slice], Tensor] | None = None
     carried: Mapping[str, Tensor] = field(default_factory=dict)
     first: bool = True

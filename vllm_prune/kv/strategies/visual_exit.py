@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ._depth import DepthBudget
+from ._depth import DepthBudget, whole_first_group
 from ._probe import WindowOptions, probe_weights
 from .base import TEXT, KvStrategy, LayerView, Scores, summed_attention
 
@@ -26,12 +26,7 @@ class VisualExit(KvStrategy):
 
     def group_counts(self, budget: DepthBudget) -> tuple[int, ...]:
         """M in the first group; in later ones what makes the mean over all layers C, at least all text, at most M."""
-        if budget.count >= budget.prompt or len(budget.layers) == 1:
-            return super().group_counts(budget)
-        early, total = budget.layers[0], sum(budget.layers)
-        rest = (total * budget.count - early * budget.prompt) // (total - early)
-        late = min(budget.prompt, max(budget.prompt - budget.visual, rest))
-        return (budget.prompt, *[late] * (len(budget.layers) - 1))
+        return whole_first_group(budget)
 
     def score(self, view: LayerView) -> Scores:
         """Text above all; visual tokens by the attention that the window gives them."""

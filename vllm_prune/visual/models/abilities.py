@@ -72,9 +72,10 @@ def families_of(strategy: Mapping[str, Any]) -> list[str]:
         strategy: an entry of `catalogue.entries`.
     """
     if strategy["part"] == "kv":
-        divided = LAYER_GROUPS in strategy["needs"]
+        # Gates stand behind every layer, and groups of layers divide them.
+        every = not {LAYER_GROUPS, "gates"}.isdisjoint(strategy["needs"])
         evicted = {name: family for name, family in FAMILIES.items() if not family.kv.startswith("refused")}
-        return sorted(name for name, family in evicted.items() if not (divided and family.mixed_layers))
+        return sorted(name for name, family in evicted.items() if not (every and family.mixed_layers))
     wanted = VISUAL.create(strategy["name"]).wanted()
     return sorted(
         name

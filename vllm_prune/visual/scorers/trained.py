@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ...catalogue import VISUAL
+from ...catalogue import KV, VISUAL
 from ...config.worker_facts import WorkerFacts
-from ..strategies._trained import LanguageShape, LayoutError, Network, TrainedStrategy
+from ..strategies._trained import LanguageShape, LayoutError, Network, TrainedLayout
 from .base import ScorerError
 
 Places = Mapping[str, tuple[Path, str, tuple[int, ...]]]
@@ -33,7 +33,8 @@ def language_shape(hf_config: Any) -> LanguageShape | None:
     theta = rope.get("rope_theta") or getattr(text, "rope_theta", None) or LanguageShape.theta
     eps = getattr(text, "rms_norm_eps", None) or LanguageShape.eps
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    return LanguageShape(width, heads, kv_heads, float(theta), float(eps), _frame_patches(hf_config))
+    layers = getattr(text, "num_hidden_layers", None) or 0
+    return LanguageShape(width, heads, kv_heads, float(theta), float(eps), _frame_patches(hf_config), layers)
 
 
 def _frame_patches(hf_config: Any) -> int:
@@ -54,19 +55,33 @@ def refusal(strategy: str, vllm_config: Any) -> str | None:
 
 
 def networks_of(vllm_config: Any) -> dict[str, Network]:
-    """The layers of all strategies that the configuration names weights for, on the device that models are made on.
+    """The layers of all visual strategies that the configuration names weights for, on the device of models to be made.
+
+    Raises:
+        ScorerError: see `network_of`.
+    """
+    networks = {}
+    for strategy in sorted({*WorkerFacts.of(vllm_config).weights} & {*VISUAL.names()}):
+        network = network_of(strategy, vllm_config)
+        assert network is not None
+        networks[strategy] = network.to(torch.get_default_device())
+    return networks
+
+
+def network_of(strategy: str, vllm_config: Any) -> Network | None:
+    """The layers of a strategy, on the CPU; None where the configuration names no weights for it.
 
     Raises:
         ScorerError: weights that do not fit the served model, so that the server does not start with them.
     """
-    networks = {}
-    for strategy, path in sorted(WorkerFacts.of(vllm_config).weights.items()):
-        language = language_shape(vllm_config.model_config.hf_config)
-        if text := _problem(strategy, Path(path), language):
-            raise ScorerError(f"weights.{strategy}: {text}")
-        assert language is not None
-        networks[strategy] = load_network(strategy, Path(path), language).to(torch.get_default_device())
-    return networks
+    path = WorkerFacts.of(vllm_config).weights.get(strategy)
+    if path is None:
+        return None
+    language = language_shape(vllm_config.model_config.hf_config)
+    if text := _problem(strategy, Path(path), language):
+        raise ScorerError(f"weights.{strategy}: {text}")
+    assert language is not None
+    return load_network(strategy, Path(path), language)
 
 
 def load_network(strategy: str, path: Path, language: LanguageShape) -> Network:
@@ -87,7 +102,7 @@ def load_network(strategy: str, path: Path, language: LanguageShape) -> Network:
     return Network(tensors, language)
 
 
-def find(strategy: type[TrainedStrategy], path: Path) -> Places:
+def find(strategy: type[TrainedLayout], path: Path) -> Places:
     """Where the tensors of a strategy are, without reading them.
 
     Raises:
@@ -140,7 +155,7 @@ def _fit(strategy: str, path: Path, language: LanguageShape, state: tuple[int, i
     return None
 
 
-def _class(strategy: str) -> type[TrainedStrategy]:
-    cls = VISUAL.strategy_class(strategy)
-    assert issubclass(cls, TrainedStrategy)
+def _class(strategy: str) -> type[TrainedLayout]:
+    cls: type = (VISUAL if strategy in VISUAL.names() else KV).strategy_class(strategy)
+    assert issubclass(cls, TrainedLayout)
     return cls

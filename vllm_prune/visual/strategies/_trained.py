@@ -1,4 +1,4 @@
-"""The base class of strategies that run layers which others have trained, and these layers.
+"""The base classes of strategies that run layers which others have trained, and these layers.
 
 Weights keep the dtype of their file; everything is computed in float32.
 """
@@ -33,6 +33,7 @@ class LanguageShape:
         theta: base of the rotary embedding.
         eps: added to the mean square in its norms.
         frame_patches: patches of a frame, where the vision tower draws all frames at one size; else 0.
+        layers: number of its layers; 0 where its configuration does not say.
     """
 
     width: int
@@ -41,6 +42,7 @@ class LanguageShape:
     theta: float = 10000.0
     eps: float = 1e-6
     frame_patches: int = 0
+    layers: int = 0
 
     @property
     def words(self) -> str:
@@ -111,8 +113,8 @@ class Network:
         return rows.view(len(rows), heads, self.language.head).transpose(0, 1)
 
 
-class TrainedStrategy(Strategy):
-    """A strategy with weights that others have trained, which the operator's configuration names.
+class TrainedLayout:
+    """Which tensors a strategy needs of weights that others have trained, which the operator's configuration names.
 
     Attributes:
         anchor: a tensor that only its weights have; what stands in front of that name in a checkpoint stands in front
@@ -120,7 +122,7 @@ class TrainedStrategy(Strategy):
         source: where the authors publish them, for the documentation.
     """
 
-    needs = frozenset({"weights"})
+    name: ClassVar[str]
     anchor: ClassVar[str]
     source: ClassVar[str]
 
@@ -153,6 +155,12 @@ class TrainedStrategy(Strategy):
                     f"{list(shape)}"
                 )
         return tuple(expected)
+
+
+class TrainedStrategy(TrainedLayout, Strategy):
+    """A visual strategy with such weights."""
+
+    needs = frozenset({"weights"})
 
     def network(self, context: Context) -> Network:
         """The trained layers.
