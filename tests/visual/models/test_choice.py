@@ -54,7 +54,8 @@ def test_what_was_captured_reaches_the_strategy() -> None:
     assert network is not None
     frames = Frames(torch.randn(2, PATCHES, 16), 4)
     plan = ItemPlan("vqtoken", "{}", 4, 3, None, None, "", (9,), (1, 1, 9))
-    left, kept = choose(plan, rows, FACTS, None, {"vqtoken": network}, {"unpooled": frames})
+    left, kept, members = choose(plan, rows, FACTS, None, {"vqtoken": network}, {"unpooled": frames})
+    assert members is None
     expected = VqToken().reduce(rows, Grid(1, 1, 9), 4, Context(3, network=network, unpooled=frames))
     assert torch.equal(kept, expected.kept)
     assert torch.equal(left, expected.rows(rows))
