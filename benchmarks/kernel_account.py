@@ -28,6 +28,7 @@ from vllm_prune.kv.cache import StridedRows
 from vllm_prune.kv.commands import Compaction
 from vllm_prune.kv.compaction import CachedRequest, Compactor
 from vllm_prune.kv.group_budgets import ONE_GROUP, GroupBudgets
+from vllm_prune.visual.strategies import vidcom2
 from vllm_prune.visual.strategies.base import Context
 from vllm_prune.visual.strategies.maths import diversity
 
@@ -153,21 +154,27 @@ def _per_frame(shape: Shape, grid: Grid, kept: int) -> list[int] | None:
 
 @contextmanager
 def as_on_gpu(traffic: Traffic, on_gpu: bool) -> Iterator[None]:
-    """The greedy steps as `maths.kernels` does them on a GPU, which the meta device cannot run."""
-    kernel, launches = diversity.gains_in_one_launch, diversity.launches_once
+    """The greedy steps as `maths.kernels` does them on a GPU, and even shares, which the meta device cannot run."""
+    kernel, launches, shares = diversity.gains_in_one_launch, diversity.launches_once, vidcom2._shares
 
     def in_one_launch(table: Tensor, lonely: Tensor, first: Tensor, steps: int, top: float) -> Tensor:
         # A row of distances per step and segment; segments are read and written once.
         traffic.add(4 * lonely.numel() * (steps + 2), steps=steps)
         return torch.empty_like(lonely)
 
+    def even(to_item: Tensor, keep: float) -> list[int]:
+        # The mean of each frame, then a dozen operators on one value of each.
+        traffic.add(to_item.numel() * 2, kernels=12)
+        return [round(keep * to_item.shape[1])] * len(to_item)
+
+    vidcom2._shares = even
     if on_gpu:
         diversity.gains_in_one_launch = in_one_launch
         diversity.launches_once = lambda units, n: n <= diversity.ONE_LAUNCH
     try:
         yield
     finally:
-        diversity.gains_in_one_launch, diversity.launches_once = kernel, launches
+        diversity.gains_in_one_launch, diversity.launches_once, vidcom2._shares = kernel, launches, shares
 
 
 class OnPaper(StridedRows):
@@ -243,6 +250,7 @@ def ring(shape: Shape, media: Media) -> Entry | None:
 
 STEPS = (
     Step("cosine to the frame before, then the K highest (`evs`, 25%)", choice("evs", 0.25), "none"),
+    Step("distance to the means, then the K farthest (`vidcom2`, 25%)", choice("vidcom2", 0.25), "none"),
     Step("greedy max-min in segments (`divprune`, 25%), by steps", choice("divprune", 0.25, False), "torch, on CPUs"),
     Step("the same, all steps in one launch", choice("divprune", 0.25), "`max_min_gains`"),
     Step("greedy max-min over the item (`divprune`, 10%), in blocks", choice("divprune", 0.1, False), "torch, on CPUs"),

@@ -25,11 +25,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vllm_prune.cli.host import installed_libraries, preload_list
-
 from .machine import RESULTS, hardware, quiet_seconds
 from .random_model import parameters
-from .servers import PRELOAD_AT_START, Server
+from .servers import Server, alike
 from .seven_b import Model, served
 from .speed.media import screens
 
@@ -145,13 +143,10 @@ class Bench:
 
     def servers(self, stack: ExitStack, given: list[str]) -> dict[str, Server]:
         """Stock and ours, side by side."""
-        preloaded = {
-            "LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, installed_libraries())),
-            "VLLM_CPU_KVCACHE_SPACE": "4",
-        }
+        environment = alike() | {"VLLM_CPU_KVCACHE_SPACE": "4"}
         return {
             kind: stack.enter_context(
-                Server(self.folder, kind, [*given, *self.given], log=self.logs / f"{kind}.log", environment=preloaded)
+                Server(self.folder, kind, [*given, *self.given], log=self.logs / f"{kind}.log", environment=environment)
             )
             for kind in ("stock", "prune")
         }

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.off_cost [--save]`; with `--one-row` for a family with one position per token, which vLLM is told
 has three equal ones (InternVL in place of Qwen2.5-VL). Latency on a shared machine is noisy, so the processor time that
-each server spent is compared as well. Both servers get the same preloaded libraries.
+each server spent is compared as well. Both servers get the same libraries and allocator.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from vllm_prune.cli.host import installed_libraries, preload_list
-
 from . import random_internvl, random_model
 from .machine import RESULTS, command_line, hardware, quiet_seconds
 from .random_internvl import TILE
 from .random_model import parameters
-from .servers import PRELOAD_AT_START, Server
+from .servers import Server, alike
 from .speed.arms import Arm, stock
 from .speed.client import ask
 from .speed.media import screens
@@ -55,13 +53,12 @@ def measure(folder: Path, side: tuple[int, int], pairs: int) -> dict[str, list[d
     """Pairs of requests, each pair the same picture, in turning order."""
     logs = Path(tempfile.mkdtemp(prefix="vllm-prune-off-"))
     arguments = ["--max-model-len", "8192", "--max-num-seqs", "4", "--limit-mm-per-prompt", '{"image": 1, "video": 0}']
-    preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, installed_libraries()))}
     found: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in ARMS}
     with ExitStack() as stack, Steps() as progress:
         progress.say("two servers start")
         servers = {
             arm.name: stack.enter_context(
-                Server(folder, KINDS[arm.server], arguments, log=logs / f"{arm.name}.log", environment=preloaded)
+                Server(folder, KINDS[arm.server], arguments, log=logs / f"{arm.name}.log", environment=alike())
             )
             for arm in ARMS
         }

@@ -16,6 +16,8 @@ from types import TracebackType
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from vllm_prune.cli.host import MALLOC_SWITCH, installed_libraries, preload_list
+
 STOCK_PLUGINS = "none"
 EAGER = ("--enforce-eager",)
 """For servers that are started for something the compiler has no part in: they are there in half the time."""
@@ -40,6 +42,15 @@ ENGINE_LEAVES = (
 )
 # vLLM adds PyTorch's libgomp to this variable of the process that it runs in.
 PRELOAD_AT_START = os.environ.get("LD_PRELOAD", "")
+
+
+def alike() -> dict[str, str]:
+    """Environment in which stock and ours have the same libraries and allocator.
+
+    Ours preloads libraries by itself and sets thresholds of the C library's allocator; comparisons are about neither.
+    """
+    libraries = preload_list(PRELOAD_AT_START, installed_libraries())
+    return {"LD_PRELOAD": ":".join(libraries), MALLOC_SWITCH: "0"}
 
 
 class Server:

@@ -44,6 +44,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "stts_agreement": lambda: stts.agreement(RESULTS),
     "stts_speed": lambda: stts.speed(RESULTS),
     "stts_speed_gpu": lambda: stts.speed_gpu(RESULTS),
+    "stts_gpu_account": lambda: stts.gpu_account(RESULTS),
     "stts_speed_reuse": lambda: stts.speed_reuse(RESULTS),
     "stts_memory": lambda: stts.memory(RESULTS),
     "agreement": lambda: agreement.agreement(RESULTS),

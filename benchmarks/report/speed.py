@@ -47,18 +47,28 @@ def matrix(results: Path) -> str:
     result = read(results / "speed_matrix.json")
     if result is None:
         return "The tables are written by `python -m benchmarks.speed --matrix --save`."
-    hardware, speeds = result["hardware"], result["speeds"]
+    hardware = result["hardware"]
     parts = [_load(cell) for cell in result["loads"]]
     parts.append("![Throughput of every arm, beside its bound](../benchmarks/results/speed_matrix.png)")
     parts.append(
         f"{result['parameters'] / 1e6:.0f}M random weights (Qwen2.5-VL architecture), {hardware['device']}, vLLM "
-        f"{hardware['vllm']}. All servers ran side by side and took turns. Throughput is the median of the per-round "
-        f"ratios to stock (lowest to highest). The bound is the least time by operations and bytes, at "
-        f"{speeds['flops'] / 1e9:,.0f} GFLOP/s of a large matrix product and {speeds['bytes'] / 1e9:.1f} GB/s of a "
-        f"copy on the same machine; it has no part for the processor, HTTP, norms or the choice itself. Goodput counts "
-        f"requests whose first token came within stock's median. Command: `{result['command']}`."
+        f"{hardware['vllm']}. All servers of a load ran side by side and took turns, with one allocator and one OpenMP "
+        "runtime. Throughput is the median of the per-round ratios to stock (lowest to highest). Behind the tower "
+        "images and videos are pruned by their default strategies, in it by `divprune`. The bound is the least time "
+        "by operations and bytes, at the speeds of a large matrix product and of a copy on the same machine; it has no "
+        "part for the processor, HTTP, norms or the choice itself. Goodput counts requests whose first token came "
+        f"within stock's median. Commands, and these speeds: {'; '.join(_runs(result['loads']))}."
     )
     return "\n\n".join(parts)
+
+
+def _runs(cells: list[dict[str, Any]]) -> list[str]:
+    """Every run that loads come from, once."""
+    runs = {}
+    for cell in cells:
+        speeds = cell["speeds"]
+        runs[f"`{cell['command']}`, {speeds['flops'] / 1e9:,.0f} GFLOP/s and {speeds['bytes'] / 1e9:.1f} GB/s"] = None
+    return list(runs)
 
 
 def _load(cell: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..stts import account
 from .files import NOT_MEASURED, read, table
 
 
@@ -107,6 +108,28 @@ def speed(results: Path) -> str:
         f"{model['parameters'] / 1e6:.0f}M random weights, {model['tower'] / 1e6:.0f}M of them in the tower, both "
         f"parts with the depth and proportions of Qwen2.5-VL-3B's; the scorer runs after {result['after']} of 32 "
         f"blocks. {result['hardware']['device']}. Command: `{result['command']}`."
+    )
+
+
+def gpu_account(results: Path) -> str:
+    """Why the GPU's figures are what they are, by arithmetic, and what they would be without the fixed part."""
+    result = read(results / "gpu_stts_speed.json")
+    if result is None:
+        return NOT_MEASURED
+    rows = account.measured(result)
+    found = account.fit(rows)
+    head = ["budget", "visual tokens", "measured", "as fitted", "without the fixed part", "by operations alone"]
+    lines = [
+        [one.arm, f"{one.cells:,}", f"{one.measured:.2f}x", f"{one.fitted:.2f}x", f"{one.unfixed:.2f}x",
+         f"{one.operations:.2f}x"]
+        for one in account.table(rows, found)
+    ]  # fmt: skip
+    return table(head, lines) + (
+        f"\n\nFitted to the {len(rows)} requests above: {found.fixed:.2f} s of each that no budget shortens, the "
+        f"tower's operations at {found.tower / 1e12:,.0f} TFLOP/s, the language model's at "
+        f"{found.language / 1e12:,.0f} TFLOP/s; the largest error of a request is {found.error:.0%}. Operations are "
+        f"counted from the shapes. The three are told apart by {len(rows)} figures only, so take them for sizes. "
+        "Measured: ratio of the medians. The last two columns are predictions."
     )
 
 

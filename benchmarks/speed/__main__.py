@@ -24,16 +24,14 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_prune.cli.host import installed_libraries, preload_list
-
 from ..machine import command_line, hardware, has_cuda
 from ..random_model import parameters
-from ..servers import PRELOAD_AT_START
+from ..servers import alike
 from ..seven_b import Model, served
 from ..shapes import Shape
 from ..steps import Steps
 from . import bound, micro
-from .arms import EVS, OURS, STOCK, Arm, matrix, pruning_arguments
+from .arms import EVS, OURS, STOCK, Arm, defaults, matrix, pruning_arguments
 from .fleet import Fleet, Plan
 from .forms import CELL, QUICK, Form, few_arms, few_loads
 from .plot import draw
@@ -63,13 +61,11 @@ def plans(servers: Sequence[str], loads: Sequence[Load], given: Sequence[str]) -
         # Else each server first runs its tower on the longest picture that fits, two minutes on a core for nothing:
         # the size of the KV cache is set.
         common += ["--skip-mm-profiling"]
-    # Ours preloads these by itself; the comparison is not about OpenMP runtimes.
-    preloaded = {"LD_PRELOAD": ":".join(preload_list(PRELOAD_AT_START, installed_libraries()))}
     result = []
     for name in servers:
         kind = "prune" if name == OURS else "stock"
         pruning = pruning_arguments(name, 0.25, has_cuda())
-        result.append(Plan(name, kind, (*common, *given, *pruning), preloaded))
+        result.append(Plan(name, kind, (*common, *given, *pruning), alike()))
     return result
 
 
@@ -137,7 +133,7 @@ def main(
     quick: Annotated[
         bool, typer.Option(help="Five rounds of four requests with a smaller screen, ours at 25% only, within 330 s.")
     ] = False,
-    strategy: Annotated[str, typer.Option(help="Strategy of the pruned arms.")] = "divprune",
+    strategy: Annotated[str | None, typer.Option(help="Strategy of the pruned arms, the defaults without it.")] = None,
     rows: Annotated[int | None, typer.Option(help="Screen height in tokens of 28 pixels; 32, quick 14.")] = None,
     cols: Annotated[int | None, typer.Option(help="Screen width in tokens; 48, quick 24.")] = None,
     shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
@@ -172,8 +168,11 @@ def main(
         name, loads, arms = "speed", few_loads(sizes, levels[0], form), few_arms(strategy, form.keeps)
         result = _with_bounds(arms, Shape.of(folder), ttft_target, few)
         about["setting"] = {"visual_tokens": form.screen[0] * form.screen[1], "rounds": form.rounds,
-                            "requests": form.requests, "concurrency": levels[0], "strategy": strategy}  # fmt: skip
-    file = ResultFile(f"{prefix}{name}", about)
+                            "requests": form.requests, "concurrency": levels[0],
+                            "strategy": strategy or defaults()}  # fmt: skip
+    file = ResultFile(f"{prefix}{name}", about, joined=all_arms)
+    if save:
+        _check(file)
     try:
         with terminated_like_interrupted():
             interrupted = _interrupted(
@@ -189,8 +188,15 @@ def main(
         raise typer.Exit(130)
     path = file.finish(save)
     if all_arms:
-        draw(file.result["loads"], path.with_suffix(".png"))
+        draw(json.loads(path.read_text())["loads"], path.with_suffix(".png"))
     print(f"result: {path}", file=sys.stderr)
+
+
+def _check(file: ResultFile) -> None:
+    try:
+        file.check()
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; move {file.name}.json away, or drop --save") from None
 
 
 def _interrupted(work: Callable[[], None]) -> bool:

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vllm_prune.config.load import PruneConfig
+
 from .workloads import Workload
 
 STOCK, EVS, VIDCOM2, OURS = "stock", "evs", "vidcom2", "ours"
@@ -15,6 +17,8 @@ CPU_WORKER = "benchmarks.speed.evs_worker.PruningCPUWorker"
 """The worker with which a server on a CPU prunes videos; see there."""
 PIXELS = "gui_dedup"
 """The strategy that chooses by pixels, before the tower."""
+INSIDE = "divprune"
+"""The strategy that chooses inside the tower; the default one of images cannot."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +67,25 @@ def visual(keep: float, place: str, strategy: str | None = None) -> Arm:
     Args:
         keep: share.
         place: "behind" the tower, in the "tower", or by "pixels" before it.
-        strategy: by default the server's, or the one that chooses by pixels.
+        strategy: without it each modality's default behind the tower, `INSIDE` in it, and `PIXELS` before it.
     """
-    strategy = strategy or (PIXELS if place == "pixels" else "divprune")
-    options = {"where": "tower"} if place == "tower" else {}
-    field = {"visual": {"keep": keep, "strategy": strategy, "options": options}, "kv": None}
+    budget: dict[str, Any] = {"keep": keep, "options": {}}
+    if place == "behind" and strategy is None:
+        # The default of videos would choose inside the tower.
+        budget["video"] = {"options": {"where": "embed"}}
+    else:
+        budget["strategy"] = strategy or {"tower": INSIDE, "pixels": PIXELS}[place]
+    if place == "tower":
+        budget["options"] = {"where": "tower"}
+    field = {"visual": budget, "kv": None}
     text = {"behind": "behind the tower", "tower": "in the tower", "pixels": "by pixels"}[place]
     return Arm(f"keep {keep:.0%} {text}", OURS, field, keep, place, frozenset({"image", "video"}))
+
+
+def defaults() -> str:
+    """Which strategies the pruned arms of screenshots have by default, in words."""
+    behind = PruneConfig().visual_choices()["image"][0].strategy
+    return f"{behind} behind the tower, {INSIDE} inside it"
 
 
 def kv(keep: float, strategy: str | None = None) -> Arm:

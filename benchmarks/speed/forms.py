@@ -44,8 +44,8 @@ QUICK = Form(5, 4, (14, 24), (0.25,), 330.0, QUICK_QUIET_SECONDS, 1)
 """Ends within six minutes on two cores, what ends the servers included."""
 
 
-def few_arms(strategy: str, keeps: Sequence[float] = Form.keeps) -> list[Arm]:
-    """Stock, ours without a budget, and ours at some budgets, behind the vision tower and inside it."""
+def few_arms(strategy: str | None = None, keeps: Sequence[float] = Form.keeps) -> list[Arm]:
+    """Stock, ours without a budget, and ours at some budgets, behind the vision tower and inside it; see `visual`."""
     kept = [_named(visual(keep, place, strategy), keep) for place in ("behind", "tower") for keep in keeps]
     return [stock(), replace(off(), name="keep 1 (off)", pruning=None), *kept]
 

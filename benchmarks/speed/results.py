@@ -26,12 +26,14 @@ class ResultFile:
         about: what is said in any case: command, machine, setting.
         result: what is measured so far.
         folder: where it is written while the run goes on.
+        joined: whether `finish` leaves loads of the saved file that this run has not measured.
     """
 
     name: str
     about: dict[str, Any]
     result: dict[str, Any] = field(default_factory=dict)
     folder: Path = SO_FAR
+    joined: bool = False
 
     @property
     def path(self) -> Path:
@@ -48,9 +50,38 @@ class ResultFile:
         _write(self.path, self.about | {"finished": True} | self.result)
         if not save:
             return self.path
-        kept = RESULTS / f"{self.name}.json"
-        _write(kept, self.about | self.result)
-        return kept
+        _write(self._saved, self._joined(self.about | self.result))
+        return self._saved
+
+    def check(self) -> None:
+        """Raise ValueError where `finish` could not save, as loads of different machines would be joined."""
+        self._joined(self.about | {"speeds": {}, "loads": []})
+
+    @property
+    def _saved(self) -> Path:
+        return RESULTS / f"{self.name}.json"
+
+    def _joined(self, result: dict[str, Any]) -> dict[str, Any]:
+        if not self.joined:
+            return result
+        saved = json.loads(self._saved.read_text()) if self._saved.exists() else result
+        return joined(saved, result)
+
+
+def joined(saved: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """A result with the loads of a saved one that it has not measured; each load says which run it comes from.
+
+    Raises:
+        ValueError: the saved one is of another machine, of other versions or of another model.
+    """
+    for key in ("hardware", "parameters"):
+        if saved[key] != result[key]:
+            raise ValueError(f"{key} of the saved result are {saved[key]}, of this one {result[key]}")
+    loads = {
+        (cell["workload"], cell["concurrency"]): {"command": one["command"], "speeds": one["speeds"]} | cell
+        for one in (saved, result) for cell in one["loads"]
+    }  # fmt: skip
+    return result | {"loads": list(loads.values())}
 
 
 def _write(path: Path, result: dict[str, Any]) -> None:

@@ -26,19 +26,20 @@ from benchmarks.shapes import SEVEN_B
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import bound
 from benchmarks.speed import rounds as rounds_module
-from benchmarks.speed.arms import EVS, OURS, STOCK, Arm, matrix, peer, pruning_arguments, stock, visual
+from benchmarks.speed.arms import EVS, OURS, STOCK, Arm, defaults, matrix, peer, pruning_arguments, stock, visual
 from benchmarks.speed.client import Answer
 from benchmarks.speed.fleet import Fleet
 from benchmarks.speed.forms import QUICK, Form, few_arms, few_loads
 from benchmarks.speed.meters import Spent
 from benchmarks.speed.micro import Speeds
 from benchmarks.speed.plot import draw
-from benchmarks.speed.results import ResultFile, few, show
+from benchmarks.speed.results import ResultFile, few, joined, show
 from benchmarks.speed.rounds import Clock, Load, Measured, Round, interleaved, measure
 from benchmarks.speed.summary import summarise
 from benchmarks.speed.workloads import CPU, GPU, TINY, Workload, workloads
 from vllm_prune.bench.watch import Peaks
-from vllm_prune.budget.fields import parse_pruning
+from vllm_prune.budget.canonical import canonical
+from vllm_prune.budget.fields import VisualField, parse_pruning
 
 LOAD = Load(workloads(TINY)["screenshot"], 2, 2, 28, quiet=0.0)
 
@@ -360,8 +361,9 @@ def test_the_matrix_has_a_table_and_a_panel_for_each_load(tmp_path: Path) -> Non
     speeds = Speeds(1e11, 1e10, "cpu", "float32")
     bound.add_to(cells[0], SEVEN_B, LOAD.workload, arms, speeds)
     cells.append(summarise(Measured(LOAD, 5)))
-    about = {"parameters": 1e8, "hardware": {"device": "2 cores", "vllm": "0.32.0"}, "command": "a command"}
-    written = about | {"speeds": asdict(speeds), "loads": cells}
+    about = {"parameters": 1e8, "hardware": {"device": "2 cores", "vllm": "0.32.0"}}
+    run = {"command": "a command", "speeds": asdict(speeds)}
+    written = about | {"loads": [run | cell for cell in cells]}
     (tmp_path / "speed_matrix.json").write_text(json.dumps(written, allow_nan=False))
     text = report.matrix(tmp_path)
     row = next(line for line in text.splitlines() if line.startswith("| keep 25% in the tower"))
@@ -369,8 +371,35 @@ def test_the_matrix_has_a_table_and_a_panel_for_each_load(tmp_path: Path) -> Non
     assert f"| 3.00x (3.00 to 3.00) | {3 / most:.0%} of {most:.2f}x |" in row
     assert text.count("| arm |") == 2
     assert "No round was whole." in text
+    assert text.count("`a command`") == 1
     draw(cells, tmp_path / "matrix.png")
     assert Image.open(tmp_path / "matrix.png").width > 600
+
+
+def test_a_saved_matrix_keeps_the_loads_of_earlier_runs() -> None:
+    cell = summarise(measured(stock=[1.0]))
+    run = {"hardware": {"vllm": "0.32.0"}, "parameters": 1, "speeds": {"flops": 1}}
+    first = run | {"command": "first", "loads": [cell | {"concurrency": n} for n in (1, 8)]}
+    second = run | {"command": "second", "loads": [cell | {"concurrency": n, "speeds": {"flops": 2}} for n in (8, 32)]}
+    both = joined(joined(first, first), second)
+    assert [(one["concurrency"], one["command"]) for one in both["loads"]] == [
+        (1, "first"), (8, "second"), (32, "second"),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="hardware of the saved result"):
+        joined(first, second | {"hardware": {"vllm": "0.33.0"}})
+
+
+def test_pruned_arms_take_the_default_strategies_behind_the_tower() -> None:
+    for place, image, video in (("behind", "vidcom2", "divprune"), ("tower", "divprune", "divprune")):
+        field = parse_pruning(visual(0.25, place).pruning).visual
+        assert isinstance(field, VisualField)
+        spec = canonical(field)
+        assert spec.image is not None
+        assert spec.video is not None
+        assert (spec.image.strategy, spec.video.strategy) == (image, video)
+        inside = {json.loads(part.options).get("where") for part in (spec.image, spec.video)}
+        assert inside <= ({"tower"} if place == "tower" else {"embed", None})
+    assert defaults() == "vidcom2 behind the tower, divprune inside it"
 
 
 def test_a_table_of_the_few_has_the_bound_where_it_is_known() -> None:

@@ -82,8 +82,9 @@ def _redundancy(tokens: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     calm = torch.topk(spread, max(1, tokens.shape[1] // 2), largest=False).indices
     cells = tokens.index_select(1, calm).view(grid.frames, grid.per_frame, -1)
     cells = torch.nn.functional.normalize(cells, dim=-1)
-    item, frame = cells.mean(dim=(0, 1), keepdim=True), cells.mean(dim=1, keepdim=True)
-    return _kernels(cells, item), _kernels(cells, frame)
+    to_item = _kernels(cells, cells.mean(dim=(0, 1), keepdim=True))
+    # The mean of a frame alone is the item's.
+    return to_item, to_item if grid.frames == 1 else _kernels(cells, cells.mean(dim=1, keepdim=True))
 
 
 def _kernels(cells: Tensor, center: Tensor) -> Tensor:
