@@ -43,6 +43,10 @@ GROUPED = "kv: {layer_groups: [2]}\n"
 """Configuration of the server that has two groups of layers, for the strategies that need them."""
 INSIDE = "@tower"
 """Behind a strategy's name: its choice is made inside the vision tower."""
+MEMBERS = "@members"
+"""Behind a strategy's name: what it merges carries the positions of eight members."""
+VARIANTS: dict[str, dict[str, Any]] = {INSIDE: {"where": "tower"}, MEMBERS: {"positions": 8}}
+"""Options by what stands behind a strategy's name; of those that have such an option."""
 FILMS = ("clips", "video", "enlarged_clips")
 """Tasks whose samples are videos."""
 LARGE = ("detail",)
@@ -114,21 +118,27 @@ def beats_random(chosen: Sequence[bool], random: Sequence[bool], margin: float =
 
 
 def strategies(client: Client, modality: str) -> list[str]:
-    """What the server has for images or videos, `NAME@tower` for a choice inside the vision tower."""
+    """What the server has for images or videos, with the variants of each."""
     entries = [one for one in client.get("/v1/pruning/strategies")["data"] if modality in one["modality"]]
-    inside = [f"{one['name']}{INSIDE}" for one in entries if "where" in one["options"].get("properties", {})]
-    return [one["name"] for one in entries if one["name"] != "none"] + inside
+    variants = [
+        f"{one['name']}{variant}"
+        for variant, options in VARIANTS.items()
+        for one in entries
+        if options.keys() <= one["options"].get("properties", {}).keys()
+    ]
+    return [one["name"] for one in entries if one["name"] != "none"] + variants
 
 
 def arms(names: Sequence[str], keeps: Sequence[float]) -> list[Arm]:
     """Every strategy and the baselines at every ratio; names as in `strategies`."""
-    outside = visual_arms([name for name in names if not name.endswith(INSIDE)], keeps)
-    cells = [(name, keep) for name in names if name.endswith(INSIDE) for keep in sorted(set(keeps), reverse=True)]
-    return outside + [_inside(name, keep) for name, keep in cells]
+    plain, variants = [name for name in names if "@" not in name], [name for name in names if "@" in name]
+    cells = [(name, keep) for name in variants for keep in sorted(set(keeps), reverse=True)]
+    return visual_arms(plain, keeps) + [_variant(name, keep) for name, keep in cells]
 
 
-def _inside(name: str, keep: float) -> Arm:
-    budget = {"strategy": name.removesuffix(INSIDE), "keep": keep, "options": {"where": "tower"}}
+def _variant(name: str, keep: float) -> Arm:
+    strategy, at, variant = name.partition("@")
+    budget = {"strategy": strategy, "keep": keep, "options": VARIANTS[at + variant]}
     return Arm("visual", name, keep, json.dumps({"visual": budget, "kv": None}))
 
 

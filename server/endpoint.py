@@ -111,7 +111,7 @@ class PruneEndpoint:
         server: ServerState = state.vllm_prune
         if configuration().tenants and (args.api_key or os.environ.get("VLLM_API_KEY")):
             raise ValueError(KEYS_CONFLICT)
-        server.sizes = sizes_of(engine_client, configuration().admission.weighs)
+        server.sizes = sizes_of(engine_client, configuration())
         server.engine_client = engine_client
         server.lifecycle.supervise(engine_client, state, server.ledger.refuse_waiting)
         metrics.set_model_name(metrics.served_name(engine_client.model_config))
@@ -136,13 +136,13 @@ class PruneEndpoint:
             state.vllm_prune_announcer = asyncio.create_task(announce(address_of(args), note, page))
 
 
-def sizes_of(engine_client: Any, wanted: bool) -> Sizes:
+def sizes_of(engine_client: Any, config: PruneConfig) -> Sizes:
     """What the admission has to know of the model; the context alone where no cap asks for more."""
     context = engine_client.model_config.max_model_len
-    if not wanted:
+    if not config.admission.weighs:
         return Sizes(context)
     largest, image = item_sizes.largest_items(engine_client), item_sizes.image_sizer(engine_client)
-    return Sizes(context, largest, image)
+    return Sizes(context, largest, image, bool(config.kv.layer_groups))
 
 
 def _config() -> PruneConfig:

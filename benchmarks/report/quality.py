@@ -15,6 +15,7 @@ DEFAULTS = {"visual": DEFAULT_STRATEGY["image"], "video": DEFAULT_STRATEGY["vide
 CHOSEN_INSIDE = {"video"} if DEFAULT_CHOICES["video"][0].options.get("where") == "auto" else set[str]()
 """Parts whose default chooses inside the vision tower where that can be cut."""
 
+_VARIANTS = "`@tower` chooses inside the vision tower, `@members` merges with `positions: 8`."
 TITLES = {"visual": "visual tokens of images", "video": "visual tokens of videos", "kv": "cached rows"}
 
 
@@ -90,7 +91,7 @@ def tables(results: Path) -> str:
         f"greedy, {result['dtype']}. Unpruned it answers {unpruned['none']:.1%} of the image tasks right, "
         f"{unpruned['video']:.1%} of the videos, and {unpruned['kv']:.1%} in the tables of cached rows, where answers "
         f"begin with a line break, so that they are decided after the eviction. In brackets the 95% interval of the "
-        f"paired difference to `random` at the same ratio, in points. `{again['arm']}` was asked twice: "
+        f"paired difference to `random` at the same ratio, in points. {_VARIANTS} `{again['arm']}` was asked twice: "
         f"{again['texts_that_differ']} texts differ. {_layered(whole)}{result['hardware']['device']}, vLLM "
         f"{result['hardware']['vllm']}. Command: `{result['command']}`.{_later(result)}"
     )
@@ -136,8 +137,7 @@ def resizing(results: Path) -> str:
         f"A checkpoint of the demo model that was taught elements of any size; {result['samples']} held-out screens "
         f"and as many clips, elements of 2 x 2 visual tokens, greedy, {result['dtype']}. Unpruned it answers "
         f"{unpruned['none']} of the screens and {unpruned['video']} of the clips right. In brackets the 95% interval "
-        f"of the paired "
-        f"difference to `resize` at the same ratio, in points; `@tower` chooses inside the vision tower. "
+        f"of the paired difference to `resize` at the same ratio, in points. {_VARIANTS} "
         f"{result['hardware']['device']}, vLLM {result['hardware']['vllm']}. Command: `{result['command']}`."
     )
     return "\n\n".join([*blocks, text])

@@ -118,6 +118,7 @@ def gpu_account(results: Path) -> str:
         return NOT_MEASURED
     rows = account.measured(result)
     found = account.fit(rows)
+    worst = max(abs(one.fitted / one.measured - 1) for one in account.table(rows, found))
     head = ["budget", "visual tokens", "measured", "as fitted", "without the fixed part", "by operations alone"]
     lines = [
         [one.arm, f"{one.cells:,}", f"{one.measured:.2f}x", f"{one.fitted:.2f}x", f"{one.unfixed:.2f}x",
@@ -127,7 +128,8 @@ def gpu_account(results: Path) -> str:
     return table(head, lines) + (
         f"\n\nFitted to the {len(rows)} requests above: {found.fixed:.2f} s of each that no budget shortens, the "
         f"tower's operations at {found.tower / 1e12:,.0f} TFLOP/s, the language model's at "
-        f"{found.language / 1e12:,.0f} TFLOP/s; the largest error of a request is {found.error:.0%}. Operations are "
+        f"{found.language / 1e12:,.0f} TFLOP/s; the largest error of a request is {found.error:.0%}, of a "
+        f"ratio {worst:.0%}. Operations are "
         f"counted from the shapes. The three are told apart by {len(rows)} figures only, so take them for sizes. "
         "Measured: ratio of the medians. The last two columns are predictions."
     )

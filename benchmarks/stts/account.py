@@ -98,14 +98,14 @@ def fit(rows: Sequence[Measured]) -> Fit:
     return Fit(float(solved[0]), 1 / float(solved[1]), 1 / float(solved[2]), error)
 
 
-def table(rows: Sequence[Measured], found: Fit) -> list[Row]:
+def table(rows: Sequence[Measured], fitted: Fit) -> list[Row]:
     """Every budget beside the unpruned request of its length."""
     whole = {one.cells: one for one in rows if one.arm == "stock"}
     return [
         Row(
             one.cells, one.arm, whole[one.cells].seconds / one.seconds,
-            found.seconds(whole[one.cells]) / found.seconds(one),
-            found.seconds(whole[one.cells], 0.0) / found.seconds(one, 0.0),
+            fitted.seconds(whole[one.cells]) / fitted.seconds(one),
+            fitted.seconds(whole[one.cells], 0.0) / fitted.seconds(one, 0.0),
             (whole[one.cells].tower + whole[one.cells].language) / (one.tower + one.language),
         )
         for one in rows if one.arm != "stock"

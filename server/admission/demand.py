@@ -42,6 +42,7 @@ class Demand:
         kv: its KV budget.
         context: most tokens of a prompt with its output.
         decodes: whether it holds KV cache at all.
+        grouped: whether the cache has several groups of layers.
     """
 
     prompts: Sequence[PromptBound]
@@ -50,10 +51,13 @@ class Demand:
     kv: KvSpec | None
     context: int
     decodes: bool
+    grouped: bool = False
 
     def rows(self, prompt: int) -> int:
         """Rows of KV cache that the answers to a prompt of that many tokens hold."""
-        return rows_held(self.choices, self.output, [prompt], self.kv, self.context) if self.decodes else 0
+        if not self.decodes:
+            return 0
+        return rows_held(self.choices, self.output, [prompt], self.kv, self.context, self.grouped)
 
     def of(self, prompts: Sequence[PromptBound]) -> Amount:
         """What these prompts need, without the request itself."""
@@ -86,6 +90,7 @@ def demand_of(
         decision.kv,
         sizes.context,
         route.generates,
+        sizes.grouped,
     )
 
 

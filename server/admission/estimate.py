@@ -43,11 +43,13 @@ class Sizes:
         context: most tokens of a prompt with its output.
         largest: visual tokens of the largest item of a modality.
         image: visual tokens of an image, from its width and height; None where the model has no adapter.
+        grouped: whether the cache has several groups of layers.
     """
 
     context: int = 1 << 20
     largest: Mapping[str, int] = field(default_factory=dict)
     image: Callable[[int, int], int] | None = None
+    grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ def _image_tokens(item: Media, sizes: Sizes) -> int:
         return largest
 
 
-def rows_held(choices: int, output: int | None, prompts: Sequence[int], kv: KvSpec | None, context: int) -> int:
+def rows_held(
+    choices: int, output: int | None, prompts: Sequence[int], kv: KvSpec | None, context: int, grouped: bool = False
+) -> int:
     """Rows of KV cache that a request holds while it decodes.
 
     Args:
@@ -133,6 +137,7 @@ def rows_held(choices: int, output: int | None, prompts: Sequence[int], kv: KvSp
         prompts: tokens of each prompt, kept visual tokens included.
         kv: its KV budget.
         context: most tokens of a prompt with its output.
+        grouped: whether the cache has several groups of layers.
     """
     rows = 0
     for prompt in prompts:
@@ -140,8 +145,8 @@ def rows_held(choices: int, output: int | None, prompts: Sequence[int], kv: KvSp
         if kv is None:
             rows += prompt + choices * left
         elif KV.strategy_class(kv.strategy).once:
-            # Over groups of layers what it keeps of a prompt follows from its text, and decoded rows stay.
-            rows += choices * (prompt + left)
+            # Over groups of layers what it keeps of a prompt follows from its text. Decoded rows stay.
+            rows += choices * ((prompt if grouped else min(prompt, kv.count(prompt))) + left)
         else:
             rows += choices * min(prompt + left, kv.count(prompt) + min(kv.buffer, left))
     return rows

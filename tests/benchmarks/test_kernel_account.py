@@ -19,6 +19,7 @@ from vllm_prune.visual.strategies.maths import diversity
 SMALL = Media("small", 3, Grid(4, 6, 8))
 ROWS = """
 import json
+from benchmarks import kernel_account
 print(json.dumps([kernel_account.as_row(*one) for one in kernel_account.entries()]))
 """
 """In a process of its own: vLLM's worker for CPUs, once imported, replaces kernels by ones with other operators."""

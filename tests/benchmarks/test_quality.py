@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from benchmarks.quality import chosen, replaced
+from benchmarks.quality import arms, chosen, replaced, strategies
+from vllm_prune.catalogue import VISUAL
+from vllm_prune.sweep.client import Client
 
 
 def row(part: str, strategy: str, right: int, n: int = 4, group: str = "all") -> dict[str, Any]:
@@ -23,6 +25,22 @@ def test_only_what_is_named_is_measured() -> None:
     assert chosen(["a", "b"], "kv", ()) == ["a", "b"]
     assert chosen(["a", "b"], "kv", ["kv:b", "visual:a"]) == ["b"]
     assert chosen(["a", "b"], "video", ["kv:b", "visual:a"]) == []
+
+
+class Catalogue:
+    """What a server says of its strategies."""
+
+    def get(self, path: str) -> dict[str, Any]:
+        return {"data": [one for one in VISUAL.entries() if one["name"] in ("none", "random", "aot")]}
+
+
+def test_variants_are_of_strategies_that_have_the_option() -> None:
+    names = strategies(cast(Client, Catalogue()), "image")
+    assert sorted(names) == ["aot", "aot@members", "random", "random@tower"]
+    options = {
+        arm.strategy: arm.pruning["visual"]["options"] for arm in arms(names, [0.25]) if "@" in arm.strategy
+    }  # fmt: skip
+    assert options == {"aot@members": {"positions": 8}, "random@tower": {"where": "tower"}}
 
 
 def test_rows_are_replaced_and_added() -> None:

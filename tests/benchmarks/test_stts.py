@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,6 +79,15 @@ def test_a_cut_leaves_the_dense_blocks_and_the_scorers_block_whole() -> None:
 
 
 def test_the_account_is_of_the_committed_result() -> None:
+    committed = json.loads((RESULTS / "gpu_stts_speed.json").read_text())
+    rows = account.measured(committed)
+    found = account.fit(rows)
+    # No speed above the device's peak of 989 TFLOP/s, and no request explained by nothing.
+    assert 0 < found.fixed < min(one.seconds for one in rows)
+    assert 0 < found.tower < found.language < 989e12
+    assert found.error < 0.15
     text = gpu_account(RESULTS)
+    seconds = {row["arm"]: row["seconds"] for row in committed["results"][1]["rows"]}
+    ratio = seconds["stock"] / seconds["keep 0.25, stts (inside the tower)"]
+    assert f"| keep 0.25, stts (inside the tower) | 12,800 | {ratio:.2f}x |" in text
     assert text.count("| keep") == 6
-    assert "TFLOP/s" in text

@@ -13,6 +13,7 @@ from vllm_prune.budget.allocate import ItemBudget, allocate, plan
 from vllm_prune.budget.canonical import Part, VisualSpec, canonical, canonical_kv, kv_specs
 from vllm_prune.budget.errors import BudgetError
 from vllm_prune.budget.fields import Choice, KvField, parse_pruning, parse_visual
+from vllm_prune.catalogue import KV
 from vllm_prune.grid import Grid
 
 RATIOS = st.floats(min_value=1e-4, max_value=0.9999)
@@ -210,6 +211,14 @@ def test_an_empty_name_is_no_strategy(field: dict[str, object], param: str) -> N
 def test_an_empty_name_is_no_kv_strategy() -> None:
     with pytest.raises(BudgetError, match="unknown KV strategy ''"):
         canonical_kv(KvField(strategy="", keep=0.5))
+
+
+@pytest.mark.parametrize("name", [name for name in KV.names() if KV.strategy_class(name).once])
+def test_a_buffer_is_refused_where_the_cache_is_compacted_once(name: str) -> None:
+    assert canonical_kv(KvField(strategy=name, keep=0.5)) is not None
+    with pytest.raises(BudgetError, match="leave buffer out") as caught:
+        canonical_kv(KvField(strategy=name, keep=0.5, buffer=16))
+    assert caught.value.param == "pruning.kv.buffer"
 
 
 def test_strategies_of_requests_that_name_none() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests import emulated_graphs
+from tests.kv.keys import key
 from vllm_prune.kv import coordinates
 from vllm_prune.kv.coordinates import CoordinateStore
 
@@ -39,7 +40,7 @@ def step(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 @pytest.mark.parametrize("named", [False, True])
 def test_the_first_layer_records_what_it_is_called_with(model: nn.Module, step: SimpleNamespace, named: bool) -> None:
-    store = CoordinateStore(model, NAME, CPU)
+    store = CoordinateStore(model, NAME, CPU, key())
     store.allocate(SLOTS)
     positions, hidden = torch.arange(12).view(3, 4), torch.zeros(4, 2)
     step.slot_mapping = {NAME: torch.tensor([7, 2, 9, -1])}
@@ -62,7 +63,7 @@ def test_the_first_layer_records_what_it_is_called_with(model: nn.Module, step: 
 
 def test_a_merged_token_is_recorded_at_its_cell(model: nn.Module, step: SimpleNamespace) -> None:
     """What attention rotates it by is a row of the rotary table that stands for several positions."""
-    store = CoordinateStore(model, NAME, CPU)
+    store = CoordinateStore(model, NAME, CPU, key())
     store.allocate(SLOTS)
     step.slot_mapping = {NAME: torch.tensor([7, 2, 9, -1])}
     cells = torch.arange(12).view(3, 4)
@@ -74,14 +75,14 @@ def test_a_merged_token_is_recorded_at_its_cell(model: nn.Module, step: SimpleNa
 
 
 def test_a_model_without_such_layers_is_not_hooked(model: nn.Module) -> None:
-    assert not CoordinateStore(model, "model.blocks.0.attn", CPU).hooked
+    assert not CoordinateStore(model, "model.blocks.0.attn", CPU, key()).hooked
 
 
 def test_replays_record_the_step_at_hand(
     model: nn.Module, step: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emulated_graphs.install(monkeypatch)
-    store = CoordinateStore(model, NAME, CPU)
+    store = CoordinateStore(model, NAME, CPU, key())
     store.allocate(SLOTS)
     positions, slots = torch.zeros(3, 4, dtype=torch.int64), torch.full((4,), -1)
     step.slot_mapping, graph = {NAME: slots}, emulated_graphs.Graph()

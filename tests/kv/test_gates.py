@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests import emulated_graphs
 from tests.gate_weights import gate_weights, reference, rigged
+from tests.kv.keys import key
 from vllm_prune.kv import gates
 from vllm_prune.kv.gates import GatedPrompt, VisualGates
 from vllm_prune.kv.strategies.base import TEXT
@@ -41,7 +42,7 @@ def made(tensors: dict[str, Tensor] | None = None, requests: int = 2) -> tuple[n
     decoders = [nn.ModuleDict({"input_layernorm": Norm()}) for _ in range(LAYERS)]
     model = model_of(decoders)
     network = Network(tensors or gate_weights(LAYERS, WIDTH, 32), LANGUAGE)
-    found = VisualGates(model, NAMES, network, requests, TOKENS, CPU)
+    found = VisualGates(model, NAMES, network, requests, TOKENS, CPU, key())
     assert found.hooked
     return model, found
 
@@ -232,6 +233,6 @@ def test_a_model_that_gates_were_not_trained_for_is_not_hooked() -> None:
     decoders = [nn.ModuleDict({"input_layernorm": Norm()}) for _ in range(LAYERS)]
     whole = model_of(decoders)
     # Attention in every other layer only.
-    assert not VisualGates(whole, NAMES[::2], network, 1, TOKENS, CPU).hooked
+    assert not VisualGates(whole, NAMES[::2], network, 1, TOKENS, CPU, key()).hooked
     decoders[2] = nn.ModuleDict({"ln_1": Norm()})
-    assert not VisualGates(model_of(decoders), NAMES, network, 1, TOKENS, CPU).hooked
+    assert not VisualGates(model_of(decoders), NAMES, network, 1, TOKENS, CPU, key()).hooked

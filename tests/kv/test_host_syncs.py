@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tests.emulated_device import DEVICE, EmulatedDevice, HostSync, on_device, on_host, permissions
 from tests.gate_weights import rigged
+from tests.kv.keys import key
 from vllm_prune.budget.kv import KvSpec
 from vllm_prune.catalogue import KV
 from vllm_prune.kv import saliency as saliency_module
@@ -83,7 +84,7 @@ class Worker:
         norms = nn.ModuleList(nn.ModuleDict({"input_layernorm": nn.Identity()}) for _ in range(LAYERS))
         names = [f"layers.{index}.self_attn.attn" for index in range(LAYERS)]
         model = nn.ModuleDict({"model": nn.ModuleDict({"layers": norms})})
-        store = SaliencyStore(model, [f"model.{name}" for name in names], self.device)
+        store = SaliencyStore(model, [f"model.{name}" for name in names], self.device, key())
         assert store.hooked
         store.norms = torch.zeros(2, LAYERS, BLOCKS * BLOCK + 1, device=self.device)
         self.step = SimpleNamespace(slot_mapping={})
@@ -93,7 +94,7 @@ class Worker:
 
     def _coordinates(self) -> CoordinateStore:
         model = nn.ModuleDict({"model": nn.ModuleDict({"layers": nn.ModuleList([nn.Identity()])})})
-        store = CoordinateStore(model, self.saliency.names[0], self.device)
+        store = CoordinateStore(model, self.saliency.names[0], self.device, key())
         assert store.hooked
         store.places = torch.zeros(3, BLOCKS * BLOCK + 1, dtype=torch.int32, device=self.device)
         return store
@@ -102,7 +103,7 @@ class Worker:
         attention = [nn.ModuleDict({"q_norm": nn.Identity()}) for _ in self.layers]
         for index, layer in enumerate(self.layers):
             layer.layer_name = f"{index}.attn"
-        sums = PromptQueries(nn.ModuleList(attention), self.layers, 2, 32, self.device)
+        sums = PromptQueries(nn.ModuleList(attention), self.layers, 2, 32, self.device, key())
         assert sums.hooked
         return sums
 
@@ -112,7 +113,7 @@ class Worker:
         network = Network(tensors, LanguageShape(HIDDEN, 2, 1, layers=LAYERS))
         norms = nn.ModuleList(nn.ModuleDict({"input_layernorm": nn.Identity()}) for _ in range(LAYERS))
         model = nn.ModuleDict({"model": nn.ModuleDict({"layers": norms})})
-        gates = VisualGates(model, self.saliency.names, network, 1, 32, self.device)
+        gates = VisualGates(model, self.saliency.names, network, 1, 32, self.device, key())
         assert gates.hooked
         return gates
 

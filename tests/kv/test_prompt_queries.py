@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests import emulated_graphs
+from tests.kv.keys import key
 from vllm_prune.kv import prompt_queries
 from vllm_prune.kv.prompt_queries import PromptQueries
 from vllm_prune.kv.token_sums import SumPlan
@@ -35,7 +36,7 @@ def made(capacity: int = 2) -> tuple[nn.Module, PromptQueries]:
         SimpleNamespace(layer_name=f"layers.{index}.self_attn.attn", num_heads=HEADS, head_size=DIM)
         for index in range(LAYERS)
     ]
-    sums = PromptQueries(model, layers, capacity, TOKENS, CPU)
+    sums = PromptQueries(model, layers, capacity, TOKENS, CPU, key())
     assert sums.hooked
     return model, sums
 
@@ -158,7 +159,7 @@ def test_a_large_bias_does_not_drown_what_varies(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("vllm.model_executor.layers.linear.QKVParallelLinear", Projection)
     model = nn.ModuleDict({"self_attn": nn.ModuleDict({"qkv_proj": Projection()})})
     layer = SimpleNamespace(layer_name="self_attn.attn", num_heads=HEADS, head_size=DIM)
-    sums = PromptQueries(model, [layer], 1, TOKENS, CPU)
+    sums = PromptQueries(model, [layer], 1, TOKENS, CPU, key())
     assert sums.hooked
     hidden = torch.randn(16, WIDTH, generator=torch.Generator().manual_seed(1)) / 64
     projection: Any = model["self_attn"]["qkv_proj"]
@@ -176,4 +177,4 @@ def test_a_large_bias_does_not_drown_what_varies(monkeypatch: pytest.MonkeyPatch
 def test_a_model_whose_queries_come_from_elsewhere_is_not_hooked() -> None:
     model = nn.ModuleDict({"self_attn": nn.ModuleDict({"wqkv": nn.Linear(2, 2)})})
     layer = SimpleNamespace(layer_name="self_attn.attn", num_heads=HEADS, head_size=DIM)
-    assert not PromptQueries(model, [layer], 1, TOKENS, CPU).hooked
+    assert not PromptQueries(model, [layer], 1, TOKENS, CPU, key()).hooked

@@ -129,6 +129,10 @@ def test_rows_know_the_budget() -> None:
     assert rows_held(1, 10, [100], kv, 1000) == 24
     assert rows_held(2, 2, [100], kv, 1000) == 44
     assert rows_held(1, 10, [3], KvSpec("gui_kv", max_tokens=500), 1000) == 13
+    # What compacts once keeps what is decoded, and over groups of layers it may keep all of the prompt.
+    once = KvSpec("dyvte", keep="0.2")
+    assert rows_held(4, 300, [100], once, 1000) == 4 * (20 + 300)
+    assert rows_held(4, 300, [100], once, 1000, grouped=True) == 4 * (100 + 300)
 
 
 SIZES = Sizes(8192, {"image": 400, "video": 6000}, lambda width, height: width * height // 784)

@@ -27,7 +27,7 @@ def test_catalogue_and_presets(server: Any) -> None:
         assert ("Qwen2_5_VLForConditionalGeneration" in entry["families_with_positions"]) == merges
         assert "Molmo2ForConditionalGeneration" not in entry["families_with_positions"]
         assert entry["options"]["type"] == "object"
-        assert "Qwen2_5_VLForConditionalGeneration" in entry["families"]
+        assert ("Qwen2_5_VLForConditionalGeneration" in entry["families"]) == ("unpooled" not in entry["needs"])
         inside = entry["part"] == "visual" and VISUAL.create(entry["name"]).wanted() - {"selector", "weights"}
         assert ("InternVLForConditionalGeneration" in entry["families"]) == (not inside)
     assert set(catalogue["defaults"]) == {"image", "video", "kv"}

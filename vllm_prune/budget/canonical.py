@@ -188,7 +188,8 @@ def kv_specs(field: KvField, choices: Choices = DEFAULT_KV_CHOICES) -> tuple[KvS
         The first is to be taken where it can run on the served model, else the next. None where nothing is evicted.
 
     Raises:
-        BudgetError: both budgets or neither, an unknown strategy, options the strategy refuses.
+        BudgetError: both budgets or neither, an unknown strategy, options the strategy refuses, a buffer for a strategy
+            that compacts once.
     """
     name = choices[0].strategy if field.strategy is None else field.strategy
     if name not in ("none", *KV.names()):
@@ -211,7 +212,11 @@ def kv_specs(field: KvField, choices: Choices = DEFAULT_KV_CHOICES) -> tuple[KvS
         buffer_named="buffer" in named,
     )
     taken = choices if field.strategy is None else (Choice(name),)
-    strategies = fitting(taken, field.options or {}, "pruning.kv", KV.create)
+    strategies = tuple(fitting(taken, field.options or {}, "pruning.kv", KV.create))
+    once = next((name for name, _ in strategies if KV.strategy_class(name).once), None)
+    if once and size.buffer_named:
+        text = f"strategy {once!r} compacts the cache once, after prefill, and keeps what is decoded; leave buffer out"
+        raise BudgetError(text, "pruning.kv.buffer")
     return tuple(replace(size, strategy=strategy, options=options) for strategy, options in strategies)
 
 

@@ -51,6 +51,7 @@ class CoordinateStore:
         model: the loaded model; its first decoder layer gets a hook.
         name: name of that layer's attention, as vLLM's forward context knows it.
         device: where the coordinates live.
+        key: by which compiled code finds them; see `CompactingWorker.init_device`.
 
     Attributes:
         hooked: whether the decoder layer was there.
@@ -59,11 +60,11 @@ class CoordinateStore:
         armed: whether the step at hand is recorded. Where a CUDA graph has captured the kernels, every replay is.
     """
 
-    def __init__(self, model: nn.Module, name: str, device: torch.device) -> None:
+    def __init__(self, model: nn.Module, name: str, device: torch.device, key: int) -> None:
         if not hasattr(torch.ops.vllm_prune, "record_coordinates"):
             _define()
         self.names: tuple[str, ...] = (name,)
-        self.key = id(self)
+        self.key = key
         self.places: Tensor | None = None
         self.armed = True
         self._model = model
@@ -72,7 +73,7 @@ class CoordinateStore:
         module = None if wanted is None else dict(model.named_modules()).get(wanted)
         self.hooked = module is not None
         if module is not None:
-            key, anchor = self.key, self.anchor
+            anchor = self.anchor
 
             def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 positions = kwargs["positions"] if "positions" in kwargs else args[0]

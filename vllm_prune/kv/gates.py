@@ -93,6 +93,7 @@ class VisualGates(TokenSums):
         requests: most requests at once; all memory is allocated here.
         tokens: most tokens of a step, padding included.
         device: where the sums live.
+        key: by which compiled code finds them; see `CompactingWorker.init_device`.
 
     Attributes:
         hooked: whether these are all layers of the language model, and each has an input norm.
@@ -102,12 +103,13 @@ class VisualGates(TokenSums):
     """
 
     def __init__(
-        self, model: nn.Module, names: list[str], network: Network, requests: int, tokens: int, device: torch.device
-    ) -> None:
+        self, model: nn.Module, names: list[str], network: Network, requests: int, tokens: int, device: torch.device,
+        key: int,
+    ) -> None:  # fmt: skip
         if not hasattr(torch.ops.vllm_prune, "sum_hidden"):
             _define()
         super().__init__(tokens, 2 * requests, device)
-        self.network, self.key, self.free = network.to(device), id(self), list(range(requests))
+        self.network, self.key, self.free = network.to(device), key, list(range(requests))
         self.anchor = torch.zeros(1, device=device)
         modules = dict(model.named_modules())
         # What leaves a layer enters the next one's input norm.

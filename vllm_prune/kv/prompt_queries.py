@@ -50,6 +50,7 @@ class PromptQueries(TokenSums):
         capacity: number of slots; all memory is allocated here.
         tokens: most tokens of a step, padding included.
         device: where the sums live.
+        key: by which compiled code finds them; see `CompactingWorker.init_device`.
 
     Attributes:
         hooked: whether every layer has a module whose output holds the queries.
@@ -59,11 +60,13 @@ class PromptQueries(TokenSums):
         products: per layer float32 [slots, H * G, D, D].
     """
 
-    def __init__(self, model: nn.Module, layers: list[Any], capacity: int, tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, layers: list[Any], capacity: int, tokens: int, device: torch.device, key: int
+    ) -> None:
         if not hasattr(torch.ops.vllm_prune, "sum_queries"):
             _define()
         super().__init__(tokens, capacity, device)
-        self.capacity, self.key = capacity, id(self)
+        self.capacity, self.key = capacity, key
         self.free = list(range(capacity))
         self.shapes = [(layer.num_heads, layer.head_size) for layer in layers]
         self.counts = torch.zeros(capacity, device=device)

@@ -47,6 +47,7 @@ class SaliencyStore:
         model: the loaded model; its decoder layers' `input_layernorm` modules get a hook.
         names: names of the attention layers in order, as vLLM's forward context knows them.
         device: where the norms live.
+        key: by which compiled code finds them; see `CompactingWorker.init_device`.
 
     Attributes:
         hooked: whether every attention layer has an input norm.
@@ -55,7 +56,7 @@ class SaliencyStore:
         armed: whether the step at hand is recorded. Where a CUDA graph has captured the kernels, every replay is.
     """
 
-    def __init__(self, model: nn.Module, names: list[str], device: torch.device) -> None:
+    def __init__(self, model: nn.Module, names: list[str], device: torch.device, key: int) -> None:
         if not hasattr(torch.ops.vllm_prune, "record_norm"):
             _define()
         self.names = names
@@ -65,7 +66,7 @@ class SaliencyStore:
         modules = dict(model.named_modules())
         inputs = [modules.get(input_norm(name)) for name in names]
         self.hooked = all(module is not None for module in inputs)
-        self.key = id(self)
+        self.key = key
         for index, module in enumerate(inputs):
             if self.hooked and module is not None:
                 module.register_forward_hook(self._hook(index))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 from vllm.platforms import current_platform
@@ -22,6 +23,9 @@ else:
     from vllm.v1.worker.gpu_worker import Worker as PlatformWorker
 
 
+_NUMBERS = count()
+
+
 class CompactingWorker(PlatformWorker):
     """vLLM's worker; its model runner becomes a compacting one as soon as it exists."""
 
@@ -30,10 +34,12 @@ class CompactingWorker(PlatformWorker):
         ctrl_c.ignore_when_launched()
         super().init_device()
         metrics.set_model_name(metrics.served_name(self.vllm_config.model_config))
-        # Hooks change the compiled graph, so a compile cache of a server without them must not serve it.
-        if isinstance(self.vllm_config.additional_config, dict):
-            self.vllm_config.additional_config["vllm_prune_saliency"] = True
         make_compacting(self.model_runner, CompactingV2 if self.use_v2_model_runner else CompactingV1)
+        # Hooks change the compiled graph, so a compile cache of a server without them must not serve it. Compiled code
+        # names what it writes to by this number: the same in every process, and another for each engine of one.
+        self.model_runner.kv_number = next(_NUMBERS)
+        if isinstance(self.vllm_config.additional_config, dict):
+            self.vllm_config.additional_config["vllm_prune_stores"] = self.model_runner.kv_number
 
     def determine_available_memory(self) -> int:
         """Allocate the windows' queries first, so that vLLM sizes the KV cache beside them."""

@@ -42,6 +42,7 @@ class CompactingRunner(PlainSteps):
     """In front of vLLM's runner class; `make_compacting` puts a subclass of it there.
 
     Attributes:
+        kv_number: by which compiled code finds the stores of this runner.
         kv_requests: requests with a KV budget.
         kv_findings: why this worker cannot compact; empty when it can.
         kv_store: the windows' queries, allocated before vLLM sizes the cache.
@@ -51,6 +52,7 @@ class CompactingRunner(PlainSteps):
         kv_group_lengths: lengths of each group of layers in the step at hand; none where there is one cache group.
     """
 
+    kv_number: int
     kv_requests: dict[str, CachedRequest]
     kv_findings: list[Finding]
     kv_compactor: Compactor | None
@@ -80,19 +82,19 @@ class CompactingRunner(PlainSteps):
         gates = network_of(GATED, self.vllm_config)
         super().load_model(*args, **kwargs)  # type: ignore[misc]
         names = [layer.layer_name for layer in self._evictable_layers()]
-        store = SaliencyStore(self.model, names, self.device) if names else None
+        store = SaliencyStore(self.model, names, self.device, self.kv_number) if names else None
         self.kv_saliency = store if store is not None and store.hooked else None
         model = self.vllm_config.model_config
         if names and model.uses_mrope and model.mrope_num_dims == AXES:
-            coordinates = CoordinateStore(self.model, names[0], self.device)
+            coordinates = CoordinateStore(self.model, names[0], self.device, self.kv_number)
             self.kv_coordinates = coordinates if coordinates.hooked else None
         layers, capacity = self._evictable_layers(), WorkerFacts.of(self.vllm_config).prompt_queries
         if capacity and not layer_refusals(layers):
-            made = PromptQueries(self.model, layers, capacity, self.max_num_tokens, self.device)
+            made = PromptQueries(self.model, layers, capacity, self.max_num_tokens, self.device, self.kv_number)
             self.kv_sums = made if made.hooked else None
         if gates is not None and not layer_refusals(layers):
             most = WindowLimits.of(self.vllm_config).requests
-            asked = VisualGates(self.model, names, gates, most, self.max_num_tokens, self.device)
+            asked = VisualGates(self.model, names, gates, most, self.max_num_tokens, self.device, self.kv_number)
             self.kv_gates = asked if asked.hooked else None
 
     def _evictable_layers(self) -> list[Any]:

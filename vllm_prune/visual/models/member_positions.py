@@ -156,12 +156,12 @@ class MemberPositions:
             return positions
         if self._composes:
             count = positions.shape[1]
-            return self._own(positions).copy_(torch.where(self._merged[:count], self._rows[:count], positions))
+            return self._buffer_for(positions).copy_(torch.where(self._merged[:count], self._rows[:count], positions))
         if self.pieces and not cuda_graphs.stream_capturing():
-            return self._own(positions).copy_(positions)
+            return self._buffer_for(positions).copy_(positions)
         return positions
 
-    def _own(self, positions: Tensor) -> Tensor:
+    def _buffer_for(self, positions: Tensor) -> Tensor:
         """Memory of ours in the shape and with the strides of the runner's positions."""
         rows, count = positions.shape
         wide = max(positions.stride(0), count)

@@ -18,6 +18,8 @@ from ...vllm_compat.signatures import load
 
 _ROWS = "vllm_prune_positions"
 """Attribute of a rotary embedding with room: rows of its table that are positions."""
+_TABLES = "vllm_prune_tables"
+"""Attribute of a rotary embedding with room: its shorter tables."""
 _FORWARDS = ("forward", "forward_native", "forward_cuda", "forward_hip", "forward_xpu", "forward_cpu")
 _SCALED_QUERIES = ("do_llama_4_scaling", "attn_temperature_tuning")
 """Attributes of attention layers of vLLM that read positions for more than rotary embedding, where they are true."""
@@ -26,9 +28,9 @@ _SCALED_QUERIES = ("do_llama_4_scaling", "attn_temperature_tuning")
 def ropes_of(language: nn.Module) -> list[Any]:
     """The rotary embeddings of a language model, each once, whatever their class."""
     package = load("get_rope").__module__
-    found = [module for module in language.modules() if type(module).__module__.startswith(f"{package}.")]
+    modules = [module for module in language.modules() if type(module).__module__.startswith(f"{package}.")]
     # How a pair is rotated, which each rotary embedding has inside.
-    return [module for module in found if not isinstance(module, load("ApplyRotaryEmb"))]
+    return [module for module in modules if not isinstance(module, load("ApplyRotaryEmb"))]
 
 
 def obstacle(language: nn.Module, latent: bool) -> str | None:
@@ -69,6 +71,8 @@ def make_room(rope: Any, rows: int) -> None:
     table, positions = rope.cos_sin_cache, positions_in(rope)
     setattr(rope, _ROWS, positions)
     if len(table) < rows:
+        # Graphs that another engine has captured read the table that they have seen.
+        setattr(rope, _TABLES, [*getattr(rope, _TABLES, []), table])
         rope.cos_sin_cache = torch.cat([table, table.new_zeros(rows - len(table), table.shape[1])])
 
 

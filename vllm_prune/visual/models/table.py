@@ -117,9 +117,12 @@ class Family:
         return f"{HERE}.{self.parent}" if self.kind is None else f"{DERIVED}:{architecture}"
 
 
-def _qwen3(name: str, parent: str, tested: str = "CPU, tiny model", kv: str = "yes", mixed: bool = False) -> Family:
+def _qwen3(
+    name: str, parent: str, tested: str = "CPU, tiny model", kv: str = "yes", mixed: bool = False, **more: Any
+) -> Family:
     return Family(
-        name, parent, "Qwen3-VL", "grid", MODALITIES, QWEN, True, "frame", tested=tested, kv=kv, mixed_layers=mixed
+        name, parent, "Qwen3-VL", "grid", MODALITIES, QWEN, True, "frame", tested=tested, kv=kv, mixed_layers=mixed,
+        **more,
     )  # fmt: skip
 
 
@@ -165,7 +168,8 @@ FAMILIES: dict[str, Family] = {
     ),
     "Cosmos3ForConditionalGeneration": _qwen3("Cosmos 3", "cosmos3:Cosmos3ForConditionalGeneration"),
     "InternS1ProForConditionalGeneration": _qwen3(
-        "Intern-S1-Pro", "interns1_pro:InternS1ProForConditionalGeneration", _BY_INHERITANCE, _UNTRIED
+        "Intern-S1-Pro", "interns1_pro:InternS1ProForConditionalGeneration", _BY_INHERITANCE, _UNTRIED,
+        own_rotation="its rotary embedding (FoPE) computes angles by itself",
     ),
     "InternS2PreviewForConditionalGeneration": _qwen3(
         "Intern-S2 preview", "interns2_preview:InternS2PreviewForConditionalGeneration", _DELTA_NETS, _UNTRIED, True

@@ -47,8 +47,7 @@ class LanguageShape:
     @property
     def words(self) -> str:
         """The sizes that layers share, for people."""
-        tower = f" and a tower of {self.frame_patches} patches per frame" if self.frame_patches else ""
-        return f"of width {self.width} with {self.heads} heads, {self.kv_heads} of them for keys{tower}"
+        return f"of width {self.width} with {self.heads} heads, {self.kv_heads} of them for keys"
 
     @property
     def head(self) -> int:
@@ -150,11 +149,14 @@ class TrainedLayout:
             if name not in shapes:
                 raise LayoutError(f"{name} is missing")
             if tuple(shapes[name]) != shape:
-                raise LayoutError(
-                    f"{name} has the shape {list(shapes[name])}, and a language model {language.words} needs "
-                    f"{list(shape)}"
-                )
+                has = f"{name} has the shape {list(shapes[name])}"
+                raise LayoutError(f"{has}, and {cls.served(language)} needs {list(shape)}")
         return tuple(expected)
+
+    @classmethod
+    def served(cls, language: LanguageShape) -> str:
+        """The sizes of the served model that the layout follows, for people."""
+        return f"a language model {language.words}"
 
 
 class TrainedStrategy(TrainedLayout, Strategy):

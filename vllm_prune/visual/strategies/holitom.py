@@ -23,7 +23,7 @@ from .maths import (
     highest,
     mean_by,
     nearest,
-    own_weights,
+    owner_weights,
     unit_rows,
 )
 
@@ -193,8 +193,10 @@ def _members(owner: Tensor, order: Tensor, absorbs: Tensor, least: float, parts:
     """
     count = len(order)
     absorbed = count_by(absorbs, count + 1)[:count]
-    own = own_weights(absorbed, least)
+    owners = owner_weights(absorbed, least)
     # Candidates that nobody absorbs weigh nothing, in a place of their own.
-    weights = torch.cat([(1 - own) / absorbed.clamp_min(1), own.new_zeros(1)])[absorbs].index_copy(0, order, own)
+    weights = torch.cat([(1 - owners) / absorbed.clamp_min(1), owners.new_zeros(1)])[absorbs].index_copy(
+        0, order, owners
+    )
     into = absorbs.index_copy(0, order, torch.arange(count, device=order.device))
     return heaviest(into[owner], count, parts, (weights / count_by(owner, len(absorbs)))[owner])

@@ -81,6 +81,11 @@ class VqToken(TrainedStrategy):
             expected |= {f"{name}linear2.weight": (width, hidden), f"{name}linear2.bias": (width,)}
         return expected
 
+    @classmethod
+    def served(cls, language: LanguageShape) -> str:
+        """See `TrainedLayout.served`."""
+        return f"{super().served(language)} and a tower of {language.frame_patches} patches per frame"
+
     def select(
         self, tokens: Tensor, grid: Grid, count: int, context: Context, per_frame: Sequence[int] | None = None
     ) -> Tensor:

@@ -56,5 +56,5 @@ class UnpooledFrames(Listener):
         if not parts:
             return [None] * len(modalities)
         lengths = [len(video) for video in kwargs["pixel_values_videos"]]
-        videos = iter(torch.cat(parts).split(lengths))
+        videos = iter((torch.cat(parts) if len(parts) > 1 else parts[0]).split(lengths))
         return [Frames(next(videos), self._pooled) if one == "video" else None for one in modalities]

@@ -12,7 +12,7 @@ from .clusters import (
     heaviest,
     mean_by,
     nearest,
-    own_weights,
+    owner_weights,
     spherical_groups,
     sum_by,
 )
@@ -47,7 +47,7 @@ __all__ = [
     "mean_by",
     "nearest",
     "neighbour_similarity",
-    "own_weights",
+    "owner_weights",
     "quantise",
     "scenes",
     "sinkhorn",

@@ -167,10 +167,10 @@ def absorb(rows: Tensor, kept: Tensor, owner: Tensor, least: float) -> Tensor:
         least: in [0, 1].
     """
     count = len(kept)
-    weight = own_weights(count_by(owner, count + 1)[:count], least)[:, None]
+    weight = owner_weights(count_by(owner, count + 1)[:count], least)[:, None]
     return weight * rows[kept].float() + (1 - weight) * mean_by(rows, owner, count + 1)[:count]
 
 
-def own_weights(absorbed: Tensor, least: float) -> Tensor:
+def owner_weights(absorbed: Tensor, least: float) -> Tensor:
     """What kept rows weigh themselves, float32 [K], by how many others each absorbs, int64 [K]; see `absorb`."""
     return (1 / (absorbed + 1)).clamp_min(least).masked_fill(absorbed == 0, 1.0)
