@@ -34,7 +34,7 @@ LAYERED = [name for name in catalogue.KV.names() if catalogue.KV.strategy_class(
 @pytest.mark.parametrize("strategy", LAYERED)
 def test_strategies_by_depth_say_what_to_configure(client: openai.OpenAI, model: str, strategy: str) -> None:
     with pytest.raises(openai.BadRequestError) as error:
-        ask(client, model, {"kv": {**KV, "strategy": strategy}})
+        ask(client, model, {"kv": {"keep": 0.2, "strategy": strategy}})
     assert error.value.param == "pruning.kv.strategy"
     assert "set kv.layer_groups" in error.value.message
 
@@ -45,7 +45,7 @@ GATED = [name for name in catalogue.KV.names() if "gates" in catalogue.KV.strate
 @pytest.mark.parametrize("strategy", GATED)
 def test_strategies_with_gates_say_what_to_configure(client: openai.OpenAI, model: str, strategy: str) -> None:
     with pytest.raises(openai.BadRequestError) as error:
-        ask(client, model, {"kv": {**KV, "strategy": strategy}})
+        ask(client, model, {"kv": {"keep": 0.2, "strategy": strategy}})
     assert error.value.param == "pruning.kv.strategy"
     assert f"weights: {{{strategy}: PATH}}" in error.value.message
 
