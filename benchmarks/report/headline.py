@@ -2,59 +2,84 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
 from .files import NOT_MEASURED, read, table
 from .quality import DEFAULTS, accuracy, default_of, percent
 
-HEAD = ["budget", "throughput, stock vLLM = 1", "right answers, demo model", "speed measured on"]
+HEAD = [
+    "budget", "throughput, stock vLLM = 1", "of what arithmetic allows", "right answers, demo model",
+    "speed measured on",
+]  # fmt: skip
+KEEP, IN_FLIGHT = 0.25, 8
+FILES = ("speed_matrix.json", "gpu_stts_speed.json", "kv.json", "quality.json")
 
 
 def table_rows(results: Path) -> list[list[str]]:
-    """Off, half of the visual tokens, a quarter inside the tower, a fifth of the cache."""
-    return [_off(results), _behind_tower(results), _in_tower(results), _kv(results)]
+    """Off, a quarter of a video's visual tokens, a fifth of the cache; and one row of a GPU."""
+    return [_off(results), _video(results), _kv(results), _on_gpu(results)]
 
 
 def table_or_note(results: Path) -> str:
     """The table, or a note where a result is missing."""
-    files = ("off_cost.json", "gpu_stts_speed.json", "kv.json", "quality.json")
-    if not all((results / name).exists() for name in files):
+    if not all((results / name).exists() for name in FILES):
         return NOT_MEASURED
     return table(HEAD, table_rows(results))
 
 
 def _off(results: Path) -> list[str]:
-    result = read(results / "off_cost.json")
-    latency, setting = result["stock_over_off"]["latency"], result["setting"]
-    where = (
-        f"{result['hardware']['device']}: {result['parameters'] / 1e6:.0f}M weights, one screenshot of "
-        f"{setting['visual_tokens']:,} visual tokens"
-    )
-    shares = _shares(results, "unpruned", None)
-    return ["none", _ratio(latency["ratio"], latency["low"], latency["high"]), shares, where]
+    result = read(results / "speed_matrix.json")
+    ratios = [row["throughput_ratio"] for cell in result["loads"] for row in cell["rows"] if row["arm"] == "off"]
+    speed = _ratio(statistics.median(ratios), min(ratios), max(ratios))
+    loads = len(ratios)
+    return ["none", speed, "-", _shares(results, "unpruned", None), f"{_machine(result)}, {loads} loads"]
 
 
-def _behind_tower(results: Path) -> list[str]:
-    speed, where = _on_gpu(results, "keep 0.5, behind the tower")
-    return ["keep 50% of the visual tokens", f"{speed}, `uniform`", _of_defaults(results, 0.5), where]
+def _video(results: Path) -> list[str]:
+    result = read(results / "speed_matrix.json")
+    (cell,) = (one for one in result["loads"] if (one["workload"], one["concurrency"]) == ("video", IN_FLIGHT))
+    rows = {row["arm"]: row for row in cell["rows"]}
+    ours, theirs = rows[f"keep {KEEP:.0%} in the tower"], rows[f"evs {KEEP:.0%}"]
+    where = f"{_machine(result)}, one video of {cell['visual_tokens']:,} visual tokens, {_in_flight(cell)}"
+    speed = f"{_speed(ours)}; vLLM's EVS {_speed(theirs)}"
+    return [f"keep {KEEP:.0%} of videos", speed, _bound(ours), _right(results, "video", "videos"), where]
 
 
-def _in_tower(results: Path) -> list[str]:
-    speed, where = _on_gpu(results, "keep 0.25, stts (inside the tower)")
-    return ["keep 25%, chosen inside the vision tower", f"{speed}, `stts`", _shares(results, "stts", 0.25), where]
+def _speed(row: dict[str, Any]) -> str:
+    return _ratio(row["throughput_ratio"], row["throughput_lowest"], row["throughput_highest"])
 
 
-def _on_gpu(results: Path, arm: str) -> tuple[str, str]:
-    """Speed of an arm at the longest video, and what it was measured on."""
+def _bound(row: dict[str, Any]) -> str:
+    return f"{row['share_of_ratio_bound']:.0%} of {row['ratio_bound']:.2f}x"
+
+
+def _right(results: Path, part: str, kind: str) -> str:
+    """Right answers of a modality by its default strategy."""
+    name = default_of(results, part, KEEP)
+    return f"{kind} {percent(accuracy(results, part, name, KEEP))} ({_place(name)})"
+
+
+def _machine(result: dict[str, Any]) -> str:
+    return f"{result['hardware']['device']}: {result['parameters'] / 1e6:.0f}M weights"
+
+
+def _in_flight(cell: dict[str, Any]) -> str:
+    return f"{cell['concurrency']} in flight"
+
+
+def _on_gpu(results: Path) -> list[str]:
+    """Speed of the trained scorer at the longest video."""
     result = read(results / "gpu_stts_speed.json")
     longest = max(result["results"], key=lambda one: one["cells"])
-    (row,) = (row for row in longest["rows"] if row["arm"] == arm)
+    (row,) = (row for row in longest["rows"] if row["arm"] == "keep 0.25, stts (inside the tower)")
     where = (
         f"{result['hardware']['device']}: {result['model']['parameters'] / 1e9:.1f}B weights in Qwen2.5-VL-7B's "
         f"shapes, one video of {longest['cells']:,} visual tokens"
     )
-    return _ratio(row["throughput_ratio"], row["lowest"], row["highest"]), where
+    speed = _ratio(row["throughput_ratio"], row["lowest"], row["highest"])
+    return [f"keep {KEEP:.0%}, `stts`", speed, "-", _shares(results, "stts", KEEP), where]
 
 
 def _kv(results: Path) -> list[str]:
@@ -67,24 +92,14 @@ def _kv(results: Path) -> list[str]:
         )
     ]
     where = (
-        f"{result['hardware']['device']}: {result['parameters'] / 1e6:.0f}M weights, a cache that holds two full "
-        f"requests of {setting['screens']} screenshots, {setting['visual_tokens']:,} visual tokens each"
+        f"{_machine(result)}, a cache that holds two full requests of {setting['screens']} screenshots, "
+        f"{setting['visual_tokens']} visual tokens each"
     )
-    names = dict.fromkeys((DEFAULTS["kv"], "gui_kv"))
-    shares = ", ".join(f"{percent(accuracy(results, 'kv', name, setting['keep']))} (`{name}`)" for name in names)
+    name = DEFAULTS["kv"]
+    shares = f"{percent(accuracy(results, 'kv', name, setting['keep']))} (`{name}`)"
     whole = f"{percent(accuracy(results, 'kv', 'unpruned', None))} unpruned"
     speed = _ratio(tight["throughput_ratio"], min(rounds), max(rounds))
-    return [f"keep {setting['keep']:.0%} of the KV cache", f"{speed}, `gui_kv`", f"images {shares}, {whole}", where]
-
-
-def _of_defaults(results: Path, keep: float) -> str:
-    """Right answers of images and videos, each by its default strategy."""
-    names = {part: default_of(results, part, keep) for part in ("visual", "video")}
-    if len({*names.values()}) == 1:
-        return _shares(results, names["visual"], keep)
-    shares = {part: percent(accuracy(results, part, name, keep)) for part, name in names.items()}
-    texts = {part: _place(name) for part, name in names.items()}
-    return f"images {shares['visual']} ({texts['visual']}), videos {shares['video']} ({texts['video']})"
+    return [f"keep {setting['keep']:.0%} of the KV cache", speed, "-", f"images {shares}, {whole}", where]
 
 
 def _place(arm: str) -> str:
