@@ -94,8 +94,8 @@ class CompactingRunner(PlainSteps):
             self.kv_sums = made if made.hooked else None
         if gates is not None and not layer_refusals(layers):
             most = WindowLimits.of(self.vllm_config).requests
-            asked = VisualGates(self.model, names, gates, most, self.max_num_tokens, self.device, self.kv_number)
-            self.kv_gates = asked if asked.hooked else None
+            reading = VisualGates(self.model, names, gates, most, self.max_num_tokens, self.device, self.kv_number)
+            self.kv_gates = reading if reading.hooked else None
 
     def _evictable_layers(self) -> list[Any]:
         return evictable_layers(decoder_attention(self.compilation_config))

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ...grid import Grid
+from ._signals import required
 from .base import Context, NoOptions
 
 
@@ -35,9 +36,7 @@ def received(strategy: str, tokens: Tensor, grid: Grid, context: Context) -> Ten
     Raises:
         ValueError: the model adapter did not capture the attention.
     """
-    attention = context.tower_attention
-    if attention is None:
-        raise ValueError(f"strategy {strategy!r} needs the signal 'tower_attention', which was not captured")
+    attention = required(strategy, "tower_attention", context.tower_attention)
     if len(attention) != grid.tokens:
         raise ValueError(f"tower_attention has {len(attention)} values for {grid.tokens} cells")
     # A frame's values sum to one.

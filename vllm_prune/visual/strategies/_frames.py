@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .base import Context
-
 
 @dataclass(frozen=True)
 class Frames:
@@ -20,19 +18,3 @@ class Frames:
 
     rows: Tensor
     pooled: int
-
-
-def frames_of(strategy: str, context: Context) -> Frames:
-    """The frames of a video.
-
-    Args:
-        strategy: its name, for the error.
-        context: see `Context`.
-
-    Raises:
-        ValueError: the model adapter did not give them.
-    """
-    if context.unpooled is None:
-        raise ValueError(f"strategy {strategy!r} needs the signal 'unpooled', which was not captured")
-    frames: Frames = context.unpooled
-    return frames

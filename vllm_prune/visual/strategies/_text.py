@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ._signals import required
 from .base import Context
 from .maths import unit_rows
 
@@ -25,6 +26,4 @@ def similarity_to_text(strategy: str, tokens: Tensor, context: Context) -> tuple
 
 def text_of(strategy: str, tokens: Tensor, context: Context) -> Tensor:
     """The text's embeddings, float32 [L, D], on the device of the tokens; see `similarity_to_text`."""
-    if context.text is None:
-        raise ValueError(f"strategy {strategy!r} needs the signal 'text', which was not given")
-    return context.text.to(tokens.device).float()
+    return required(strategy, "text", context.text).to(tokens.device).float()

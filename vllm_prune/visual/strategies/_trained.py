@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from ._signals import required
 from .base import Context, Strategy
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -170,7 +171,5 @@ class TrainedStrategy(TrainedLayout, Strategy):
         Raises:
             ValueError: the model adapter did not give them.
         """
-        if context.network is None:
-            raise ValueError(f"strategy {self.name!r} needs the signal 'weights', which was not given")
-        network: Network = context.network
+        network: Network = required(self.name, "weights", context.network)
         return network

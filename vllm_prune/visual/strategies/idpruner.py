@@ -10,6 +10,7 @@ from torch import Tensor
 from ...grid import Grid
 from ...signals import VisualSignal
 from ._attention import AttentionOptions
+from ._signals import required
 from .base import Context, Strategy
 from .maths import diverse_order, sketch, spread_to_one
 
@@ -66,7 +67,4 @@ class IdPruner(Strategy):
         if self.options.importance == "norm":
             return tokens.float().norm(dim=-1)
         importance = context.scores if self.options.importance == "selector" else context.tower_attention
-        if importance is None:
-            signal = _SIGNALS[self.options.importance]
-            raise ValueError(f"strategy 'idpruner' needs the signal {signal!r}, which was not given")
-        return importance.to(tokens.device)
+        return required(self.name, _SIGNALS[self.options.importance], importance).to(tokens.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...grid import Grid
 from ...shares import even_shares
+from ._signals import required
 from .base import Context, NoOptions, Strategy, best, best_per_frame
 
 _STEPS = 8.0
@@ -61,11 +62,10 @@ class Stts(Strategy):
         Raises:
             ValueError: the model adapter did not run a scorer.
         """
-        if context.scores is None:
-            raise ValueError("strategy 'stts' needs the signal 'scorer', which was not given")
-        if len(context.scores) != grid.tokens:
-            raise ValueError(f"scorer gave {len(context.scores)} values for {grid.tokens} cells")
-        logits = context.scores.to(tokens.device).logit().clamp(_LOWEST, _HIGHEST)
+        scores = required(self.name, "scorer", context.scores)
+        if len(scores) != grid.tokens:
+            raise ValueError(f"scorer gave {len(scores)} values for {grid.tokens} cells")
+        logits = scores.to(tokens.device).logit().clamp(_LOWEST, _HIGHEST)
         return (logits * _STEPS).round() / _STEPS
 
     def select_span(self, tokens: Tensor, grid: Grid, count: int, context: Context) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...grid import Grid
+from ._signals import required
 from .base import Context, Strategy
 
 
@@ -29,6 +30,4 @@ class VisionSelector(Strategy):
         Raises:
             ValueError: the model adapter has no weights.
         """
-        if context.scores is None:
-            raise ValueError("strategy 'vision_selector' needs the signal 'selector', which was not given")
-        return context.scores.to(tokens.device)
+        return required(self.name, "selector", context.scores).to(tokens.device)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, multi_head_attention_forward, relu
 
 from ...grid import Grid
-from ._frames import Frames, frames_of
+from ._frames import Frames
+from ._signals import required
 from ._trained import LanguageShape, LayoutError, Network, Shapes, TrainedStrategy
 from .base import Context, NoOptions, Reduction, check_counts
 from .maths import SKETCH, drawn_centers, evenly_spaced, mean_by, sketch, spherical_groups, unit_rows
@@ -103,7 +104,8 @@ class VqToken(TrainedStrategy):
         check_counts(len(tokens), grid, count, per_frame)
         if count == grid.tokens:
             return Reduction(torch.arange(count, device=tokens.device))
-        frames, network = frames_of(self.name, context), self.network(context)
+        frames: Frames = required(self.name, "unpooled", context.unpooled)
+        network = self.network(context)
         # What stands behind the frames ends the video, and stays unless nothing else would.
         ends = grid.tokens - len(frames.rows) * frames.pooled
         made = count - ends if count > ends else count

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...grid import Grid
+from ._signals import required
 from .base import Context, Strategy
 from .maths import diverse_order, sketch, spread_to_one
 
@@ -32,7 +33,5 @@ class Zoo(Strategy):
         Raises:
             ValueError: the model adapter did not measure the sensitivity.
         """
-        if context.sensitivity is None:
-            raise ValueError("strategy 'zoo' needs the signal 'projector', which was not captured")
-        importance = spread_to_one(context.sensitivity.to(tokens.device))
+        importance = spread_to_one(required(self.name, "projector", context.sensitivity).to(tokens.device))
         return diverse_order(sketch(tokens), count, lambda index, similar: importance[index] * (1 - similar))
