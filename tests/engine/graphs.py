@@ -78,9 +78,11 @@ class Attention(cpu_attn.CPUAttentionBackendImpl):
         last = (attn_metadata.seq_lens[request] - (ends[request] - token)).clamp(min=0)
         rows = kv_cache[attn_metadata.block_table.long()].transpose(1, 2).flatten(2, 3)[request]
         keys, values = rows.chunk(2, -1)
+        hidden = torch.arange(keys.shape[2])[None] > last[:, None]
+        # As CUDA's kernels, which read no row behind a request's last: padding may have written anything there.
+        values = values.masked_fill(hidden[:, None, :, None], 0)
         grouped = query.view(tokens, self.num_kv_heads, -1, self.head_size)
         logits = (grouped @ keys.transpose(-1, -2)) * self.scale
-        hidden = torch.arange(keys.shape[2])[None] > last[:, None]
         weights = logits.masked_fill(hidden[:, None, None], float("-inf")).softmax(-1)
         output.view(tokens, -1).copy_((weights @ values).reshape(tokens, -1))
         return output

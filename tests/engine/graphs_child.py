@@ -279,6 +279,9 @@ def main(checkpoint: str, out: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    # Memory that nothing has written is NaN: what reads the padding of a graph shows at once, not now and then.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
     from . import graphs
 
     patches = pytest.MonkeyPatch()
