@@ -298,6 +298,8 @@ def main(
     save: Annotated[bool, typer.Option(help="Write the result under benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print; `--save` keeps the result and a plot, and parts left out as an earlier run saved them."""
+    if shape is Model.qwen3_vl:
+        raise typer.BadParameter("screens are laid out in cells of 28 pixels; choose small or 7b")
     folder, given, prefix = served(shape)
     path = RESULTS / f"{prefix}kv.json"
     result: dict[str, Any] = json.loads(path.read_text()) if part and path.exists() else {}

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL-7B's shapes without its weights, for timing on a GPU: vLLM fills them with random values as it starts."""
+"""What a benchmark serves: models with random weights, small ones or Qwen2.5-VL-7B's shapes for timing on a GPU."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 from vllm_prune.visual.scorers.stts import files
 from vllm_prune.visual.scorers.stts.model import Scorer, Shape
 
-from . import random_model
+from . import random_model, shapes
 from .random_model import DEMO, lay_out, set_rope
 from .stts.towers import AFTER
 
 
 class Model(StrEnum):
-    """What a benchmark serves: a small model with random weights, or the 7B's shapes, which need a GPU."""
+    """A small Qwen2.5-VL or Qwen3-VL with random weights, or the shapes of Qwen2.5-VL-7B, which need a GPU."""
 
     small = "small"
+    qwen3_vl = "qwen3_vl"
     seven_b = "7b"
 
 
@@ -27,6 +28,8 @@ def served(model: Model) -> tuple[Path, list[str], str]:
     """Folder, further arguments of each of two servers side by side, and what names of result files begin with."""
     if model is Model.small:
         return random_model.build(), [], ""
+    if model is Model.qwen3_vl:
+        return shapes.build(shapes.SMALL_3), ["--load-format", "dummy"], "qwen3_vl_"
     # Prefill is measured: graphs would only make the start longer.
     room = ["--gpu-memory-utilization", "0.42", "--kv-cache-memory-bytes", str(8 << 30), "--enforce-eager"]
     return build(), ["--load-format", "dummy", *room], "gpu_"

@@ -1,7 +1,8 @@
 """Shapes of Qwen2.5-VL and Qwen3-VL without their weights, for timing: vLLM fills them with random values as it starts.
 
-Two sizes of each: the published model's, for a GPU, and a tiny one, for trying the same commands on a CPU. A folder
-holds a configuration, the demo model's tokenizer and a processor, and is written without any network.
+Two sizes of each: the published model's, for a GPU, and a tiny one, for trying the same commands on a CPU; and a small
+Qwen3-VL that a CPU can time. A folder holds a configuration, the demo model's tokenizer and a processor, and is written
+without any network.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ class Shape:
 
 SEVEN_B = Shape(Family.qwen2_5_vl, 28, 3584, 18944, 28, 4, 128, 32, 1280, 3420, 16, (16, 24, 24))
 EIGHT_B = Shape(Family.qwen3_vl, 36, 4096, 12288, 32, 8, 128, 27, 1152, 4304, 16, (24, 20, 20))
+SMALL_3 = Shape(Family.qwen3_vl, 12, 768, 3072, 12, 3, 64, 8, 512, 2048, 8, (12, 10, 10))
 TINY_2_5 = Shape(Family.qwen2_5_vl, 2, 128, 256, 4, 2, 32, 3, 64, 128, 4, (4, 6, 6))
 TINY_3 = Shape(Family.qwen3_vl, 2, 128, 256, 4, 2, 32, 3, 64, 128, 4, (6, 5, 5))
 

@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "evaluation": lambda: quality.evaluation(EVALUATION),
     "speed": lambda: speed.speed(RESULTS),
     "speed_matrix": lambda: speed.matrix(RESULTS),
+    "speed_matrix_vidcom2": lambda: speed.matrix_vidcom2(RESULTS),
     "off_cost": lambda: engine_results.off_cost(RESULTS),
     "kernel_account": lambda: kernels.account(RESULTS),
     "kv_speed": lambda: engine_results.kv_speed(RESULTS),

@@ -1,4 +1,4 @@
-"""The table of the README: what four budgets gained, what they cost in right answers, and on which hardware."""
+"""The table of the README: what five budgets gained, what they cost in right answers, and on which hardware."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ HEAD = [
     "speed measured on",
 ]  # fmt: skip
 KEEP, IN_FLIGHT = 0.25, 8
-FILES = ("speed_matrix.json", "gpu_stts_speed.json", "kv.json", "quality.json")
+FILES = ("speed.json", "speed_matrix.json", "gpu_stts_speed.json", "kv.json", "quality.json")
 
 
 def table_rows(results: Path) -> list[list[str]]:
-    """Off, a quarter of a video's visual tokens, a fifth of the cache; and one row of a GPU."""
-    return [_off(results), _video(results), _kv(results), _on_gpu(results)]
+    """Off, a quarter of a screenshot's and of a video's visual tokens, a fifth of the cache; and one row of a GPU."""
+    return [_off(results), _screenshot(results), _video(results), _kv(results), _on_gpu(results)]
 
 
 def table_or_note(results: Path) -> str:
@@ -35,6 +35,14 @@ def _off(results: Path) -> list[str]:
     speed = _ratio(statistics.median(ratios), min(ratios), max(ratios))
     loads = len(ratios)
     return ["none", speed, "-", _shares(results, "unpruned", None), f"{_machine(result)}, {loads} loads"]
+
+
+def _screenshot(results: Path) -> list[str]:
+    result = read(results / "speed.json")
+    cell = result["loads"][1]
+    (row,) = (row for row in cell["rows"] if row["arm"] == f"keep {KEEP:g}")
+    where = f"{_machine(result)}, one screenshot of {cell['visual_tokens']:,} visual tokens, {_in_flight(cell)}"
+    return [f"keep {KEEP:.0%} of images", _speed(row), _bound(row), _right(results, "visual", "images"), where]
 
 
 def _video(results: Path) -> list[str]:

@@ -42,16 +42,17 @@ def _bounded(ratio: float, bound: float | None) -> str:
     return f"{ratio:.2f}x" if bound is None else f"{ratio:.2f}x ({ratio / bound:.0%} of {bound:.2f}x)"
 
 
-def matrix(results: Path) -> str:
-    """One table for each load of `speed_matrix.json`, the plot, and how it was measured."""
-    result = read(results / "speed_matrix.json")
+def matrix(results: Path, prefix: str = "", model: str = "Qwen2.5-VL") -> str:
+    """One table for each load of a result of `benchmarks.speed --matrix`, the plot, and how it was measured."""
+    name = f"{prefix}speed_matrix"
+    result = read(results / f"{name}.json")
     if result is None:
         return "The tables are written by `python -m benchmarks.speed --matrix --save`."
     hardware = result["hardware"]
     parts = [_load(cell) for cell in result["loads"]]
-    parts.append("![Throughput of every arm, beside its bound](../benchmarks/results/speed_matrix.png)")
+    parts.append(f"![Throughput of every arm, beside its bound](../benchmarks/results/{name}.png)")
     parts.append(
-        f"{result['parameters'] / 1e6:.0f}M random weights (Qwen2.5-VL architecture), {hardware['device']}, vLLM "
+        f"{result['parameters'] / 1e6:.0f}M random weights ({model} architecture), {hardware['device']}, vLLM "
         f"{hardware['vllm']}. All servers of a load ran side by side and took turns, with one allocator and one OpenMP "
         "runtime. Throughput is the median of the per-round ratios to stock (lowest to highest). Behind the tower "
         "images and videos are pruned by their default strategies, in it by `divprune`. The bound is the least time "
@@ -60,6 +61,11 @@ def matrix(results: Path) -> str:
         f"within stock's median. Commands, and these speeds: {'; '.join(_runs(result['loads']))}."
     )
     return "\n\n".join(parts)
+
+
+def matrix_vidcom2(results: Path) -> str:
+    """The same of Qwen3-VL, for which vLLM has VidCom2."""
+    return matrix(results, "qwen3_vl_", "Qwen3-VL")
 
 
 def _runs(cells: list[dict[str, Any]]) -> list[str]:

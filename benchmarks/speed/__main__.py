@@ -31,9 +31,9 @@ from ..seven_b import Model, served
 from ..shapes import Shape
 from ..steps import Steps
 from . import bound, micro
-from .arms import EVS, OURS, STOCK, Arm, defaults, matrix, pruning_arguments
+from .arms import EVS, OURS, STOCK, VIDCOM2, Arm, defaults, matrix, pruning_arguments
 from .fleet import Fleet, Plan
-from .forms import CELL, QUICK, Form, few_arms, few_loads
+from .forms import QUICK, Form, few_arms, few_loads
 from .plot import draw
 from .results import ResultFile, few, show
 from .rounds import Clock, Load, Measured, measure
@@ -136,7 +136,9 @@ def main(
     strategy: Annotated[str | None, typer.Option(help="Strategy of the pruned arms, the defaults without it.")] = None,
     rows: Annotated[int | None, typer.Option(help="Screen height in tokens of 28 pixels; 32, quick 14.")] = None,
     cols: Annotated[int | None, typer.Option(help="Screen width in tokens; 48, quick 24.")] = None,
-    shape: Annotated[Model, typer.Option(help="7b needs a GPU.")] = Model.small,
+    shape: Annotated[
+        Model, typer.Option(help="qwen3_vl, with --matrix: VidCom2 is among the arms. 7b needs a GPU.")
+    ] = Model.small,
     all_arms: Annotated[bool, typer.Option("--matrix", help="All arms instead of the few.")] = False,
     workload: Annotated[list[str] | None, typer.Option(help="With --matrix; may repeat. All by default.")] = None,
     arm: Annotated[
@@ -154,6 +156,8 @@ def main(
     """Measure and print; `--save` keeps the result."""
     if quick and (save or all_arms):
         raise typer.BadParameter("--quick is for a look, and its screen is smaller; drop it for --save and --matrix")
+    if shape is Model.qwen3_vl and not all_arms:
+        raise typer.BadParameter("qwen3_vl needs --matrix: the few arms cut the tower of the other model")
     form = QUICK if quick else Form(rounds, requests)
     form = replace(form, screen=(rows or form.screen[0], cols or form.screen[1]), limit=limit or form.limit)
     folder, given, prefix = served(shape)
@@ -161,8 +165,9 @@ def main(
     about["parameters"] = parameters(folder)
     sizes, levels = replace(CPU, screen=form.screen), concurrency or ([1, 8, 32] if all_arms else [4])
     if all_arms:
-        name, loads = "speed_matrix", _loads(sizes, workload, levels)
-        arms = _chosen(list(matrix([STOCK, EVS, OURS], KEEPS, KV_KEEPS)), arm)
+        name, loads = "speed_matrix", _loads(sizes, workload, levels, Shape.of(folder).cell)
+        peers = [EVS, VIDCOM2] if shape is Model.qwen3_vl else [EVS]
+        arms = _chosen(list(matrix([STOCK, *peers, OURS], KEEPS, KV_KEEPS)), arm)
         result = _with_bounds(arms, Shape.of(folder), ttft_target)
     else:
         name, loads, arms = "speed", few_loads(sizes, levels[0], form), few_arms(strategy, form.keeps)
@@ -235,11 +240,11 @@ def _chosen(arms: Sequence[Arm], texts: Sequence[str] | None) -> list[Arm]:
     return [one for one in arms if not texts or one.server == STOCK or any(text in one.name for text in texts)]
 
 
-def _loads(sizes: Sizes, names: Sequence[str] | None, levels: Sequence[int]) -> list[Load]:
+def _loads(sizes: Sizes, names: Sequence[str] | None, levels: Sequence[int], cell: int) -> list[Load]:
     everything: dict[str, Workload] = workloads(sizes)
     if unknown := set(names or ()) - everything.keys():
         raise typer.BadParameter(f"no such workload: {', '.join(unknown)}; there are {', '.join(everything)}")
-    return [Load(everything[name], level, max(2, level), CELL) for name in names or everything for level in levels]
+    return [Load(everything[name], level, max(2, level), cell) for name in names or everything for level in levels]
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ import torch
 
 from benchmarks import shapes
 from benchmarks.gpu.tower_child import Blocks
-from benchmarks.shapes import EIGHT_B, SEVEN_B, TINY_2_5, TINY_3, Shape, build
+from benchmarks.shapes import EIGHT_B, SEVEN_B, SMALL_3, TINY_2_5, TINY_3, Shape, build
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    "shape", [SEVEN_B, EIGHT_B, TINY_2_5, TINY_3], ids=lambda shape: f"{shape.family}-{shape.layers}"
+    "shape", [SEVEN_B, EIGHT_B, SMALL_3, TINY_2_5, TINY_3], ids=lambda shape: f"{shape.family}-{shape.layers}"
 )
 def test_the_model_has_the_weights_that_the_shape_counts(shape: Shape, tmp_path: Path) -> None:
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -33,7 +33,7 @@ def test_the_model_has_the_weights_that_the_shape_counts(shape: Shape, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "shape", [SEVEN_B, EIGHT_B, TINY_2_5, TINY_3], ids=lambda shape: f"{shape.family}-{shape.layers}"
+    "shape", [SEVEN_B, EIGHT_B, SMALL_3, TINY_2_5, TINY_3], ids=lambda shape: f"{shape.family}-{shape.layers}"
 )
 def test_media_are_not_resized(shape: Shape, tmp_path: Path) -> None:
     from transformers import AutoProcessor

@@ -209,3 +209,15 @@ def test_evenly_spaced():
     assert maths.evenly_spaced(10, 3).tolist() == [1, 5, 8]
     assert maths.evenly_spaced(10, 0).tolist() == []
     assert maths.evenly_spaced(4, 4).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("groups", [1, 40, 600])
+def test_drawn_centers_are_of_different_groups(groups: int):
+    # Of 600, four are drawn at once.
+    centers = noise(groups, 32).repeat(8, 1)
+    units = maths.unit_rows(centers + 0.01 * noise(8 * groups, 32, seed=1))
+    places = maths.drawn_centers(units, groups, seed=3)
+    assert torch.equal(places, maths.drawn_centers(units, groups, seed=3))
+    assert len(places) == groups
+    # By chance alone 63% of many groups have a center.
+    assert len(set((places % groups).tolist())) > (0.97 if groups < 600 else 0.93) * groups

@@ -79,7 +79,9 @@ class Aot(MergingStrategy):
         frames = rows.view(grid.frames, grid.per_frame, -1)
         anchors = _anchors(attention.view(grid.frames, -1), grid, each)
         inside = _inside_frames(unit_rows(frames), anchors, grid)
-        fresh, plans = _over_frames(inside @ frames, even_shares(count - each, max(1, grid.frames - 1), each))
+        fresh, plans = torch.empty(0, dtype=torch.int64, device=rows.device), list[Tensor]()
+        if grid.frames > 1:
+            fresh, plans = _over_frames(inside @ frames, even_shares(count - each, grid.frames - 1, each))
         places = anchors + torch.arange(grid.frames, device=rows.device)[:, None] * grid.per_frame
 
         def merge(every: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..base import to_device
-from .vectors import STEP, quantise, unit_rows
+from .vectors import SKETCH, STEP, quantise, unit_rows
 
 # Similarities that are held at once.
 _PART = 1 << 22
@@ -76,8 +76,10 @@ def cluster(units: Tensor, first: Tensor, steps: int, medoid_centers: bool = Fal
 def drawn_centers(units: Tensor, count: int, seed: int) -> Tensor:
     """First centers by k-means++, int64 [k]: rows are drawn with their squared distance to the nearest one before.
 
-    Weights are whole numbers, at least one, so that the same seed draws the same rows at every run; where fewer than k
-    rows differ, some are drawn again.
+    Of many centers some are drawn at once, by the same distances, so that there are at most 2 * `SKETCH` rounds
+    (k-means||, Bahmani et al. 2012, arXiv 1203.6402, section 3.3, with a fixed number in each round). Weights are whole
+    numbers, at least one, so that the same seed draws the same rows at every run; where fewer than k rows differ, and
+    by chance in a round, some are drawn again.
 
     Args:
         units: unit rows, float32 [n, d].
@@ -86,13 +88,15 @@ def drawn_centers(units: Tensor, count: int, seed: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed(seed)
     draws = to_device(torch.rand(count, generator=generator, dtype=torch.float64), units.device)
-    distance, drawn = torch.zeros(len(units), device=units.device), list[Tensor]()
-    for i in range(count):
+    distance, drawn = torch.full((len(units),), 4.0, device=units.device), list[Tensor]()
+    # The first alone: no distances tell the rows apart yet.
+    later = draws[1:].split(max(1, count // SKETCH)) if count > 1 else ()
+    for some in (draws[:1], *later):
         sums = ((distance * STEP).round().long() + 1).cumsum(0)
-        place = torch.searchsorted(sums, (draws[i : i + 1] * sums[-1:]).long(), right=True)
-        drawn.append(place)
-        squares = (2 - 2 * (units @ units[place].squeeze(0))).clamp_min(0)
-        distance = squares if i == 0 else distance.minimum(squares)
+        places = torch.searchsorted(sums, (some * sums[-1:]).long(), right=True)
+        drawn.append(places)
+        squares = (2 - 2 * (units @ units[places].T).amax(1)).clamp_min(0)
+        distance = distance.minimum(squares)
     return torch.cat(drawn)
 
 
