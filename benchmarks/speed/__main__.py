@@ -42,6 +42,8 @@ from .workloads import CPU, Sizes, Workload, workloads
 
 START_SECONDS = 600
 """How long a server may take to start: a minute where it has a core to itself, many where others work beside it."""
+SEEDS = 100
+"""Between those of two loads; the parts of a mix and the pictures of a request take the ones that follow."""
 KEEPS, KV_KEEPS = (0.75, 0.5, 0.25, 0.1), (0.4, 0.2, 0.1)
 
 
@@ -103,7 +105,7 @@ def run(
             steps.skip_to(sum(counts[:i]))
             clock = Clock(deadline.left / (len(loads) - i))
             done = measure(
-                fleet, some, load, rounds, clock, tell=lambda text: steps.step(text, deadline.left),
+                fleet, some, load, rounds, clock, seed=SEEDS * i, tell=lambda text: steps.step(text, deadline.left),
                 keep=lambda so_far: keep([*measured, so_far]),
             )  # fmt: skip
             measured.append(done)
@@ -134,8 +136,8 @@ def main(
         bool, typer.Option(help="Five rounds of four requests with a smaller screen, ours at 25% only, within 330 s.")
     ] = False,
     strategy: Annotated[str | None, typer.Option(help="Strategy of the pruned arms, the defaults without it.")] = None,
-    rows: Annotated[int | None, typer.Option(help="Screen height in tokens of 28 pixels; 32, quick 14.")] = None,
-    cols: Annotated[int | None, typer.Option(help="Screen width in tokens; 48, quick 24.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Screen height in tokens of 28 pixels; 20, quick 14.")] = None,
+    cols: Annotated[int | None, typer.Option(help="Screen width in tokens; 30, quick 24.")] = None,
     shape: Annotated[
         Model, typer.Option(help="qwen3_vl, with --matrix: VidCom2 is among the arms. 7b needs a GPU.")
     ] = Model.small,
@@ -244,7 +246,11 @@ def _loads(sizes: Sizes, names: Sequence[str] | None, levels: Sequence[int], cel
     everything: dict[str, Workload] = workloads(sizes)
     if unknown := set(names or ()) - everything.keys():
         raise typer.BadParameter(f"no such workload: {', '.join(unknown)}; there are {', '.join(everything)}")
-    return [Load(everything[name], level, max(2, level), cell) for name in names or everything for level in levels]
+    return [
+        Load(everything[name], level, max(2, level), cell, warm=max(2, level // 4))
+        for name in names or everything
+        for level in levels
+    ]
 
 
 if __name__ == "__main__":

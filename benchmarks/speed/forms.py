@@ -31,9 +31,9 @@ class Form:
         warm: requests that warm up under load, all of a round by default.
     """
 
-    rounds: int = 7
-    requests: int = 8
-    screen: tuple[int, int] = (32, 48)
+    rounds: int = 5
+    requests: int = 4
+    screen: tuple[int, int] = (20, 30)
     keeps: tuple[float, ...] = (0.5, 0.25)
     limit: float = float("inf")
     quiet: float | None = None

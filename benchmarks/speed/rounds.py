@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -39,7 +40,7 @@ class Load:
         warm: requests of the round that warms up, all by default.
         prepared: every round sends the same media, and vLLM's caches of keys and of encoder outputs are emptied before
             it: the processor's output is cached, so what is measured is the engine. Needs VLLM_SERVER_DEV_MODE.
-            Otherwise every round sends media that no server has seen.
+            Otherwise every arm sends, in every round, media and text that its server has not seen.
     """
 
     workload: Workload
@@ -146,18 +147,19 @@ def measure(
         rounds: to measure.
         clock: ends the measurement early.
         least: rounds that are measured even so.
-        seed: of the media.
+        seed: of the media; loads of the same servers need seeds of their own unless they are prepared.
         tell: called with what runs now.
         keep: called after each whole round with what is measured so far.
     """
     source = load.workload.chats(load.cell, seed)
-    chats = list(islice(source, load.requests))
+    sets = _sets(arms, load, source)
     result, alive, longest = Measured(load, rounds), list(arms), 0.0
     for number in range(rounds + 1):
         if number and not load.prepared:
-            chats = list(islice(source, load.requests))
+            sets = _sets(arms, load, source)
         started, done = time.monotonic(), {}
         for arm in interleaved(alive, number):
+            chats = sets[(_before(arm, arms) + number) % len(sets)]
             turn = f"round {number} of {rounds}" if number else "warming up"
             tell(f"{load.workload.name} x {load.concurrency}, {turn}: {arm.name}")
             try:
@@ -175,6 +177,17 @@ def measure(
         if not alive or (number >= least and clock.left < longest):
             break
     return result.of(alive)
+
+
+def _before(arm: Arm, arms: Sequence[Arm]) -> int:
+    """Arms of the same server in front of one."""
+    return [other.name for other in arms if other.server == arm.server].index(arm.name)
+
+
+def _sets(arms: Sequence[Arm], load: Load, source: Iterator[Chat]) -> list[list[Chat]]:
+    """Requests of a round: as many sets as the most arms that one server has, or one that all of them send."""
+    most = 1 if load.prepared else max(Counter(arm.server for arm in arms).values())
+    return [list(islice(source, load.requests)) for _ in range(most)]
 
 
 async def one_round(fleet: Fleet, arm: Arm, chats: Sequence[Chat], load: Load) -> Round:

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,20 @@ from benchmarks.shapes import SEVEN_B
 from benchmarks.speed import __main__ as command
 from benchmarks.speed import bound
 from benchmarks.speed import rounds as rounds_module
-from benchmarks.speed.arms import EVS, OURS, STOCK, Arm, defaults, matrix, peer, pruning_arguments, stock, visual
+from benchmarks.speed.arms import (
+    EVS,
+    OURS,
+    STOCK,
+    Arm,
+    defaults,
+    kv,
+    matrix,
+    off,
+    peer,
+    pruning_arguments,
+    stock,
+    visual,
+)  # fmt: skip
 from benchmarks.speed.client import Answer
 from benchmarks.speed.fleet import Fleet
 from benchmarks.speed.forms import QUICK, Form, few_arms, few_loads
@@ -134,6 +147,25 @@ def test_prepared_rounds_send_the_same_media_and_others_never_do(monkeypatch: py
         measure(cast(Fleet, None), [stock()], load, 2, Clock())
         assert (sent[0] == sent[1] == sent[2]) == prepared
         assert (sent[1] == sent[2]) == prepared
+
+
+def test_no_server_is_sent_a_request_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, list[str]] = {}
+
+    async def fake(fleet: Any, arm: Arm, chats: Any, load: Load) -> Round:
+        sent.setdefault(arm.server, []).extend(json.dumps(chat) for chat in chats)
+        return one_round(1.0)
+
+    monkeypatch.setattr(rounds_module, "one_round", fake)
+    everything = workloads(replace(TINY, words=30))
+    loads = [Load(everything[name], level, level, 28, quiet=0.0) for name in ("text", "mix") for level in (1, 4)]
+    arms = [stock(), off(), kv(0.5), kv(0.25)]
+    for i, load in enumerate(loads):
+        measure(cast(Fleet, None), arms, load, 4, Clock(), seed=command.SEEDS * i)
+    for texts in sent.values():
+        assert len(set(texts)) == len(texts)
+    # Which set an arm gets turns from round to round, so that all arms send what another one has sent elsewhere.
+    assert set(sent[STOCK]) < set(sent[OURS])
 
 
 def test_arms_go_where_they_mean_something() -> None:
