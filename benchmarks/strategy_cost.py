@@ -174,7 +174,8 @@ def main(
     Console().print(table(rows, unpruned))
     if before is not None:
         others = [row for row in before["rows"] if row["strategy"] not in (strategy or ())]
-        rows, about = sorted([*others, *rows], key=lambda row: row["strategy"]), {**about, "command": before["command"]}
+        rows = sorted([*others, *rows], key=lambda row: row["strategy"])
+        about["command"] = "; ".join(dict.fromkeys([*before["command"].split("; "), about["command"]]))
     if save:
         text = json.dumps({**about, "prefill": unpruned, "rows": rows}, indent=1)
         (RESULTS / FILE).write_text(text + "\n")
