@@ -116,23 +116,28 @@ def _anchors(attention: Tensor, grid: Grid, count: int) -> Tensor:
 def _inside_frames(frames: Tensor, anchors: Tensor, grid: Grid) -> Tensor:
     """Weights of all cells in each anchor, float32 [T, A, P], of unit cells [T, P, d]."""
     count, each = grid.per_frame, anchors.shape[1]
-    anchored = torch.zeros(grid.frames, each, count, device=frames.device).scatter_(2, anchors[..., None], 1.0)
+    weights = torch.zeros(grid.frames, each, count, device=frames.device)
     if each == count:
-        return anchored
-    similar = frames @ frames.gather(1, anchors[..., None].expand(-1, -1, frames.shape[2])).mT
+        return weights.scatter_(2, anchors[..., None], 1.0)
+    others = torch.ones(grid.frames, count, dtype=torch.bool, device=frames.device).scatter_(1, anchors, False)
+    others = places_of(others.flatten(), grid.frames * (count - each)).view(grid.frames, -1) % count
+    similar = _rows_at(frames, others) @ _rows_at(frames, anchors).mT
     place = torch.arange(count, device=frames.device)
     square = torch.stack(
         [(place // grid.cols) / max(1, grid.rows - 1), (place % grid.cols) / max(1, grid.cols - 1)], dim=1
     )
-    others = torch.ones(grid.frames, count, dtype=torch.bool, device=frames.device).scatter_(1, anchors, False)
-    others = places_of(others.flatten(), grid.frames * (count - each)).view(grid.frames, -1) % count
-    rows = similar.gather(1, others[..., None].expand(-1, -1, each))
-    cost = 1 - rows + 0.5 * torch.cdist(square[others], square[anchors])
-    soft = torch.zeros_like(similar).scatter_(1, others[..., None].expand(-1, -1, each), sinkhorn(cost)).mT
-    hard = (rows.argmax(2)[..., None] == torch.arange(each, device=frames.device)).to(rows.dtype)
-    hard = torch.zeros_like(similar).scatter_(1, others[..., None].expand(-1, -1, each), hard).mT
-    gentle = (anchored + soft) / (1 + soft.sum(2, keepdim=True))
-    return (1 - _HARD) * gentle + _HARD * (anchored + hard) / (1 + hard.sum(2, keepdim=True))
+    soft = sinkhorn(1 - similar + 0.5 * torch.cdist(square[others], square[anchors]))
+    best = similar.argmax(2)
+    sent = torch.zeros(grid.frames, each, device=frames.device).scatter_add_(1, best, torch.ones_like(similar[..., 0]))
+    gentle, hard = (1 - _HARD) / (1 + soft.sum(1)), _HARD / (1 + sent)
+    mixed = (soft * gentle[:, None]).scatter_add_(2, best[..., None], hard.gather(1, best)[..., None])
+    weights.scatter_(2, others[:, None].expand(-1, each, -1), mixed.mT)
+    return weights.scatter_(2, anchors[..., None], (gentle + hard)[..., None])
+
+
+def _rows_at(frames: Tensor, places: Tensor) -> Tensor:
+    """Cells of each frame at int64 [T, n]; [T, n, d] from [T, P, d]."""
+    return frames.gather(1, places[..., None].expand(-1, -1, frames.shape[2]))
 
 
 def _over_frames(carried: Tensor, fresh: list[int]) -> tuple[Tensor, list[Tensor]]:
