@@ -65,7 +65,7 @@ def matrix(results: Path, prefix: str = "", model: str = "Qwen2.5-VL") -> str:
 
 def matrix_vidcom2(results: Path) -> str:
     """The same of Qwen3-VL, for which vLLM has VidCom2."""
-    return matrix(results, "qwen3_vl_", "Qwen3-VL")
+    return matrix(results, "qwen3_vl_", "in its layers, Qwen3-VL")
 
 
 def _runs(cells: list[dict[str, Any]]) -> list[str]:

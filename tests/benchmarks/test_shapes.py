@@ -27,7 +27,10 @@ def test_the_model_has_the_weights_that_the_shape_counts(shape: Shape, tmp_path:
     layers = [*model.model.language_model.layers.parameters(), *model.model.visual.blocks.parameters()]
     # Norms and biases are not counted.
     assert 2 * sum(one.numel() for one in layers) == pytest.approx(shape.weight_bytes, rel=0.02)
-    assert sum(one.numel() for one in model.parameters()) < 1.06 * sum(one.numel() for one in layers) + 5e6
+    # Small towers have mergers that are large beside them.
+    mergers = [one for name, one in model.model.visual.named_parameters() if "merger" in name]
+    counted = sum(one.numel() for one in (*layers, *mergers))
+    assert 0 < sum(one.numel() for one in model.parameters()) - counted < 0.01 * counted + 5e6
     assert model.config.text_config.num_hidden_layers == shape.layers
     assert len(model.model.visual.blocks) == shape.depth
 
