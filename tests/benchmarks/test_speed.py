@@ -149,6 +149,7 @@ def test_prepared_rounds_send_the_same_media_and_others_never_do(monkeypatch: py
         assert (sent[1] == sent[2]) == prepared
 
 
+@pytest.mark.slow
 def test_no_server_is_sent_a_request_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, list[str]] = {}
 
