@@ -42,8 +42,14 @@ def _bounded(ratio: float, bound: float | None) -> str:
     return f"{ratio:.2f}x" if bound is None else f"{ratio:.2f}x ({ratio / bound:.0%} of {bound:.2f}x)"
 
 
-def matrix(results: Path, prefix: str = "", model: str = "Qwen2.5-VL") -> str:
-    """One table for each load of a result of `benchmarks.speed --matrix`, the plot, and how it was measured."""
+def matrix(results: Path, prefix: str = "", weights: str = "random weights (Qwen2.5-VL architecture)") -> str:
+    """One table for each load of a result of `benchmarks.speed --matrix`, the plot, and how it was measured.
+
+    Args:
+        results: folder of the results.
+        prefix: what the name of the file begins with.
+        weights: which ones are counted, of which model.
+    """
     name = f"{prefix}speed_matrix"
     result = read(results / f"{name}.json")
     if result is None:
@@ -52,7 +58,7 @@ def matrix(results: Path, prefix: str = "", model: str = "Qwen2.5-VL") -> str:
     parts = [_load(cell) for cell in result["loads"]]
     parts.append(f"![Throughput of every arm, beside its bound](../benchmarks/results/{name}.png)")
     parts.append(
-        f"{result['parameters'] / 1e6:.0f}M random weights ({model} architecture), {hardware['device']}, vLLM "
+        f"{result['parameters'] / 1e6:.0f}M {weights}, {hardware['device']}, vLLM "
         f"{hardware['vllm']}. All servers of a load ran side by side and took turns, with one allocator and one OpenMP "
         "runtime. Throughput is the median of the per-round ratios to stock (lowest to highest). Behind the tower "
         "images and videos are pruned by their default strategies, in it by `divprune`. The bound is the least time "
@@ -65,7 +71,7 @@ def matrix(results: Path, prefix: str = "", model: str = "Qwen2.5-VL") -> str:
 
 def matrix_vidcom2(results: Path) -> str:
     """The same of Qwen3-VL, for which vLLM has VidCom2."""
-    return matrix(results, "qwen3_vl_", "in its layers, Qwen3-VL")
+    return matrix(results, "qwen3_vl_", "random weights in its layers (Qwen3-VL architecture)")
 
 
 def _runs(cells: list[dict[str, Any]]) -> list[str]:
