@@ -34,7 +34,7 @@ def steps(scale: Scale) -> list[Step]:
         Step("exact", 120, 45, exact.run),
         Step(f"visual_{first.family}", 220, 80, partial(visual.run, shape=first, keep_running=True)),
         Step("kv", 180, 50, cache.run),
-        Step("tower", 110, 45, tower.run),
+        Step("tower", 160, 45, tower.run),
         Step(f"visual_{second.family}", 170, 80, partial(visual.run, shape=second)),
         Step("kernels", 150, 20, backends.run),
     ]

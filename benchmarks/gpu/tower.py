@@ -13,26 +13,40 @@ from .runner import Context
 from .scale import ON_CPU
 from .tower_child import MARK
 
+EAGER, GRAPHS = "engine", "encoder graphs"
 
-def command(context: Context) -> list[str]:
+
+def command(context: Context, part: str) -> list[str]:
     """An interpreter of its own, so that the memory is free again afterwards."""
-    return [sys.executable, "-m", "benchmarks.gpu.tower_child", context.scale.name]
+    way = "graphs" if part == GRAPHS else "eager"
+    return [sys.executable, "-m", "benchmarks.gpu.tower_child", context.scale.name, way]
 
 
 def run(context: Context) -> None:
-    """Run the child and put the prediction beside what it measured, also where it did not come to its end."""
+    """Run the children and put the predictions beside what they measured, also where one did not come to its end."""
     visual.close(context)
+    context.result["results"] = results = _rows(context, EAGER)
+    _compare(results, context.shared.get("speeds"))
+    graphed = _rows(context, GRAPHS)
+    _compare_graphs(graphed, results)
+    results += graphed
+
+
+def _rows(context: Context, part: str) -> list[dict[str, Any]]:
     environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"} | ({} if context.scale.cuda else ON_CPU)
-    log = context.work / "tower.log"
-    with context.part("engine"), log.open("w") as sink:
+    log = context.work / f"tower {part}.log"
+    with context.part(part), log.open("w") as sink:
         done = subprocess.run(
-            command(context), stdout=sink, stderr=subprocess.STDOUT, timeout=max(1.0, context.clock.left),
+            command(context, part), stdout=sink, stderr=subprocess.STDOUT, timeout=max(1.0, context.clock.left),
             env=environment, check=False,
         )  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {log.read_text(errors='replace')[-4000:]}")
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(MARK)]
-    context.result["results"] = results = [json.loads(line.removeprefix(MARK)) for line in lines]
+    return [json.loads(line.removeprefix(MARK)) for line in lines]
+
+
+def _compare(results: list[dict[str, Any]], speeds: dict[str, Any] | None) -> None:
     whole: dict[int, Any] = {}
     for row in results:
         first = whole.setdefault(row["frames"], row)
@@ -42,8 +56,18 @@ def run(context: Context) -> None:
             "predicted_tower_ratio": first["operations"] / row["operations"],
             "launch_share": row["tower"]["launch"] / _span(row),
         }
-        if "speeds" in context.shared:
-            row["least_tower_seconds"] = row["operations"] / context.shared["speeds"]["flops"]
+        if speeds is not None:
+            row["least_tower_seconds"] = row["operations"] / speeds["flops"]
+
+
+def _compare_graphs(results: list[dict[str, Any]], eager: list[dict[str, Any]]) -> None:
+    whole: dict[int, Any] = {}
+    without = {(row["frames"], row["arm"]): row["seconds"] for row in eager}
+    for row in results:
+        first = whole.setdefault(row["frames"], row)
+        row["request_ratio"] = first["seconds"] / row["seconds"]
+        if (row["frames"], row["arm"]) in without:
+            row["over_eager"] = without[row["frames"], row["arm"]] / row["seconds"]
 
 
 def _span(row: dict[str, Any]) -> float:

@@ -1,8 +1,9 @@
-"""Where the time of a pruned video goes, in an engine of this process: `python -m benchmarks.gpu.tower_child SIZE`.
+"""Where the time of a pruned video goes, in an engine of this process: `python -m benchmarks.gpu.tower_child SIZE WAY`.
 
 Each block of the vision tower is timed on the device and on the processor that launches it, and a
 profiler adds up the kernels of the whole request. Where launching takes as long as the blocks do, the device waits for
-the processor; where it does not, the device is what takes the time. One line of JSON per length and budget.
+the processor; where it does not, the device is what takes the time. One line of JSON per length and budget. By the way
+"graphs" the same requests are answered with vLLM's encoder graphs, whose blocks cannot be told apart.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from ..speed.bound import request_of, tower_operations
 from ..speed.media import film
 from ..speed.workloads import Workload
 from ..stts.agreement import engine, model_of, video_of
+from .scale import GRAPHS
 
 FULL = {"frames": (128, 256), "side": 10, "repeats": 3, "room": 16384}
 TINY = {"frames": (4,), "side": 3, "repeats": 1, "room": 512}
@@ -89,39 +92,51 @@ def _mark() -> Any:
     return event
 
 
-def measure(shape: Shape, sizes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def measure(shape: Shape, sizes: dict[str, Any], graphs: bool) -> Iterator[dict[str, Any]]:
     """Every length under no budget, and under 50% and 25% in the tower."""
     cuda, room = has_cuda(), sizes["room"]
     options: dict[str, Any] = {"load_format": "dummy", "max_model_len": room, "max_num_batched_tokens": room,
                                "max_num_seqs": 2, "gpu_memory_utilization": 0.02 if cuda else 0.2,
                                "kv_cache_memory_bytes": (2 << 30) if cuda else (64 << 20)}  # fmt: skip
+    if graphs:
+        tokens = [frames // 2 * sizes["side"] ** 2 for frames in sizes["frames"]]
+        encoder = {
+            "cudagraph_mm_encoder": True,
+            "encoder_cudagraph_max_vision_items_per_batch": 1,
+            "encoder_cudagraph_token_budgets": sorted({max(1, n // part) for n in tokens for part in (1, 2, 4)}),
+        }
+        options |= {"enforce_eager": False, "compilation_config": GRAPHS | encoder}
     llm = engine(shapes.build(shape), "bfloat16" if cuda else "float32", **options)
     blocks = Blocks()
-    blocks.watch(model_of(llm).visual.blocks, cuda)
+    if not graphs:
+        blocks.watch(model_of(llm).visual.blocks, cuda)
     for frames in sizes["frames"]:
         workload = Workload("video", 1, video=(frames, sizes["side"], sizes["side"]))
         for arm in (stock(), visual(0.5, "tower"), visual(0.25, "tower")):
-            found = _requests(llm, shape, workload, arm, blocks, sizes["repeats"])
+            row = {"frames": frames, "visual_tokens": workload.visual_tokens, "arm": arm.name}
+            runs = [_one(llm, shape, workload, arm, blocks) for _ in range(sizes["repeats"] + 1)][1:]
+            best = min(runs, key=lambda run: run["seconds"])
+            if graphs:
+                yield row | {"graphs": True, "seconds": best["seconds"]}
+                continue
+            if not best["block_rows"]:
+                raise RuntimeError("no block of the tower was called: it runs by another way than its blocks' forward")
             operations = tower_operations(shape, request_of(shape, workload, arm))
-            yield {"frames": frames, "visual_tokens": workload.visual_tokens, "arm": arm.name,
-                   "operations": operations, **found}  # fmt: skip
+            profiled = _profiled(partial(_one, llm, shape, workload, arm, blocks))
+            yield row | {"operations": operations} | best | profiled
 
 
-def _requests(llm: Any, shape: Shape, workload: Workload, arm: Any, blocks: Blocks, repeats: int) -> dict[str, Any]:
-    """The fastest of a few requests, and what the profiler says of one more."""
-    runs = [_one(llm, shape, workload, arm, blocks) for _ in range(repeats + 1)][1:]
+def _profiled(run: Callable[[], Any]) -> dict[str, Any]:
+    """What the profiler says of a request."""
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if has_cuda():
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=kinds) as profile:
-        _one(llm, shape, workload, arm, blocks)
+        run()
     key = "self_device_time_total" if has_cuda() else "self_cpu_time_total"
     events = sorted(profile.key_averages(), key=lambda event: -getattr(event, key))
     kernels = [{"name": one.key[:100], "ms": getattr(one, key) / 1000, "calls": one.count} for one in events[:KERNELS]]
-    best = min(runs, key=lambda run: run["seconds"])
-    if not best["block_rows"]:
-        raise RuntimeError("no block of the tower was called: it runs by another way than its blocks' forward")
-    return best | {"all_kernels_ms": sum(getattr(one, key) for one in events) / 1000, "kernels": kernels}
+    return {"all_kernels_ms": sum(getattr(one, key) for one in events) / 1000, "kernels": kernels}
 
 
 def _one(llm: Any, shape: Shape, workload: Workload, arm: Any, blocks: Blocks) -> dict[str, Any]:
@@ -144,12 +159,12 @@ def _one(llm: Any, shape: Shape, workload: Workload, arm: Any, blocks: Blocks) -
             "block_launch_ms": [1000 * one for one in blocks.launch], "tower": blocks.seconds()}  # fmt: skip
 
 
-def main(size: str) -> None:
+def main(size: str, way: str) -> None:
     """Print each figure as soon as it is there."""
     full = size == "full"
-    for row in measure(shapes.SEVEN_B if full else shapes.TINY_2_5, FULL if full else TINY):
+    for row in measure(shapes.SEVEN_B if full else shapes.TINY_2_5, FULL if full else TINY, way == "graphs"):
         print(MARK + json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

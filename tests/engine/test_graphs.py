@@ -3,7 +3,8 @@
 vLLM's own dispatcher chooses the graph of each step on either runner. On V2 its own manager captures them. On V1
 they are captured by the runner's own loop and wrappers, which `tests.engine.graphs` puts in place, as vLLM's CPU runner
 leaves them out when it loads a model. What is not emulated on either: graph pools and their memory, streams, pieces cut
-by torch.compile (here graphs are broken at attention instead), backends that plan on the host, encoder graphs.
+by torch.compile (here graphs are broken at attention instead), backends that plan on the host. Graphs of the
+encoder have tests of their own.
 """
 
 from __future__ import annotations

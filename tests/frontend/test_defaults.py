@@ -47,7 +47,7 @@ async def test_equal_budgets_have_equal_keys(client: httpx.AsyncClient, engine: 
 async def test_a_default_is_not_refused_where_the_tower_is_hidden(
     client: httpx.AsyncClient, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.vllm_config.compilation_config, "cudagraph_mm_encoder", True)
+    monkeypatch.setattr(engine.vllm_config.compilation_config, "compile_mm_encoder", True)
     video = clip(8)
     assert await key_of(client, engine, video) == await key_of(client, engine, video, strategy="divprune")
     body = {"model": "demo", "messages": message("hi", video), "pruning": {"visual": {"keep": 0.5, **TOWER}}}

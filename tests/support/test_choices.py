@@ -61,7 +61,6 @@ def spec(**options: Any) -> VisualSpec:
 
 OPEN, TOWER, EMBED = spec(where="auto"), spec(where="tower"), spec(where="embed")
 CLOSED: dict[str, dict[str, Any]] = {
-    "encoder graphs": {"graphs": True},
     "a compiled encoder": {"compiled": True},
     "data-parallel encoding": {"tp_mode": "data"},
     "a backend without a cut": {"backend": "AttentionBackendEnum.FLASHINFER"},
@@ -74,6 +73,7 @@ def test_a_place_left_open_is_inside_a_tower_that_can_be_cut() -> None:
     assert settled_spec(OPEN, served()) == TOWER
     assert settled_spec(spec(where="auto", after=5), served()) == spec(where="tower", after=5)
     assert settled_spec(OPEN, served(depth=1)) == TOWER
+    assert settled_spec(OPEN, served(graphs=True)) == TOWER
     for named in (TOWER, EMBED):
         assert settled_spec(named, served()) == named
 

@@ -59,9 +59,19 @@ def test_a_hidden_tower(changes: dict[str, Any]) -> None:
     finding = refused(config(**changes), spec("recv_attn"))
     assert "recv_attn" in finding.text
     assert (finding.cause, finding.param) == ("hidden_tower", "pruning.visual.strategy")
+    assert tower_refusal(config(**changes), spec("divprune")) is None
+
+
+@pytest.mark.parametrize("changes", [{"compiled": True}, {"data": True}])
+def test_a_tower_that_takes_no_cut(changes: dict[str, Any]) -> None:
     finding = refused(config(**changes), spec("divprune", where="tower"))
     assert (finding.cause, finding.param) == ("hidden_tower", "pruning.visual.options.where")
-    assert tower_refusal(config(**changes), spec("divprune")) is None
+
+
+def test_encoder_graphs_take_a_cut(tmp_path: Path) -> None:
+    save(Scorer(Shape(8, 2, 4, 2, 1)), tmp_path / PLACE)
+    for name, options in (("divprune", {"where": "tower"}), ("stts", {})):
+        assert tower_refusal(config(model=str(tmp_path), graphs=True), spec(name, **options)) is None
 
 
 def test_an_open_tower() -> None:
@@ -150,7 +160,7 @@ def test_a_scorer_has_to_be_there_and_to_fit(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"graphs": True}, {"compiled": True}, {"data": True}, {"backend": "FLASHINFER"}, {"dtype": "fp8"}],
+    [{"compiled": True}, {"data": True}, {"backend": "FLASHINFER"}, {"dtype": "fp8"}],
 )
 def test_a_scorer_needs_an_open_tower(changes: dict[str, Any], tmp_path: Path) -> None:
     save(Scorer(Shape(8, 2, 4, 2, 1)), tmp_path / PLACE)

@@ -34,9 +34,14 @@ VISUAL_PARAM, KV_PARAM = "pruning.visual.strategy", "pruning.kv.strategy"
 
 def obstacles(vllm_config: Any) -> Iterator[str]:
     """What keeps us from looking into the tower while it runs."""
-    compilation, mm = vllm_config.compilation_config, vllm_config.model_config.multimodal_config
-    if getattr(compilation, "cudagraph_mm_encoder", False):
+    if getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False):
         yield "the encoder's graphs"
+    yield from cut_obstacles(vllm_config)
+
+
+def cut_obstacles(vllm_config: Any) -> Iterator[str]:
+    """What keeps us from cutting inside the tower; the encoder's graphs do not, as a cut has some of its own."""
+    compilation, mm = vllm_config.compilation_config, vllm_config.model_config.multimodal_config
     if getattr(compilation, "compile_mm_encoder", False):
         yield "a compiled encoder"
     if mm.mm_encoder_tp_mode == "data":
@@ -62,7 +67,7 @@ def _inside(what: str) -> Unavailable:
 def _scorer(vllm_config: Any) -> Finding | None:
     if finding := _weights(STTS, "scorer", vllm_config):
         return finding
-    for obstacle in obstacles(vllm_config):
+    for obstacle in cut_obstacles(vllm_config):
         return _hidden(f"it cuts inside the tower, which {obstacle} hides; name another one")
     if takes_no_cut(vllm_config):
         text = "it cuts inside the tower, whose FlashInfer backend takes no cut; name another one"

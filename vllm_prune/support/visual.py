@@ -74,7 +74,7 @@ def _cut_problems_of(family: Family, vllm_config: Any, after: int | None) -> Ite
     where = "pruning.visual.options.where"
     if not family.cuts:
         yield Finding("hidden_tower", where, no_cut(family))
-    for obstacle in signals.obstacles(vllm_config):
+    for obstacle in signals.cut_obstacles(vllm_config):
         yield Finding("hidden_tower", where, f"{obstacle} runs the tower as a whole; use where: embed")
     if signals.takes_no_cut(vllm_config):
         yield Finding("tower_backend", where, "the tower's FlashInfer backend takes no cut; use where: embed")

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_prune.visual.tower.survivors import Rows, frame_groups, joined, part, runs
+from vllm_prune.visual.tower.survivors import Rows, frame_groups, joined, pack_offsets, part, runs
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(1, 4).map(lambda n: 2 * n), st.integers(1, 4).map(lambda n: 2 * n))
 
@@ -80,3 +80,12 @@ def test_rows_of_one_group_are_not_copied() -> None:
     for group in frame_groups([[2, 2, 2]], 4):
         rows.put(group, given[group.first : group.last])
     assert torch.equal(rows.take(), given)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(0, 5))
+def test_empty_sequences_go_behind_the_others(lengths: list[int], spare: int) -> None:
+    offsets, filled = torch.tensor([0, *accumulate(lengths)]), [length for length in lengths if length]
+    memory = torch.full((len(filled) + 1 + spare,), 99)
+    pack_offsets(memory, offsets)
+    assert memory.tolist() == [0, *accumulate(filled), *[sum(lengths)] * spare]

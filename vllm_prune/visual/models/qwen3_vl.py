@@ -114,6 +114,10 @@ class Qwen3VLModel(PrunedModel):
                 levels[number] = hidden
         return hidden
 
+    def level_blocks(self) -> Sequence[int]:
+        """Blocks whose outputs go to the language model's first layers."""
+        return [int(number) for number in self.visual.deepstack_visual_indexes]
+
     def tower_end(self, hidden: Tensor, levels: dict[int, Tensor]) -> Tensor:
         """See `TowerCut.tower_end`."""
         visual = self.visual

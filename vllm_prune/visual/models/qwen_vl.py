@@ -20,7 +20,7 @@ from ...grid import MODALITIES, Grid
 from ...signals import VisualSignal
 from ...telemetry import metrics
 from ..item_plan import ItemPlan, decode, field_name, plan_of
-from ..tower.cut import TowerCut
+from ..tower.encoder_graphs import EncoderGraphs
 from ..tower.feature_cache import Encoded
 from ..tower.key_bias import biased_attention
 from ..tower.projector import ProjectorSensitivity
@@ -36,7 +36,7 @@ CPU_PATCHES = 4096
 that the kernel fills with zeros first."""
 
 
-class PrunedModel(PlacedModel, TowerCut):
+class PrunedModel(PlacedModel, EncoderGraphs):
     """Mixin placed before a vLLM vision-language model.
 
     Subclasses say how wide the model's own encoder output is, where its features end, and how its
@@ -199,28 +199,6 @@ class PrunedModel(PlacedModel, TowerCut):
         if not any(plan_of(feature.data, feature.modality) for feature in features):
             return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
         return lay_out(len(input_tokens), [run for feature in features for run in self.runs_of(feature, input_tokens)])
-
-    def select_encoder_cudagraph_items(self, mm_kwargs: dict[str, Any], indices: list[int]) -> dict[str, Any]:
-        """Items of a graph batch; our rows go along."""
-        chosen = super().select_encoder_cudagraph_items(mm_kwargs, indices)  # type: ignore[misc]
-        for name in (*(field_name(m) for m in MODALITIES), "second_per_grid_ts"):
-            if mm_kwargs.get(name) is not None:
-                chosen[name] = [mm_kwargs[name][i] for i in indices]
-        return chosen
-
-    def postprocess_encoder_output(
-        self, outputs: Any, indices: list[int], per_item_out_tokens: list[int], dest: Any, clone: bool = False,
-        batch_mm_kwargs: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
-        """Prune after an encoder graph, so graphs stay on for pruned and unpruned items alike."""
-        super().postprocess_encoder_output(  # type: ignore[misc]
-            outputs, indices, per_item_out_tokens, dest, clone, batch_mm_kwargs
-        )
-        for modality in MODALITIES:
-            for place, row in enumerate((batch_mm_kwargs or {}).get(field_name(modality)) or ()):
-                if plan := decode(row):
-                    index = indices[place]
-                    dest[index] = self._prune(dest[index], plan, batch_mm_kwargs, modality, place, {})  # type: ignore[arg-type]
 
 
 def patches_at_once(vllm_config: Any, per_cell: int) -> int:

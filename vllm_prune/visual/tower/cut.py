@@ -8,7 +8,7 @@ the unpruned size is one row per patch. On a CPU the survivors go in groups that
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,11 @@ from .survivors import Group, Rows, Survivors, frame_groups, in_groups, joined, 
 
 Choose = Callable[[Tensor], Tensor]
 """From one row for each cell of a batch, in raster order, to the kept cells, int64, ascending."""
+
+
+def mean_state(cells: Tensor) -> Tensor:
+    """Mean hidden state of each cell's patches: [C, unit, width] to float32 [C, width]."""
+    return cells.float().mean(1)
 
 
 class Cut:
@@ -35,7 +40,7 @@ class Cut:
 
     def look(self, cells: Tensor) -> Tensor:
         """What is kept in mind of some cells: [C, unit, width] to float32 [C, *]."""
-        return cells.float().mean(1)
+        return mean_state(cells)
 
     def bias(self, looked: Tensor) -> Tensor | None:
         """Bias of each cell's keys in one more block that sees all cells, float32 [cells]; None for no such block."""
@@ -57,12 +62,49 @@ LEAST = {"cpu": 1024}
 LEAST_ELSEWHERE = 4096
 
 
-@dataclass
-class _Dense:
-    """What the dense blocks leave for the rest: the last one's output, and levels by block number."""
+class DensePass:
+    """What the dense blocks leave for the rest of a batch.
 
-    hidden: Rows
-    levels: defaultdict[int, Rows]
+    Args:
+        groups: the batch, in parts that go through the dense blocks together.
+        metas: the tower's metadata of each group.
+
+    Attributes:
+        hidden: the last block's output.
+        levels: outputs that `tower_end` needs, by block number.
+        looked: of each group what is kept in mind of its cells.
+    """
+
+    def __init__(self, groups: Sequence[Group], metas: Sequence[dict[str, Any]]) -> None:
+        total = groups[-1].last
+        self.groups, self.metas = groups, metas
+        self.hidden, self.levels = Rows(total), defaultdict[int, Rows](lambda: Rows(total))
+        self.looked: list[Tensor] = []
+
+    def put(self, group: Group, hidden: Tensor, levels: Mapping[int, Tensor]) -> None:
+        """Outputs of a run of blocks for a group."""
+        self.hidden.put(group, hidden)
+        for number, level in levels.items():
+            self.levels[number].put(group, level)
+
+
+@dataclass(frozen=True)
+class Staying:
+    """Rows of the cells that stay in the tower, in the tower's order, as the blocks behind a cut take them.
+
+    Attributes:
+        cells: which they are.
+        hidden: [patches, 1, width].
+        meta: the tower's metadata for them.
+        levels: outputs from before the cut, by block number.
+        raster: the tower's place of each of the batch's cells; None where it takes them in raster order.
+    """
+
+    cells: Survivors
+    hidden: Tensor
+    meta: dict[str, Tensor]
+    levels: dict[int, Tensor]
+    raster: Tensor | None
 
 
 class TowerCut:
@@ -98,23 +140,68 @@ class TowerCut:
         Returns:
             [K, output width], rows of the kept cells in raster order.
         """
-        unit, total = int(self.visual.spatial_merge_unit), len(pixels)
-        groups = frame_groups(thw.tolist(), self._most(pixels.device, cut.count * unit))
-        metas = [dict(self.visual.prepare_encoder_metadata(group.thw)) for group in groups]
-        state = _Dense(Rows(total), defaultdict(lambda: Rows(total)))
-        looked = []
-        for group, meta in zip(groups, metas, strict=True):
-            rows = self.tower_start(pixels[group.first : group.last], meta)
-            rows = self._dense(rows, range(cut.after), meta, group, state)
-            looked.append(cut.look(_in_raster(rows.view(len(rows) // unit, unit, -1), meta)))
-        decided, after = torch.cat(looked), cut.after
-        if (bias := cut.bias(decided)) is not None:
-            for group, meta, group_bias in zip(groups, metas, in_groups(bias, groups, unit), strict=True):
-                ordered = group_bias[meta["window_index"]] if "window_index" in meta else group_bias
-                with self.biased(after, ordered.repeat_interleave(unit)):
-                    self._dense(state.hidden.of(group), range(after, after + 1), meta, group, state)
-            after += 1
-        return self._rest(after, cut, cut.choose(decided), joined(metas, groups, unit), state, total // unit)
+        dense = self.run_dense(pixels, thw.tolist(), cut)
+        after, kept = self.decide(dense, cut)
+        return self._rest(after, cut.context(kept), kept, dense)
+
+    def run_dense(self, pixels: Tensor, thw: Sequence[Sequence[int]], cut: Cut) -> DensePass:
+        """The blocks in front of a cut, in groups of frames."""
+        groups = frame_groups(thw, self._most(pixels.device, cut.count * self._unit))
+        dense = DensePass(groups, [dict(self.visual.prepare_encoder_metadata(group.thw)) for group in groups])
+        for group, meta in zip(groups, dense.metas, strict=True):
+            rows, levels, looked = self.look_at(pixels[group.first : group.last], meta, cut.after, cut.look)
+            dense.put(group, rows, levels)
+            dense.looked.append(looked)
+        return dense
+
+    def look_at(
+        self, pixels: Tensor, meta: dict[str, Any], after: int, look: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, dict[int, Tensor], Tensor]:
+        """Rows behind the first `after` blocks, levels by block number, and what is kept in mind of the cells.
+
+        Args:
+            pixels: [patches, values], in raster order.
+            meta: the tower's metadata.
+            after: blocks to run.
+            look: see `Cut.look`.
+        """
+        levels: dict[int, Tensor] = {}
+        rows = self.tower_blocks(self.tower_start(pixels, meta), range(after), meta, levels)
+        cells = rows.view(len(rows) // self._unit, self._unit, -1)
+        return rows, levels, look(cells[meta["reverse_indices"]] if "reverse_indices" in meta else cells)
+
+    def decide(self, dense: DensePass, cut: Cut) -> tuple[int, Tensor]:
+        """The number of the first block behind the cut, and the kept cells of the batch, int64 [K], ascending."""
+        looked, after = torch.cat(dense.looked), cut.after
+        bias = cut.bias(looked)
+        if bias is None:
+            return after, cut.choose(looked)
+        groups = zip(dense.groups, dense.metas, in_groups(bias, dense.groups, self._unit), strict=True)
+        for group, meta, group_bias in groups:
+            ordered = group_bias[meta["window_index"]] if "window_index" in meta else group_bias
+            levels: dict[int, Tensor] = {}
+            with self.biased(after, ordered.repeat_interleave(self._unit)):
+                rows = self.tower_blocks(dense.hidden.of(group), range(after, after + 1), meta, levels)
+            dense.put(group, rows, levels)
+        return after + 1, cut.choose(looked)
+
+    def staying(self, cells: Tensor, dense: DensePass) -> Staying:
+        """What the blocks behind a cut take.
+
+        Args:
+            cells: int64, ascending, those that stay.
+            dense: gives up its rows.
+        """
+        meta = joined(dense.metas, dense.groups, self._unit)
+        raster = meta.get("reverse_indices")
+        places, _ = in_tower_order(cells, raster)
+        alive = Survivors.of(places, dense.groups[-1].last // self._unit, self._unit)
+        levels = {number: alive.patches(level.take()) for number, level in dense.levels.items()}
+        return Staying(alive, alive.patches(dense.hidden.take()), alive.metadata(meta), levels, raster)
+
+    @property
+    def _unit(self) -> int:
+        return int(self.visual.spatial_merge_unit)
 
     def _most(self, device: torch.device, survivors: int) -> int:
         """Patches of a group of dense blocks."""
@@ -123,36 +210,23 @@ class TowerCut:
         least = LEAST.get(device.type)
         return max(LEAST_ELSEWHERE, survivors) if least is None else least
 
-    def _dense(self, rows: Tensor, numbers: range, meta: dict[str, Any], group: Group, state: _Dense) -> Tensor:
-        levels: dict[int, Tensor] = {}
-        rows = self.tower_blocks(rows, numbers, meta, levels)
-        state.hidden.put(group, rows)
-        for number, level in levels.items():
-            state.levels[number].put(group, level)
-        return rows
-
     def biased(self, number: int, bias: Tensor) -> AbstractContextManager[None]:
         """Context in which block `number` attends with a bias per key, float32 [patches] in the tower's order."""
         raise NotImplementedError
 
-    def _rest(self, after: int, cut: Cut, kept: Tensor, meta: dict[str, Tensor], state: _Dense, cells: int) -> Tensor:
-        unit = int(self.visual.spatial_merge_unit)
-        raster = meta.get("reverse_indices")
-        stay = cut.context(kept)
-        alive = Survivors.of(_places(stay, raster)[0], cells, unit)
-        few = alive.metadata(meta)
-        levels = {number: alive.patches(level.take()) for number, level in state.levels.items()}
-        rows = self._survivors(alive.patches(state.hidden.take()), after, few, levels)
-        places, order = _places(kept, raster)
+    def _rest(self, after: int, stay: Tensor, kept: Tensor, dense: DensePass) -> Tensor:
+        staying = self.staying(stay, dense)
+        levels = staying.levels
+        rows = self._survivors(staying.hidden, after, staying.meta, levels)
+        places, order = in_tower_order(kept, staying.raster)
         if stay is not kept:
             # Context has done its work; only kept cells go to the language model.
-            kept_rows = Survivors.of(alive.before[places] // unit, len(stay), unit)
+            kept_rows = Survivors.of(staying.cells.before[places] // self._unit, len(stay), self._unit)
             rows, levels = (
                 kept_rows.patches(rows),
                 {number: kept_rows.patches(level) for number, level in levels.items()},
             )
-        merged = self.tower_end(rows, levels)
-        return merged if order is None else torch.empty_like(merged).index_copy_(0, order, merged)
+        return in_raster_order(self.tower_end(rows, levels), order)
 
     def _survivors(self, rows: Tensor, after: int, meta: dict[str, Tensor], levels: dict[int, Tensor]) -> Tensor:
         """The blocks behind the cut."""
@@ -170,10 +244,16 @@ class TowerCut:
         return torch.cat(done)
 
 
-def _in_raster(cells: Tensor, meta: dict[str, Any]) -> Tensor:
-    return cells[meta["reverse_indices"]] if "reverse_indices" in meta else cells
+def in_tower_order(cells: Tensor, raster: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Ascending places in the tower's order, and which cell stands at each; None where that is raster order.
 
-
-def _places(cells: Tensor, raster: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Ascending places in the tower's order, and which cell stands at each; None where that is raster order."""
+    Args:
+        cells: int64, ascending in raster order.
+        raster: the tower's place of each cell; None where it takes them in raster order.
+    """
     return (cells, None) if raster is None else raster[cells].sort()
+
+
+def in_raster_order(rows: Tensor, order: Tensor | None) -> Tensor:
+    """Rows of cells as they lie in the picture; `order` is that of `in_tower_order`."""
+    return rows if order is None else torch.empty_like(rows).index_copy_(0, order, rows)

@@ -54,6 +54,19 @@ class Survivors:
         return few
 
 
+def pack_offsets(memory: Tensor, offsets: Tensor) -> None:
+    """Copy cumulative lengths into memory of a fixed size: empty sequences go behind the others. Nothing waits.
+
+    Args:
+        memory: [N + 1], where N is not below the number of sequences that are not empty.
+        offsets: of any number of sequences, from 0, ascending.
+    """
+    memory.copy_(offsets[-1:].expand_as(memory))
+    memory[:1] = 0
+    # An empty sequence writes the end of the one before it, which stands there already.
+    memory.index_copy_(0, (offsets.diff() > 0).cumsum(0), offsets[1:])
+
+
 @dataclass(frozen=True)
 class Group:
     """Whole frames that go through the dense blocks together.
