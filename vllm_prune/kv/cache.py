@@ -42,7 +42,13 @@ class Blocks:
 
 
 class CacheRows(ABC):
-    """Reads and moves rows of one attention layer."""
+    """Reads and moves rows of one attention layer.
+
+    Attributes:
+        cache: vLLM's tensor, whose last dimension holds 2 * D values.
+    """
+
+    cache: Tensor
 
     @abstractmethod
     def read(self, source: Blocks) -> tuple[Tensor, Tensor]:
@@ -51,6 +57,16 @@ class CacheRows(ABC):
         Returns:
             Two [H, n, D] tensors in the cache's dtype, copies.
         """
+
+    def read_into(self, source: Blocks, keys: Tensor, values: Tensor) -> None:
+        """The same into memory.
+
+        Args:
+            source: where the n rows lie.
+            keys, values: [H, N, D] in the cache's dtype; N slots are those of the run's blocks, n of them in use.
+        """
+        for memory, rows in zip((keys, values), self.read(source), strict=True):
+            memory[:, : rows.shape[1]] = rows
 
     @abstractmethod
     def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
@@ -92,10 +108,18 @@ class CacheRows(ABC):
 
 
 def _rows(tensor: Tensor, kept: Tensor) -> Tensor:
-    """Rows of each head: [H, L, D] and int64 [H, C] to [H, C, D]. Copies whole rows, which `gather` does not."""
+    """Rows of each head: [H, L, D] and int64 [H, C] to [H, C, D]. Copies whole rows, which `gather` does not.
+
+    In memory heads lie inside of rows, as caches take them.
+    """
     heads, rows, dim = tensor.shape
-    starts = torch.arange(heads, device=kept.device)[:, None] * rows
-    return tensor.reshape(heads * rows, dim).index_select(0, (kept + starts).flatten()).view(heads, -1, dim)
+    if tensor.stride()[1:] != (dim, 1) or tensor.stride(0) % dim:
+        tensor = tensor.contiguous()
+    # A head may be followed by rows that are not among them.
+    apart = tensor.stride(0) // dim
+    flat = tensor.as_strided(((heads - 1) * apart + rows, dim), (dim, 1))
+    starts = torch.arange(heads, device=kept.device)[:, None] * apart
+    return flat.index_select(0, (kept + starts).t().flatten()).view(-1, heads, dim).transpose(0, 1)
 
 
 class StridedRows(CacheRows):
@@ -106,7 +130,7 @@ class StridedRows(CacheRows):
     """
 
     def __init__(self, layer: Any) -> None:
-        self.cache: Tensor = layer.kv_cache
+        self.cache = layer.kv_cache
         self.size = int(self.cache.shape[2])
         self.heads = torch.arange(self.cache.shape[1], device=self.cache.device)
 
@@ -162,22 +186,29 @@ class PackedRows(CacheRows):
 
     def __init__(self, layer: Any, order: Tensor) -> None:
         self.layer = layer
-        self.cache: Tensor = layer.kv_cache
+        self.cache = layer.kv_cache
         self.order = order
         self.layouts = [StridedLayout.of(half) for half in order]
 
     def read(self, source: Blocks) -> tuple[Tensor, Tensor]:
         """See `CacheRows`."""
-        size, rows = self.cache.shape[2], len(source.slots)
+        slots, rows, (_, heads, size, width) = source.slots, len(source.slots), self.cache.shape
+        keys, values = (self.cache.new_empty(heads, -(-len(slots) // size) * size, width // 2) for _ in range(2))
+        self.read_into(source, keys, values)
+        return keys[:, :rows], values[:, :rows]
+
+    def read_into(self, source: Blocks, keys: Tensor, values: Tensor) -> None:
+        """See `CacheRows`."""
+        size = self.cache.shape[2]
         # The first slot of each of the kernel's blocks, several of which make one of the manager's.
         blocks = source.slots[::size] // size
         raw = self.cache[blocks].flatten(2)
-        halves = (
-            _scatter_back(raw, half) if layout is None else layout.unpack(raw, *half.shape)
-            for half, layout in zip(self.order, self.layouts, strict=True)
-        )
-        keys, values = (half[:, :rows] for half in halves)
-        return keys, values
+        for memory, half, layout in zip((keys, values), self.order, self.layouts, strict=True):
+            filled = memory[:, : len(blocks) * size]
+            if layout is None:
+                filled.copy_(_scatter_back(raw, half))
+            else:
+                layout.unpack(raw, filled, size)
 
     def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """See `CacheRows`."""
@@ -213,11 +244,11 @@ class StridedLayout:
         sizes, strides = zip(*rows, *elements, strict=True)
         return cls(int(half[0, 0]), sizes, strides)
 
-    def unpack(self, raw: Tensor, size: int, dim: int) -> Tensor:
-        """Read [blocks, H, block_size * 2 * D] blocks as [H, blocks * block_size, D]."""
+    def unpack(self, raw: Tensor, memory: Tensor, size: int) -> None:
+        """Read [blocks, H, block_size * 2 * D] blocks into [H, blocks * block_size, D], whose rows are contiguous."""
         count, heads, width = raw.shape
         places = raw.as_strided((heads, count, *self.sizes), (width, heads * width, *self.strides), self.start)
-        return places.reshape(heads, count * size, dim)
+        memory.unflatten(1, (count, size)).view(heads, count, *self.sizes).copy_(places)
 
 
 def _nested_strides(places: list[int]) -> list[tuple[int, int]] | None:

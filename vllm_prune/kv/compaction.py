@@ -17,11 +17,12 @@ from .cached_request import CachedRequest
 from .commands import Compaction
 from .coordinates import CoordinateStore
 from .gates import VisualGates
+from .layer_stack import STACKED, LayerStack, joined_fields
 from .prompt_queries import PromptQueries
 from .query_window import QueryStore
 from .saliency import SaliencyStore
 from .signals import LayerSource, fields_of
-from .strategies.base import PART, TEXT, LayerView
+from .strategies.base import PART, TEXT, LayerView, Scores
 
 
 class Compactor:
@@ -86,21 +87,29 @@ class Compactor:
         slots = async_tensor_h2d(window, device=self.device, dtype=torch.int64)
         unmoved = self._unmoved(command, request, layers[0])
         scoring = 0.0
-        for index in layers:
-            rows = self.rows[index]
-            keys, values = rows.read(source)
-            view = self._view(index, command, request, keys, values, source.slots, slots, unmoved)
+        for stack in LayerStack.divide(layers, self.layers, self.rows, command.rows, request.strategy):
+            keys, values = stack.read(source)
+            view = self._view(stack, command, request, keys, values, source.slots, slots, unmoved)
             started = time.perf_counter()
             with gpu_sync_allowed() if request.strategy.waits_for_device() else nullcontext():
                 kept, scores = request.strategy.select(view, command.keep)
             scoring += time.perf_counter() - started
-            rows.move(kept, keys, values, source, target)
-            if behind is not None:
-                rows.clear(behind, keys)
-            request.positions[index] = view.positions.gather(1, kept)
-            request.carried[index] = {name: signal.gather(1, kept) for name, signal in scores.carry.items()}
+            for index, (rows, *moved) in stack.split(kept, keys, values):
+                self.rows[index].move(rows, *moved, source, target)
+                if behind is not None:
+                    self.rows[index].clear(behind, moved[0])
+            self._remember(stack, request, view.positions.gather(1, kept), kept, scores)
         request.evicted[number] = command.evicted_after
         return scoring
+
+    def _remember(
+        self, stack: LayerStack, request: CachedRequest, positions: Tensor, kept: Tensor, scores: Scores
+    ) -> None:
+        """Which rows are left in each layer, and what the strategy wants back for them."""
+        carried = {name: signal.gather(1, kept) for name, signal in scores.carry.items()}
+        for index, (part, *signals) in stack.split(positions, *carried.values()):
+            request.positions[index] = part
+            request.carried[index] = dict(zip(carried, signals, strict=True))
 
     def _slots_behind(self, command: Compaction) -> Tensor:
         """int64 slots of the target blocks behind the kept rows.
@@ -112,7 +121,7 @@ class Compactor:
 
     def _view(
         self,
-        index: int,
+        stack: LayerStack,
         command: Compaction,
         request: CachedRequest,
         keys: Tensor,
@@ -124,20 +133,21 @@ class Compactor:
         if unmoved is not None:
             positions, media = (one.expand(len(keys), -1) for one in unmoved)
         else:
-            positions, media = self._moved(index, command, request)
-        source_of = LayerSource(self, index, request, source, window_slots, len(keys))
-        signals = fields_of(request.strategy.wanted(), source_of)
+            positions, media = self._moved(stack, command, request)
+        heads, wanted = len(keys) // len(stack.indices), request.strategy.wanted()
+        sources = (LayerSource(self, index, request, source, window_slots, heads) for index in stack.indices)
+        signals = joined_fields([fields_of(wanted, one) for one in sources])
         return LayerView(
             keys=keys.float(),
             values=values.float,
             positions=positions,
             media=media,
             items=() if unmoved is None else request.items,
-            layer=index,
+            layer=stack.indices[0],
             gamma=request.budgets.gamma(self.cache_groups[command.group][0]),
             window=request.window,
-            scale=float(self.layers[index].impl.scale),
-            carried=self._carried(index, command, request),
+            scale=float(self.layers[stack.indices[0]].impl.scale),
+            carried=self._carried(stack, command, request),
             first=unmoved is not None,
             head_offset=self.head_offset,
             seed=request.seed,
@@ -155,30 +165,33 @@ class Compactor:
         positions = torch.arange(command.evicted, command.rows + command.evicted, device=self.device)
         return positions, self._media(request, positions)
 
-    def _moved(self, index: int, command: Compaction, request: CachedRequest) -> tuple[Tensor, Tensor]:
-        """Position and media item of each row of a layer after its first compaction, int64 [H, L] both."""
-        kept = request.positions[index]
+    def _moved(self, stack: LayerStack, command: Compaction, request: CachedRequest) -> tuple[Tensor, Tensor]:
+        """Position and media item of each row of layers after their first compaction, int64 [n * H, L] both."""
+        kept = torch.cat([request.positions[index] for index in stack.indices])
         since = torch.arange(kept.shape[1] + command.evicted, command.rows + command.evicted, device=self.device)
         positions = torch.cat([kept, since.expand(len(kept), -1)], dim=1)
         return positions, self._media(request, positions)
 
-    def _carried(self, index: int, command: Compaction, request: CachedRequest) -> dict[str, Tensor]:
-        carried = request.carried.get(index, {}).items()
-        return {name: torch.nn.functional.pad(kept, (0, command.rows - kept.shape[1])) for name, kept in carried}
+    def _carried(self, stack: LayerStack, command: Compaction, request: CachedRequest) -> dict[str, Tensor]:
+        layers = [request.carried.get(index, {}) for index in stack.indices]
+        kept = {name: torch.cat([one[name] for one in layers]) for name in layers[0]}
+        return {name: torch.nn.functional.pad(rows, (0, command.rows - rows.shape[1])) for name, rows in kept.items()}
 
     def _media(self, request: CachedRequest, positions: Tensor) -> Tensor:
         return torch.where(positions < request.prompt, request.media[positions.clamp(max=request.prompt - 1)], TEXT)
 
 
-def transient_bytes(layer: Any, rows: int) -> int:
+def transient_bytes(layer: Any, rows: int, device: torch.device) -> int:
     """Upper bound of what `Compactor.run` allocates at once, for a request of that many rows.
 
     A layer's keys and values as they lie in the cache, what strategies make of them in float32 (ten times the keys
-    at most, which is GUI-KV's double precision), and scores per query head.
+    at most, which is GUI-KV's double precision), and scores per query head. On a CPU short layers come together.
 
     Args:
         layer: vLLM's attention layer.
         rows: L.
+        device: of the cache.
     """
     heads, dim, group = layer.num_kv_heads, layer.head_size, layer.num_heads // layer.num_kv_heads
-    return heads * rows * (2 * dim * layer.dtype.itemsize + 4 * (10 * dim + 2 * group)) + 3 * 4 * PART
+    together = 12 * 4 * STACKED if device.type == "cpu" else 0
+    return heads * rows * (2 * dim * layer.dtype.itemsize + 4 * (10 * dim + 2 * group)) + 3 * 4 * PART + together

@@ -83,7 +83,7 @@ def test_what_is_reserved_at_profiling_suffices(name: str) -> None:
         num_kv_heads=heads, num_heads=heads * group, head_size=seen.keys.shape[2], dtype=torch.float32
     )
     made_by_the_compactor = 4 * seen.keys.numel() * 4
-    assert peak_of(name, seen, 1024) + made_by_the_compactor < transient_bytes(layer, rows)
+    assert peak_of(name, seen, 1024) + made_by_the_compactor < transient_bytes(layer, rows, torch.device("cuda"))
 
 
 def test_the_whole_attention_at_once_would_be_noticed() -> None:

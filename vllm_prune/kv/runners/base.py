@@ -116,7 +116,7 @@ class CompactingRunner(PlainSteps):
         """Let the peak that vLLM measures include that of a compaction, which never runs beside a forward pass."""
         layers = self._evictable_layers()
         if not layer_refusals(layers):
-            size = transient_bytes(layers[0], self.vllm_config.model_config.max_model_len)
+            size = transient_bytes(layers[0], self.vllm_config.model_config.max_model_len, self.device)
             peak = torch.empty(size, dtype=torch.uint8, device=self.device)
             del peak
         super().profile_run(*args, **kwargs)  # type: ignore[misc]

@@ -164,6 +164,13 @@ class KvStrategy(ABC):
         """Position of the first token of a prompt whose query belongs to `LayerView.moments`."""
         return 0
 
+    def by_head(self) -> bool:
+        """Whether these options choose rows of a head by what is given for that head alone.
+
+        Short layers then come together in one view, whose heads are those of all of them.
+        """
+        return False
+
     def waits_for_device(self) -> bool:
         """Whether the host has to wait for the device while these options choose."""
         return False
@@ -203,9 +210,22 @@ def keep_best(scores: Tensor, count: int, window: int) -> Tensor:
     """
     heads, rows = scores.shape
     free = rows - window
-    best = scores[:, :free].argsort(dim=1, descending=True, stable=True)[:, : count - window]
     last = torch.arange(free, rows, device=scores.device).expand(heads, window)
-    return torch.cat([best.sort(dim=1).values, last], dim=1)
+    return torch.cat([highest(scores[:, :free], count - window), last], dim=1)
+
+
+def highest(scores: Tensor, count: int) -> Tensor:
+    """Places of each head's `count` highest scores, int64 [H, count], ascending; ties go to the lower place."""
+    if scores.device.type == "cpu" and 0 < count < scores.shape[1]:
+        threshold = scores.kthvalue(scores.shape[1] - count + 1, dim=1, keepdim=True).values
+        above, equal = scores > threshold, scores == threshold
+        keep = above | (equal & (equal.cumsum(1) <= count - above.sum(1, keepdim=True)))
+        places = keep.nonzero()[:, 1]
+        # Not so many where a score is not a number.
+        if len(places) == len(scores) * count:
+            return places.view(len(scores), count)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+    return best.sort(dim=1).values
 
 
 PART = 1 << 23

@@ -12,7 +12,7 @@ from ...signals import KvSignal
 from ._pooling import Kernel, average_pool
 from ._probe import WindowOptions, probe_weights
 from ._screens import REDUNDANT, NormSource, redundant_count, saliency_boost, signal_of
-from .base import TEXT, KvStrategy, LayerView, Scores, summed_attention
+from .base import TEXT, KvStrategy, LayerView, Scores, highest, summed_attention
 
 PROTECTED = 1e3
 
@@ -61,6 +61,10 @@ class GuiKv(KvStrategy):
         """Only the norms that the options name."""
         return frozenset({"queries", signal_of(self.options.norm_source)})
 
+    def by_head(self) -> bool:
+        """Unless a layer's heads choose alike."""
+        return self.options.selection == "per_kv_head"
+
     def waits_for_device(self) -> bool:
         """An eigendecomposition reads on the host whether it has converged; PyTorch has none that does not."""
         return self.options.basis == "gram"
@@ -106,22 +110,24 @@ class GuiKv(KvStrategy):
         count = redundant_count(view, len(earlier), self.options.redundant_share)
         if count == 0:
             return flags
-        basis = self._basis(view.keys[:, current].double())
+        basis = self._basis(view.keys, current)
         keys = view.keys[:, earlier].double()
         # The residual's square without the residual: |k|^2 - |Q'k|^2.
         rest = keys.square().sum(dim=-1) - (keys @ basis).square().sum(dim=-1)
-        closest = rest.argsort(dim=1, stable=True)[:, :count]
+        closest = highest(-rest, count)
         return flags.scatter_(1, earlier[closest], 1.0)
 
-    def _basis(self, keys: Tensor) -> Tensor:
-        """Orthonormal [H, D, r] basis of the current screenshot's keys, [H, n, D]."""
+    def _basis(self, keys: Tensor, current: Tensor) -> Tensor:
+        """Orthonormal float64 [H, D, r] basis of the current screenshot's keys: of rows `current`, int64 [n]."""
         size = keys.shape[2]
         rank = max(1, min(32, size // 4)) if self.options.rank is None else self.options.rank
-        rank = min(rank, keys.shape[1], size - 1)
+        rank = min(rank, len(current), size - 1)
         if self.options.basis == "gram":
+            keys = keys[:, current].double()
             return torch.linalg.eigh(keys.transpose(1, 2) @ keys).eigenvectors[:, :, -rank:]
         if self.options.basis == "stride":
-            spread = torch.arange(rank, device=keys.device) * keys.shape[1] // rank
-            return torch.linalg.qr(keys[:, spread].transpose(1, 2)).Q
-        # The first r columns of an unpivoted QR depend on the first r columns alone.
-        return torch.linalg.qr(keys[:, :rank].transpose(1, 2)).Q
+            chosen = current[torch.arange(rank, device=keys.device) * len(current) // rank]
+        else:
+            # The first r columns of an unpivoted QR depend on the first r columns alone.
+            chosen = current[:rank]
+        return torch.linalg.qr(keys[:, chosen].double().transpose(1, 2)).Q

@@ -31,6 +31,10 @@ class SnapKv(KvStrategy):
     Options = SnapKvOptions
     options: SnapKvOptions
 
+    def by_head(self) -> bool:
+        """Always."""
+        return True
+
     def score(self, view: LayerView) -> Scores:
         """Pooled window attention; the window itself takes no part in the pooling."""
         attention = summed_attention(view, probe_weights(view, self.options)).mean(dim=1) / view.window

@@ -1,0 +1,92 @@
+"""Layers whose rows are chosen together: on a CPU short caches of many layers are many small steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cache import Blocks, CacheRows
+from .strategies.base import KvStrategy
+
+STACKED = 1 << 20
+"""Most elements of the keys that come together, 4 MiB of them in float32, which a processor's caches hold."""
+
+
+@dataclass(frozen=True)
+class LayerStack:
+    """One layer, or several of one shape whose heads come one after the other.
+
+    Attributes:
+        indices: of the layers.
+        rows: access to the cache of each.
+        heads: KV heads of each.
+    """
+
+    indices: tuple[int, ...]
+    rows: tuple[CacheRows, ...]
+    heads: int
+
+    @classmethod
+    def divide(
+        cls, indices: Sequence[int], layers: Sequence[Any], rows: Sequence[CacheRows], count: int, strategy: KvStrategy
+    ) -> list[LayerStack]:
+        """Stacks of layers in order.
+
+        Args:
+            indices: layers to divide.
+            layers: vLLM's attention layers by index.
+            rows: access to their caches by index.
+            count: L, rows of each.
+            strategy: chooses in one layer at a time, unless it looks at each head by itself.
+        """
+        parts: list[LayerStack] = []
+        for (heads, _, size, *_), group in groupby(indices, lambda index: _shape(layers[index])):
+            members = list(group)
+            alone = not strategy.by_head() or layers[members[0]].kv_cache.device.type != "cpu"
+            most = 1 if alone else max(1, STACKED // (heads * size * count))
+            for start in range(0, len(members), most):
+                chosen = tuple(members[start : start + most])
+                parts.append(cls(chosen, tuple(rows[index] for index in chosen), heads))
+        return parts
+
+    def read(self, source: Blocks) -> tuple[Tensor, Tensor]:
+        """Keys and values of a run of L rows, [n * H, L, D] each, copies."""
+        first = self.rows[0]
+        if len(self.rows) == 1:
+            return first.read(source)
+        slots, width = len(source.ids) * source.size, first.cache.shape[-1] // 2
+        keys, values = (first.cache.new_empty(len(self.rows) * self.heads, slots, width) for _ in range(2))
+        for rows, *memory in zip(self.rows, keys.split(self.heads), values.split(self.heads), strict=True):
+            rows.read_into(source, memory[0], memory[1])
+        count = len(source.slots)
+        return keys[:, :count], values[:, :count]
+
+    def split(self, *tensors: Tensor) -> Iterator[tuple[int, Any]]:
+        """Each layer's index and its heads of every tensor, [n * H, ...]."""
+        parts = (tensor.chunk(len(self.indices)) for tensor in tensors)
+        return zip(self.indices, zip(*parts, strict=True), strict=True)
+
+
+def _shape(layer: Any) -> tuple[int, int, int, float, torch.dtype]:
+    return layer.num_kv_heads, layer.num_heads, layer.head_size, float(layer.impl.scale), layer.kv_cache.dtype
+
+
+def joined_fields(fields: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Fields of a `LayerView` of several layers, from those of each; only of strategies that look at heads apart."""
+    first = fields[0]
+    if len(fields) == 1:
+        return dict(first)
+    several: dict[str, Any] = {}
+    for name, value in first.items():
+        if name == "queries":
+            several[name] = torch.cat([one[name] for one in fields], dim=1)
+        elif name in ("saliency", "normed_saliency"):
+            several[name] = torch.cat([one[name] for one in fields])
+        elif name != "logits" or value is not None:
+            raise ValueError(f"{name} of several layers cannot be given at once")
+    return several
