@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_prune.kv.cache import Blocks, CacheRows, PackedRows, StridedRows, UnknownLayout, learn_order
+from vllm_prune.kv.cache import Blocks, CacheRows, PackedRows, StridedRows
+from vllm_prune.kv.packed_layout import UnknownLayout, learn_order
 
 BLOCKS, HEADS, DIM = 6, 2, 32
 

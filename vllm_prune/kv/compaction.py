@@ -94,10 +94,10 @@ class Compactor:
             with gpu_sync_allowed() if request.strategy.waits_for_device() else nullcontext():
                 kept, scores = request.strategy.select(view, command.keep)
             scoring += time.perf_counter() - started
-            for index, (rows, *moved) in stack.split(kept, keys, values):
-                self.rows[index].move(rows, *moved, source, target)
+            for index, (rows, layer_keys, layer_values) in stack.split(kept, keys, values):
+                self.rows[index].move(rows, layer_keys, layer_values, source, target)
                 if behind is not None:
-                    self.rows[index].clear(behind, moved[0])
+                    self.rows[index].clear(behind, layer_keys)
             self._remember(stack, request, view.positions.gather(1, kept), kept, scores)
         request.evicted[number] = command.evicted_after
         return scoring

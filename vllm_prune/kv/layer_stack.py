@@ -24,12 +24,10 @@ class LayerStack:
     Attributes:
         indices: of the layers.
         rows: access to the cache of each.
-        heads: KV heads of each.
     """
 
     indices: tuple[int, ...]
     rows: tuple[CacheRows, ...]
-    heads: int
 
     @classmethod
     def divide(
@@ -44,14 +42,14 @@ class LayerStack:
             count: L, rows of each.
             strategy: chooses in one layer at a time, unless it looks at each head by itself.
         """
+        if not strategy.by_head() or layers[indices[0]].kv_cache.device.type != "cpu":
+            return [cls((index,), (rows[index],)) for index in indices]
         parts: list[LayerStack] = []
         for (heads, _, size, *_), group in groupby(indices, lambda index: _shape(layers[index])):
-            members = list(group)
-            alone = not strategy.by_head() or layers[members[0]].kv_cache.device.type != "cpu"
-            most = 1 if alone else max(1, STACKED // (heads * size * count))
+            members, most = list(group), max(1, STACKED // (heads * size * count))
             for start in range(0, len(members), most):
                 chosen = tuple(members[start : start + most])
-                parts.append(cls(chosen, tuple(rows[index] for index in chosen), heads))
+                parts.append(cls(chosen, tuple(rows[index] for index in chosen)))
         return parts
 
     def read(self, source: Blocks) -> tuple[Tensor, Tensor]:
@@ -59,9 +57,10 @@ class LayerStack:
         first = self.rows[0]
         if len(self.rows) == 1:
             return first.read(source)
-        slots, width = len(source.ids) * source.size, first.cache.shape[-1] // 2
-        keys, values = (first.cache.new_empty(len(self.rows) * self.heads, slots, width) for _ in range(2))
-        for rows, *memory in zip(self.rows, keys.split(self.heads), values.split(self.heads), strict=True):
+        _, heads, _, width = first.cache.shape
+        slots = len(source.ids) * source.size
+        keys, values = (first.cache.new_empty(len(self.rows) * heads, slots, width // 2) for _ in range(2))
+        for rows, *memory in zip(self.rows, keys.split(heads), values.split(heads), strict=True):
             rows.read_into(source, memory[0], memory[1])
         count = len(source.slots)
         return keys[:, :count], values[:, :count]

@@ -21,7 +21,7 @@ from ...budget.kv import KvSpec
 from ...config.worker_facts import WorkerFacts
 from ...telemetry import engine_spans, metrics
 from ...visual.scorers.trained import network_of
-from ..cache import UnknownLayout, open_rows
+from ..cache import open_rows
 from ..cached_request import CachedRequest, StepPlans, Stores, track, untrack
 from ..commands import Compaction
 from ..compaction import Compactor, transient_bytes
@@ -29,6 +29,7 @@ from ..coordinates import AXES, CoordinateStore
 from ..gates import VisualGates
 from ..layer_groups import LayerGroups, of_engine
 from ..lengths import GroupLengths
+from ..packed_layout import UnknownLayout
 from ..prompt_queries import PromptQueries
 from ..query_window import QueryStore
 from ..saliency import SaliencyStore

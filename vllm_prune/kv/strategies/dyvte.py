@@ -30,6 +30,10 @@ class DyVte(TrainedLayout, SnapKv):
     anchor = GATE.format(0, 1)
     source = "of which none are published; the code at DoubtedSteam/DyVTE trains them for LLaVA-1.5"
 
+    def by_head(self) -> bool:
+        """The gates are those of a layer."""
+        return False
+
     @classmethod
     def layout(cls, shapes: Shapes, language: LanguageShape) -> dict[str, tuple[int, ...]]:
         """See `TrainedLayout.layout`. The inner width, 2,048 in the authors' code, is that of the first gate.

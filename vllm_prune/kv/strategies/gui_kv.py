@@ -9,10 +9,11 @@ from pydantic import Field
 from torch import Tensor
 
 from ...signals import KvSignal
+from ._highest import highest
 from ._pooling import Kernel, average_pool
 from ._probe import WindowOptions, probe_weights
 from ._screens import REDUNDANT, NormSource, redundant_count, saliency_boost, signal_of
-from .base import TEXT, KvStrategy, LayerView, Scores, highest, summed_attention
+from .base import TEXT, KvStrategy, LayerView, Scores, summed_attention
 
 PROTECTED = 1e3
 
