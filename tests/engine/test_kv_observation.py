@@ -56,6 +56,8 @@ def test_views_hold_what_transformers_computes(
 
         monkeypatch.setattr(GuiKv, "select", select)
         monkeypatch.setattr(GuiKv, "wanted", lambda self: frozenset({"queries", "saliency", "coordinates"}))
+        # One view for each layer.
+        monkeypatch.setattr(GuiKv, "by_head", lambda self: False)
         output = evict(llm, [request], [SPEC], 3)[0]
         monkeypatch.setattr(GuiKv, "select", original)
         places, facts = _prefill(oracle, request)
