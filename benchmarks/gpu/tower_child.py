@@ -103,6 +103,7 @@ def measure(shape: Shape, sizes: dict[str, Any], graphs: bool) -> Iterator[dict[
         encoder = {
             "cudagraph_mm_encoder": True,
             "encoder_cudagraph_max_vision_items_per_batch": 1,
+            "encoder_cudagraph_max_frames_per_batch": max(sizes["frames"]) // 2,
             "encoder_cudagraph_token_budgets": sorted({max(1, n // part) for n in tokens for part in (1, 2, 4)}),
         }
         options |= {"enforce_eager": False, "compilation_config": GRAPHS | encoder}

@@ -111,6 +111,7 @@ def batch_of(model: Any, thw: list[list[int]], plans: list[ItemPlan | None], mod
     return {pixel_name: pixels, f"{modality}_grid_thw": torch.tensor(thw), f"{modality}_prune": rows, **timing}
 
 
+MANY = [[20, 4, 4], [18, 4, 4], SMALL[1]]
 BATCHES: dict[str, tuple[list[list[int]], list[ItemPlan | None], str]] = {
     "one cut": (SMALL[:1], [inside(9)], "image"),
     "cuts of several sizes": (SMALL, [inside(9), inside(3, strategy="uniform"), inside(20), inside(1)], "image"),
@@ -118,6 +119,11 @@ BATCHES: dict[str, tuple[list[list[int]], list[ItemPlan | None], str]] = {
     "a cut without a graph": (SMALL, [inside(9, after=0), inside(5), None, BEHIND], "image"),
     "more than a dense graph holds": (LARGE, [inside(12), inside(4), None], "image"),
     "more than any graph holds": (LARGE, [inside(70), inside(4), BEHIND], "image"),
+    "more frames than a graph has sequences for": (
+        [[20, 4, 4], [18, 6, 6], SMALL[1]],
+        [inside(40), None, inside(3)],
+        "video",
+    ),
     "videos": (VIDEOS, [inside(8), inside(11), None], "video"),
     "scores": (SMALL, [scored(9), inside(4), scored(3), None], "image"),
     "scores of videos": (VIDEOS, [scored(8), scored(5), BEHIND], "video"),

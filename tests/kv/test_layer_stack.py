@@ -28,9 +28,9 @@ def layer(heads: int = 2, size: int = 64, scale: float = 0.1, device: str = "cpu
     )
 
 
-def divided(layers: list[Any], rows: int, strategy: KvStrategy) -> list[tuple[int, ...]]:
+def divided(layers: list[Any], rows: int, strategy: KvStrategy, window: int = 8) -> list[tuple[int, ...]]:
     access = cast("list[CacheRows]", [None] * len(layers))
-    return [one.indices for one in LayerStack.divide(range(len(layers)), layers, access, rows, strategy)]
+    return [one.indices for one in LayerStack.divide(range(len(layers)), layers, access, rows, window, strategy)]
 
 
 def test_the_defaults_take_layers_together() -> None:
@@ -70,6 +70,9 @@ def test_stacks_hold_layers_of_one_shape_and_no_more_than_fit() -> None:
     sizes = [len(one) for one in divided([layer()] * (2 * fitting + 1), 1000, together)]
     assert sizes == [fitting, fitting, 1]
     assert divided([layer()] * 2, 10**6, together) == [(0,), (1,)]
+    # 4 query heads of 4,096 queries and 400 rows: more than half of the weights that are held at once.
+    assert divided([layer()] * 2, 400, together) == [(0, 1)]
+    assert divided([layer()] * 2, 400, together, window=4096) == [(0,), (1,)]
 
 
 def test_fields_of_several_layers_lie_side_by_side() -> None:

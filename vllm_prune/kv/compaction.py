@@ -87,7 +87,10 @@ class Compactor:
         slots = async_tensor_h2d(window, device=self.device, dtype=torch.int64)
         unmoved = self._unmoved(command, request, layers[0])
         scoring = 0.0
-        for stack in LayerStack.divide(layers, self.layers, self.rows, command.rows, request.strategy):
+        divided = LayerStack.divide(
+            layers, self.layers, self.rows, command.rows, max(1, request.window), request.strategy
+        )
+        for stack in divided:
             keys, values = stack.read(source)
             view = self._view(stack, command, request, keys, values, source.slots, slots, unmoved)
             started = time.perf_counter()

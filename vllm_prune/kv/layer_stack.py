@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .cache import Blocks, CacheRows
-from .strategies.base import KvStrategy
+from .strategies.base import PART, KvStrategy
 
 STACKED = 1 << 20
 """Most elements of the keys that come together, 4 MiB of them in float32, which a processor's caches hold."""
@@ -31,7 +31,13 @@ class LayerStack:
 
     @classmethod
     def divide(
-        cls, indices: Sequence[int], layers: Sequence[Any], rows: Sequence[CacheRows], count: int, strategy: KvStrategy
+        cls,
+        indices: Sequence[int],
+        layers: Sequence[Any],
+        rows: Sequence[CacheRows],
+        count: int,
+        window: int,
+        strategy: KvStrategy,
     ) -> list[LayerStack]:
         """Stacks of layers in order.
 
@@ -40,13 +46,16 @@ class LayerStack:
             layers: vLLM's attention layers by index.
             rows: access to their caches by index.
             count: L, rows of each.
+            window: W, queries that a strategy may look at.
             strategy: chooses in one layer at a time, unless it looks at each head by itself.
         """
         if not strategy.by_head() or layers[indices[0]].kv_cache.device.type != "cpu":
             return [cls((index,), (rows[index],)) for index in indices]
         parts: list[LayerStack] = []
-        for (heads, _, size, *_), group in groupby(indices, lambda index: _shape(layers[index])):
-            members, most = list(group), max(1, STACKED // (heads * size * count))
+        for (heads, queries, size, *_), group in groupby(indices, lambda index: _shape(layers[index])):
+            # All attention weights of a stack come at once, as those of a layer do.
+            fitting = min(STACKED // (heads * size * count), PART // (queries * window * count))
+            members, most = list(group), max(1, fitting)
             for start in range(0, len(members), most):
                 chosen = tuple(members[start : start + most])
                 parts.append(cls(chosen, tuple(rows[index] for index in chosen)))

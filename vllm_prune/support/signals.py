@@ -6,7 +6,7 @@ How a worker provides it is in `visual/tower/signals.py` and `kv/signals.py` und
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from ..visual.scorers import trained
 from ..visual.scorers.base import TrainedWeights
 from ..visual.scorers.stts.weights import STTS
 from ..visual.scorers.vision_selector import SELECTOR
+from ..visual.tower.obstacles import cut_obstacles, obstacles, takes_no_cut
 from .workers import workers_of
 
 Unavailable = Callable[[Any], Finding | None]
@@ -30,27 +31,6 @@ StrategyUnavailable = Callable[[Any, str], Finding | None]
 """The same for the strategy of this name, as trained layers are those of one strategy."""
 
 VISUAL_PARAM, KV_PARAM = "pruning.visual.strategy", "pruning.kv.strategy"
-
-
-def obstacles(vllm_config: Any) -> Iterator[str]:
-    """What keeps us from looking into the tower while it runs."""
-    if getattr(vllm_config.compilation_config, "cudagraph_mm_encoder", False):
-        yield "the encoder's graphs"
-    yield from cut_obstacles(vllm_config)
-
-
-def cut_obstacles(vllm_config: Any) -> Iterator[str]:
-    """What keeps us from cutting inside the tower; the encoder's graphs do not, as a cut has some of its own."""
-    compilation, mm = vllm_config.compilation_config, vllm_config.model_config.multimodal_config
-    if getattr(compilation, "compile_mm_encoder", False):
-        yield "a compiled encoder"
-    if mm.mm_encoder_tp_mode == "data":
-        yield "data-parallel encoding"
-
-
-def takes_no_cut(vllm_config: Any) -> bool:
-    """Whether the tower's attention backend cannot run on survivors alone."""
-    return "FLASHINFER" in str(vllm_config.model_config.multimodal_config.mm_encoder_attn_backend)
 
 
 def _inside(what: str) -> Unavailable:

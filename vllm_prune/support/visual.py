@@ -13,6 +13,7 @@ from ..catalogue import VISUAL
 from ..visual.models.abilities import no_cut, one_position
 from ..visual.models.table import DRAFTERS, FAMILIES, Family
 from ..visual.scorers.tower_shape import tower_shape
+from ..visual.tower.obstacles import cut_obstacles, takes_no_cut
 from . import signals
 from .workers import workers_of
 
@@ -74,9 +75,9 @@ def _cut_problems_of(family: Family, vllm_config: Any, after: int | None) -> Ite
     where = "pruning.visual.options.where"
     if not family.cuts:
         yield Finding("hidden_tower", where, no_cut(family))
-    for obstacle in signals.cut_obstacles(vllm_config):
+    for obstacle in cut_obstacles(vllm_config):
         yield Finding("hidden_tower", where, f"{obstacle} runs the tower as a whole; use where: embed")
-    if signals.takes_no_cut(vllm_config):
+    if takes_no_cut(vllm_config):
         yield Finding("tower_backend", where, "the tower's FlashInfer backend takes no cut; use where: embed")
     tower = tower_shape(vllm_config.model_config.hf_config)
     if tower is not None and tower.depth is not None and after is not None and after >= tower.depth:

@@ -23,6 +23,7 @@ from ..item_plan import ItemPlan, decode, field_name, plan_of
 from ..tower.encoder_graphs import EncoderGraphs
 from ..tower.feature_cache import Encoded
 from ..tower.key_bias import biased_attention
+from ..tower.obstacles import cut_obstacles, takes_no_cut
 from ..tower.projector import ProjectorSensitivity
 from ..tower.received_attention import Listener, TowerAttention
 from ..tower.scored_cut import TowerScorer
@@ -55,6 +56,7 @@ class PrunedModel(PlacedModel, EncoderGraphs):
         self._micro_batch_patches = patches_at_once(vllm_config, self._merge**2)
         blocks = getattr(self.visual, "blocks", ())
         self._scorer = TowerScorer.of(vllm_config, [block.attn for block in blocks])
+        self.takes_cuts = not (takes_no_cut(vllm_config) or any(cut_obstacles(vllm_config)))
         self.prepare(vllm_config)
 
     @property

@@ -26,7 +26,7 @@ from vllm.v1.worker.encoder_cudagraph_defs import (
 from ...grid import MODALITIES
 from ..item_plan import CUT_AFTER, ItemPlan, field_name
 from .cut import DensePass, TowerCut, in_raster_order, in_tower_order, mean_state
-from .graphed_cut import Batch, Choice, GraphedCut, plans_of
+from .graphed_cut import Batch, Choice, GraphedCut
 from .select import Left, prune_point
 from .survivors import Group, pack_offsets
 
@@ -41,7 +41,10 @@ HIDDEN, PACKED = "hidden", "packed "
 class EncoderGraphs(TowerCut):
     """Mixin of adapters whose vLLM model supports encoder graphs.
 
-    The names with an underscore are those of `PrunedModel`.
+    The names with an underscore and without a value are those of `PrunedModel`.
+
+    Attributes:
+        takes_cuts: whether the running server cuts inside the tower at all.
     """
 
     _scorer: Any
@@ -49,8 +52,10 @@ class EncoderGraphs(TowerCut):
     _encode: Any
     _prune: Any
     _place: Any
+    takes_cuts: bool
     _paths: Mapping[str, GraphedCut] = MappingProxyType({})
     _kept_rows: dict[str, Tensor]
+    _sequences: Mapping[str, int] = MappingProxyType({})
 
     def level_blocks(self) -> Sequence[int]:
         """Numbers of the blocks whose outputs `tower_end` needs beside the last one's."""
@@ -69,8 +74,8 @@ class EncoderGraphs(TowerCut):
     def get_encoder_cudagraph_config(self) -> EncoderCudaGraphConfig:
         """vLLM's, with two paths for each place to cut."""
         config: EncoderCudaGraphConfig = super().get_encoder_cudagraph_config()  # type: ignore[misc]
-        self._kept_rows, self._paths = {}, {}
-        if not config.modalities or "FLASHINFER" in str(self.visual.attn_backend):
+        self._kept_rows, self._paths, self._sequences = {}, {}, {}
+        if not config.modalities or not self.takes_cuts:
             return config
         # Paths run in this order: what a survivors' path begins with, its dense path has made.
         self._paths = {path: cut for cut in self.graphed_cuts() for path in (cut.dense, cut.survivors)}
@@ -85,14 +90,30 @@ class EncoderGraphs(TowerCut):
     def get_encoder_cudagraph_item_specs(self, mm_kwargs: dict[str, Any]) -> list[EncoderItemSpec]:
         """Sizes of the items on their paths."""
         specs: list[EncoderItemSpec] = super().get_encoder_cudagraph_item_specs(mm_kwargs)  # type: ignore[misc]
-        return [self._spec(spec, plan) for spec, plan in zip(specs, plans_of(mm_kwargs, len(specs)), strict=True)]
+        batch = Batch.of(self, mm_kwargs)
+        fits = [self._fits(*sizes) for sizes in batch.thw]
+        return [self._spec(*item) for item in zip(specs, batch.plans, fits, strict=True)]
 
-    def _spec(self, spec: EncoderItemSpec, plan: ItemPlan | None) -> EncoderItemSpec:
+    def _fits(self, frames: int, height: int, width: int) -> bool:
+        """Whether graphs have room for the sequences that an item of that size, in patches, is divided into."""
+        for name, most in self._sequences.items():
+            inside = 1 if name == "cu_seqlens" else self._windows(height, width)
+            if frames * inside > most:
+                return False
+        return True
+
+    def _windows(self, height: int, width: int) -> int:
+        side = self.visual.window_size // self.visual.patch_size
+        return -(-height // side) * -(-width // side)
+
+    def _spec(self, spec: EncoderItemSpec, plan: ItemPlan | None, fits: bool) -> EncoderItemSpec:
         cut = self._cut_of(plan)
         if plan is None or cut is None:
-            return spec
+            return spec if fits else replace(spec, path_output_tokens={DEFAULT: NO_GRAPH})
         if cut.dense not in self._paths:
             return replace(spec, path_output_tokens={DEFAULT: NO_GRAPH})
+        if not fits:
+            return replace(spec, path_output_tokens={cut.dense: NO_GRAPH, cut.survivors: NO_GRAPH})
         return replace(spec, path_output_tokens={cut.dense: spec.output_tokens, cut.survivors: plan.count})
 
     def _cut_of(self, plan: ItemPlan | None) -> GraphedCut | None:
@@ -115,20 +136,27 @@ class EncoderGraphs(TowerCut):
         inputs: EncoderCudaGraphCaptureInputs = super().prepare_encoder_cudagraph_capture_inputs(  # type: ignore[misc]
             token_budget, max_batch_size, max_frames_per_batch, device, dtype, DEFAULT, axis_keys
         )
+        if not self._paths:
+            return inputs
+        # The largest graphs come first, so these are the most sequences that any graph has room for.
+        offsets = {name: value for name, value in inputs.values.items() if name.startswith("cu_")}
+        self._sequences = {name: len(value) - 1 for name, value in offsets.items()} | self._sequences
         cut = self._paths.get(path)
         if cut is None or path == cut.dense:
             return inputs
-        patches, few = len(inputs.values["pixel_values"]), token_budget * self._unit
+        few = token_budget * self._unit
         values = dict.fromkeys([HIDDEN, *self._levels(cut)], self._kept_rows[HIDDEN])
-        values = {name: rows.new_zeros(patches, *rows.shape[1:]) for name, rows in values.items()}
+        values = {name: rows.new_zeros(few, *rows.shape[1:]) for name, rows in values.items()}
         for name, value in inputs.values.items():
-            if name.startswith(("rotary", "max_")):
+            if name.startswith("rotary"):
+                values[name] = value[:few].clone()
+            elif name.startswith("max_"):
                 values[name] = value
-            elif name == "cu_seqlens":
-                values[_packed(name)] = torch.full_like(value, few).index_fill_(0, value.new_zeros(1).long(), 0)
-            elif name == "cu_window_seqlens":
-                # A window that is not empty has at least one cell.
-                values[_packed(name)] = torch.arange(0, few + 1, self._unit, device=value.device, dtype=value.dtype)
+        for name, value in offsets.items():
+            # No more sequences than before the cut, and each that is not empty has at least one cell.
+            count = min(token_budget, self._sequences[name])
+            ends = torch.arange(count + 1, device=value.device, dtype=value.dtype) * self._unit
+            values[_packed(name)] = ends if name == "cu_window_seqlens" else ends.clamp(max=1) * few
         return replace(inputs, values=values)
 
     def prepare_encoder_cudagraph_replay_buffers(
