@@ -140,7 +140,7 @@ class EncoderGraphs(TowerCut):
             return inputs
         # The largest graphs come first, so these are the most sequences that any graph has room for.
         offsets = {name: value for name, value in inputs.values.items() if name.startswith("cu_")}
-        self._sequences = {name: len(value) - 1 for name, value in offsets.items()} | self._sequences
+        self._sequences = {**{name: len(value) - 1 for name, value in offsets.items()}, **self._sequences}
         cut = self._paths.get(path)
         if cut is None or path == cut.dense:
             return inputs
