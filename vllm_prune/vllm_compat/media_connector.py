@@ -6,6 +6,7 @@ entry points of the group `vllm_prune.server`.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -37,7 +38,13 @@ def register_media_connector() -> None:
 
 def _media_connector(*args: Any, **kwargs: Any) -> Any:
     # The registry calls what it holds. Importing the server with every plugin would be too early.
-    return load_server_object("media_connector")(*args, **kwargs)
+    return _connector_class()(*args, **kwargs)
+
+
+@cache
+def _connector_class() -> Any:
+    """Looked up once: entry points are read from the files of all installed packages, and vLLM asks per request."""
+    return load_server_object("media_connector")
 
 
 def media_connector_registered() -> bool:
