@@ -145,7 +145,7 @@ class EncoderGraphs(TowerCut):
         if cut is None or path == cut.dense:
             return inputs
         few = token_budget * self._unit
-        values = dict.fromkeys([HIDDEN, *self._levels(cut)], self._kept_rows[HIDDEN])
+        values = dict.fromkeys([HIDDEN, *map(_level, self._levels_before(cut.first))], self._kept_rows[HIDDEN])
         values = {name: rows.new_zeros(few, *rows.shape[1:]) for name, rows in values.items()}
         for name, value in inputs.values.items():
             if name.startswith("rotary"):
@@ -248,9 +248,7 @@ class EncoderGraphs(TowerCut):
         patches = len(values["pixel_values"])
         group = Group([], 0, patches)
         dense = DensePass([group], [{name: value for name, value in values.items() if name != "pixel_values"}])
-        levels = {
-            number: self._kept_rows[_level(number)][:patches] for number in self.level_blocks() if number < cut.after
-        }
+        levels = {number: self._kept_rows[_level(number)][:patches] for number in self._levels_before(cut.after)}
         dense.put(group, self._kept_rows[HIDDEN][:patches], levels)
         dense.looked.append(self._kept_rows[cut.dense][: patches // self._unit])
         return dense
@@ -269,12 +267,12 @@ class EncoderGraphs(TowerCut):
     def _behind(self, values: Mapping[str, Tensor], cut: GraphedCut) -> Tensor:
         """The blocks behind a cut, and the end of the tower."""
         meta = {name.removeprefix(PACKED): value for name, value in values.items()}
-        levels = {number: values[_level(number)] for number in self.level_blocks() if number < cut.first}
+        levels = {number: values[_level(number)] for number in self._levels_before(cut.first)}
         rows = self.tower_blocks(values[HIDDEN], range(cut.first, len(self.visual.blocks)), meta, levels)
         return self.tower_end(rows, levels)
 
-    def _levels(self, cut: GraphedCut) -> list[str]:
-        return [_level(number) for number in self.level_blocks() if number < cut.first]
+    def _levels_before(self, block: int) -> list[int]:
+        return [number for number in self.level_blocks() if number < block]
 
     def _keep(self, name: str, rows: Tensor) -> None:
         """Copy rows to where the next path reads them. The memory is made before the first graph is captured."""
