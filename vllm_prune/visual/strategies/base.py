@@ -46,7 +46,7 @@ class Context:
     """What a strategy may look at beside the features.
 
     Attributes:
-        seed: 63-bit number derived from the item's content; equal content gives equal seeds.
+        seed: 63-bit number derived from the item's content and the model's name; equal for equal content.
         tower_attention: [M] float32, attention received by each cell in a late tower layer; only
             given to strategies whose `needs` name it.
         scores: [M] float32, what a trained scorer of the model gives each cell; likewise.
