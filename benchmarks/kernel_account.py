@@ -197,7 +197,7 @@ class OnPaper(StridedRows):
 
         return logits
 
-    def move(self, kept: Tensor, keys: Tensor, values: Tensor, source: Any, target: Any) -> None:
+    def move(self, kept: Tensor, keys: Tensor, values: Tensor | None, source: Any, target: Any) -> None:
         """See `CacheRows`."""
         self.traffic.add(2 * kept.numel() * self.cache.shape[3] * 2)
 

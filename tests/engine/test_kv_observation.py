@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,9 @@ def test_views_hold_what_transformers_computes(
         def select(
             self: Any, view: LayerView, count: int, seen: list[LayerView] = seen, original: Any = original
         ) -> Any:
-            seen.append(view)
+            # Values are read from the cache when they are looked at, and by the end it holds other rows.
+            values = view.values()
+            seen.append(replace(view, values=lambda: values))
             return original(self, view, count)
 
         monkeypatch.setattr(GuiKv, "select", select)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_prune.kv.cache import Blocks, CacheRows, PackedRows, StridedRows
+from vllm_prune.kv.cache import KEYS, VALUES, Blocks, CacheRows, PackedRows, StridedRows
 from vllm_prune.kv.packed_layout import UnknownLayout, learn_order
 
 BLOCKS, HEADS, DIM = 6, 2, 32
@@ -65,6 +65,10 @@ def fill(rows: Any, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return keys, values
 
 
+def read(rows: CacheRows, where: Blocks) -> tuple[torch.Tensor, torch.Tensor]:
+    return rows.read(where, KEYS), rows.read(where, VALUES)
+
+
 def test_every_layout_of_vllms_is_strided(rows: Any) -> None:
     if isinstance(rows, PackedRows):
         assert None not in rows.layouts
@@ -74,7 +78,7 @@ def test_what_is_written_is_read(rows: Any) -> None:
     size = rows.cache.shape[2]
     where = Blocks.of((4, 1, 3), 2 * size + 5, size, torch.device("cpu"))
     keys, values = fill(rows, where.slots)
-    got = rows.read(where)
+    got = read(rows, where)
     assert torch.equal(got[0], keys)
     assert torch.equal(got[1], values)
 
@@ -83,10 +87,10 @@ def test_blocks_of_the_manager_may_span_several_of_the_kernel(rows: Any) -> None
     size, device = rows.cache.shape[2], torch.device("cpu")
     where = Blocks.of((2, 0), 3 * size + 1, 2 * size, device)
     keys, values = fill(rows, where.slots)
-    got = rows.read(where)
+    got = read(rows, where)
     assert torch.equal(got[0], keys)
     assert torch.equal(got[1], values)
-    assert torch.equal(rows.read(Blocks.of((4,), size, size, device))[0], keys[:, :size])
+    assert torch.equal(rows.read(Blocks.of((4,), size, size, device), KEYS), keys[:, :size])
 
 
 @pytest.mark.parametrize("form", ["loops", "crossed", "shuffled"])
@@ -104,30 +108,33 @@ def test_any_order_inside_a_block_is_read_back(form: str) -> None:
     cache = torch.randn(5, HEADS, size, 2 * dim)
     packed_rows = PackedRows(SimpleNamespace(kv_cache=cache), order)
     assert (packed_rows.layouts[0] is not None) == (form == "loops")
-    got = packed_rows.read(Blocks.of((3, 0, 4), 2 * size + 3, size, torch.device("cpu")))
+    got = read(packed_rows, Blocks.of((3, 0, 4), 2 * size + 3, size, torch.device("cpu")))
     for half, found in zip(order, got, strict=True):
         for row in range(2 * size + 3):
             block = (3, 0, 4)[row // size]
             assert torch.equal(found[:, row], cache[block].flatten(1)[:, half[row % size]])
 
 
+@pytest.mark.parametrize("looked_at", [True, False])
 @pytest.mark.parametrize("target", [(5, 2), (4, 1), (3, 4), (1, 5)])
-def test_moved_rows_are_the_kept_ones_and_nothing_else_changes(rows: Any, target: tuple[int, ...]) -> None:
+def test_moved_rows_are_the_kept_ones_and_nothing_else_changes(
+    rows: Any, target: tuple[int, ...], looked_at: bool
+) -> None:
     size, device = rows.cache.shape[2], torch.device("cpu")
     everything = Blocks.of(tuple(range(BLOCKS)), BLOCKS * size, size, device)
     fill(rows, everything.slots)
     source = Blocks.of((4, 1, 3), 2 * size + 5, size, device)
     goal = Blocks.of(target, size + 3, size, device)
-    before, (keys, values) = rows.read(everything), rows.read(source)
+    before, (keys, values) = read(rows, everything), read(rows, source)
     kept = torch.stack([torch.randperm(2 * size + 5)[: size + 3].sort().values for _ in range(HEADS)])
-    rows.move(kept, keys, values, source, goal)
+    rows.move(kept, keys, values if looked_at else None, source, goal)
     take = kept[:, :, None].expand(-1, -1, DIM)
-    got = rows.read(goal)
+    got = read(rows, goal)
     assert torch.equal(got[0], keys.gather(1, take))
     assert torch.equal(got[1], values.gather(1, take))
     others = torch.ones(len(everything.slots), dtype=torch.bool)
     others[goal.slots] = False
-    for one, two in zip(before, rows.read(everything), strict=True):
+    for one, two in zip(before, read(rows, everything), strict=True):
         assert torch.equal(one[:, others], two[:, others])
 
 
@@ -149,6 +156,6 @@ def test_cleared_slots_are_zero_whatever_they_held(rows: CacheRows) -> None:
     keys = torch.randn(HEADS, size + 3, DIM).to(cache.dtype)
     rows.write(keys, -keys, both.slots[: size + 3])
     rows.clear(both.slots[size + 3 :], keys)
-    for sign, read in zip((1, -1), rows.read(both), strict=True):
-        assert torch.equal(read[:, : size + 3], sign * keys)
-        assert torch.equal(read[:, size + 3 :], torch.zeros_like(read[:, size + 3 :]))
+    for sign, half in zip((1, -1), read(rows, both), strict=True):
+        assert torch.equal(half[:, : size + 3], sign * keys)
+        assert torch.equal(half[:, size + 3 :], torch.zeros_like(half[:, size + 3 :]))

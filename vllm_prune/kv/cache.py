@@ -17,6 +17,11 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from .packed_layout import StridedLayout, learn_order, scatter_back
 
+KEYS, VALUES = 0, 1
+"""The halves of a row, in the order in which caches hold them."""
+FEW = 4
+"""Rows are read one by one where at most one in so many is read; whole blocks are faster by about that."""
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -49,22 +54,36 @@ class CacheRows(ABC):
     cache: Tensor
 
     @abstractmethod
-    def read(self, source: Blocks) -> tuple[Tensor, Tensor]:
-        """Keys and values of a run of n rows.
+    def read(self, source: Blocks, half: int) -> Tensor:
+        """Keys or values of a run of n rows, [H, n, D] in the cache's dtype, a copy.
 
-        Returns:
-            Two [H, n, D] tensors in the cache's dtype, copies.
+        Args:
+            source: where the rows lie.
+            half: `KEYS` or `VALUES`.
         """
 
-    def read_into(self, source: Blocks, keys: Tensor, values: Tensor) -> None:
+    def read_into(self, source: Blocks, half: int, memory: Tensor) -> None:
         """The same into memory.
 
         Args:
             source: where the n rows lie.
-            keys, values: [H, N, D] in the cache's dtype; N slots are those of the run's blocks, n of them in use.
+            half: `KEYS` or `VALUES`.
+            memory: [H, N, D] in the cache's dtype; N slots are those of the run's blocks, n of them in use.
         """
-        for memory, rows in zip((keys, values), self.read(source), strict=True):
-            memory[:, : rows.shape[1]] = rows
+        rows = self.read(source, half)
+        memory[:, : rows.shape[1]] = rows
+
+    def kept_values(self, source: Blocks, kept: Tensor) -> Tensor:
+        """Values of some rows of each head.
+
+        Args:
+            source: where the L rows lie.
+            kept: int64 [H, C], which of them.
+
+        Returns:
+            [H, C, D] in the cache's dtype, a copy.
+        """
+        return _rows(self.read(source, VALUES), kept)
 
     @abstractmethod
     def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
@@ -93,16 +112,18 @@ class CacheRows(ABC):
         """
         return None
 
-    def move(self, kept: Tensor, keys: Tensor, values: Tensor, source: Blocks, target: Blocks) -> None:
+    def move(self, kept: Tensor, keys: Tensor, values: Tensor | None, source: Blocks, target: Blocks) -> None:
         """Put the kept rows of every head where the target says.
 
         Args:
             kept: int64 [H, C], ascending.
-            keys, values: [H, L, D] as `read` gave them.
+            keys: [H, L, D] as `read` gave them.
+            values: the same of values; None where they have not been read.
             source: where the L rows lie.
             target: where the C rows go.
         """
-        self.write(_rows(keys, kept), _rows(values, kept), target.slots)
+        chosen = self.kept_values(source, kept) if values is None else _rows(values, kept)
+        self.write(_rows(keys, kept), chosen, target.slots)
 
 
 def _rows(tensor: Tensor, kept: Tensor) -> Tensor:
@@ -135,10 +156,14 @@ class StridedRows(CacheRows):
     def _at(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return (slots // self.size)[None], self.heads[:, None], (slots % self.size)[None]
 
-    def read(self, source: Blocks) -> tuple[Tensor, Tensor]:
+    def read(self, source: Blocks, half: int) -> Tensor:
         """See `CacheRows`."""
-        keys, values = self.cache[self._at(source.slots)].chunk(2, dim=-1)
-        return keys, values
+        return self.cache.chunk(2, dim=-1)[half][self._at(source.slots)]
+
+    def kept_values(self, source: Blocks, kept: Tensor) -> Tensor:
+        """See `CacheRows`."""
+        block, offset = source.slots[kept] // self.size, source.slots[kept] % self.size
+        return self.cache.chunk(2, dim=-1)[VALUES][block, self.heads[:, None], offset]
 
     def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """See `CacheRows`."""
@@ -163,7 +188,7 @@ class StridedRows(CacheRows):
 
         return logits
 
-    def move(self, kept: Tensor, keys: Tensor, values: Tensor, source: Blocks, target: Blocks) -> None:
+    def move(self, kept: Tensor, keys: Tensor, values: Tensor | None, source: Blocks, target: Blocks) -> None:
         """In place by one kernel, where the blocks allow it and rows have a size that it takes."""
         if self._suits_kernels():
             from . import kernels
@@ -188,25 +213,31 @@ class PackedRows(CacheRows):
         self.order = order
         self.layouts = [StridedLayout.of(half) for half in order]
 
-    def read(self, source: Blocks) -> tuple[Tensor, Tensor]:
+    def read(self, source: Blocks, half: int) -> Tensor:
         """See `CacheRows`."""
-        slots, rows, (_, heads, size, width) = source.slots, len(source.slots), self.cache.shape
-        keys, values = (self.cache.new_empty(heads, -(-len(slots) // size) * size, width // 2) for _ in range(2))
-        self.read_into(source, keys, values)
-        return keys[:, :rows], values[:, :rows]
+        rows, (_, heads, size, width) = len(source.slots), self.cache.shape
+        memory = self.cache.new_empty(heads, -(-rows // size) * size, width // 2)
+        self.read_into(source, half, memory)
+        return memory[:, :rows]
 
-    def read_into(self, source: Blocks, keys: Tensor, values: Tensor) -> None:
+    def read_into(self, source: Blocks, half: int, memory: Tensor) -> None:
         """See `CacheRows`."""
-        size = self.cache.shape[2]
+        size, layout = self.cache.shape[2], self.layouts[half]
         # The first slot of each of the kernel's blocks, several of which make one of the manager's.
         blocks = source.slots[::size] // size
-        raw = self.cache[blocks].flatten(2)
-        for memory, half, layout in zip((keys, values), self.order, self.layouts, strict=True):
-            filled = memory[:, : len(blocks) * size]
-            if layout is None:
-                filled.copy_(scatter_back(raw, half))
-            else:
-                layout.unpack(raw, filled, size)
+        filled = memory[:, : len(blocks) * size]
+        if layout is None:
+            filled.copy_(scatter_back(self.cache[blocks].flatten(2), self.order[half]))
+        else:
+            layout.unpack(self.cache, blocks, filled, size)
+
+    def kept_values(self, source: Blocks, kept: Tensor) -> Tensor:
+        """See `CacheRows`."""
+        layout, size = self.layouts[VALUES], self.cache.shape[2]
+        if layout is None or kept.shape[1] * FEW > len(source.slots):
+            return super().kept_values(source, kept)
+        slots = source.slots[kept]
+        return layout.pick(self.cache, slots // size, slots % size)
 
     def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """See `CacheRows`."""

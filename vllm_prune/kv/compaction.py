@@ -12,12 +12,12 @@ from torch import Tensor
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from .cache import Blocks, CacheRows
+from .cache import KEYS, Blocks, CacheRows
 from .cached_request import CachedRequest
 from .commands import Compaction
 from .coordinates import CoordinateStore
 from .gates import VisualGates
-from .layer_stack import STACKED, LayerStack, joined_fields
+from .layer_stack import STACKED, LayerStack, StackedValues, joined_fields
 from .prompt_queries import PromptQueries
 from .query_window import QueryStore
 from .saliency import SaliencyStore
@@ -91,14 +91,14 @@ class Compactor:
             layers, self.layers, self.rows, command.rows, max(1, request.window), request.strategy
         )
         for stack in divided:
-            keys, values = stack.read(source)
+            keys, values = stack.read(source, KEYS), StackedValues(stack, source)
             view = self._view(stack, command, request, keys, values, source.slots, slots, unmoved)
             started = time.perf_counter()
             with gpu_sync_allowed() if request.strategy.waits_for_device() else nullcontext():
                 kept, scores = request.strategy.select(view, command.keep)
             scoring += time.perf_counter() - started
-            for index, (rows, layer_keys, layer_values) in stack.split(kept, keys, values):
-                self.rows[index].move(rows, layer_keys, layer_values, source, target)
+            for (index, (rows, layer_keys)), of_layer in zip(stack.split(kept, keys), values.by_layer(), strict=True):
+                self.rows[index].move(rows, layer_keys, of_layer, source, target)
                 if behind is not None:
                     self.rows[index].clear(behind, layer_keys)
             self._remember(stack, request, view.positions.gather(1, kept), kept, scores)
@@ -128,7 +128,7 @@ class Compactor:
         command: Compaction,
         request: CachedRequest,
         keys: Tensor,
-        values: Tensor,
+        values: StackedValues,
         source: Tensor,
         window_slots: Tensor,
         unmoved: tuple[Tensor, Tensor] | None,
@@ -142,7 +142,7 @@ class Compactor:
         signals = joined_fields([fields_of(wanted, one) for one in sources])
         return LayerView(
             keys=keys.float(),
-            values=values.float,
+            values=values,
             positions=positions,
             media=media,
             items=() if unmoved is None else request.items,
@@ -188,7 +188,7 @@ def transient_bytes(layer: Any, rows: int, device: torch.device) -> int:
     """Upper bound of what `Compactor.run` allocates at once, for a request of that many rows.
 
     A layer's keys and values as they lie in the cache, what strategies make of them in float32 (ten times the keys
-    at most, which is GUI-KV's double precision), and scores per query head. On a CPU short layers come together.
+    at most, with room to spare), and scores per query head. On a CPU short layers come together.
 
     Args:
         layer: vLLM's attention layer.

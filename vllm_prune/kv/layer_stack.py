@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cache import Blocks, CacheRows
+from .cache import VALUES, Blocks, CacheRows
 from .strategies.base import PART, KvStrategy
 
 STACKED = 1 << 20
@@ -61,23 +61,46 @@ class LayerStack:
                 parts.append(cls(chosen, tuple(rows[index] for index in chosen)))
         return parts
 
-    def read(self, source: Blocks) -> tuple[Tensor, Tensor]:
-        """Keys and values of a run of L rows, [n * H, L, D] each, copies."""
+    def read(self, source: Blocks, half: int) -> Tensor:
+        """Keys or values of a run of L rows, [n * H, L, D], a copy; see `CacheRows.read`."""
         first = self.rows[0]
         if len(self.rows) == 1:
-            return first.read(source)
+            return first.read(source, half)
         _, heads, _, width = first.cache.shape
         slots = len(source.ids) * source.size
-        keys, values = (first.cache.new_empty(len(self.rows) * heads, slots, width // 2) for _ in range(2))
-        for rows, *memory in zip(self.rows, keys.split(heads), values.split(heads), strict=True):
-            rows.read_into(source, memory[0], memory[1])
-        count = len(source.slots)
-        return keys[:, :count], values[:, :count]
+        memory = first.cache.new_empty(len(self.rows) * heads, slots, width // 2)
+        for rows, part in zip(self.rows, memory.split(heads), strict=True):
+            rows.read_into(source, half, part)
+        return memory[:, : len(source.slots)]
 
     def split(self, *tensors: Tensor) -> Iterator[tuple[int, Any]]:
         """Each layer's index and its heads of every tensor, [n * H, ...]."""
         parts = (tensor.chunk(len(self.indices)) for tensor in tensors)
         return zip(self.indices, zip(*parts, strict=True), strict=True)
+
+
+class StackedValues:
+    """Values of a stack's rows, which are read when a strategy looks at them.
+
+    Args:
+        stack: the layers.
+        source: where the L rows lie.
+    """
+
+    def __init__(self, stack: LayerStack, source: Blocks) -> None:
+        self._stack, self._source = stack, source
+        self._rows: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        """float32 [n * H, L, D]."""
+        if self._rows is None:
+            self._rows = self._stack.read(self._source, VALUES)
+        return self._rows.float()
+
+    def by_layer(self) -> Sequence[Tensor | None]:
+        """[H, L, D] of each layer in the cache's dtype; None where nothing has looked at them."""
+        layers = len(self._stack.indices)
+        return [None] * layers if self._rows is None else self._rows.chunk(layers)
 
 
 def _shape(layer: Any) -> tuple[int, int, int, float, torch.dtype]:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+RUN = 128
+"""Blocks one after the other are read where they lie if they hold so many rows on average; others are gathered."""
+WIDER = {1: torch.int16, 2: torch.int32, 4: torch.int64}
+"""By bytes of an element, the type that two of them fill."""
 
 
 class UnknownLayout(RuntimeError):
@@ -36,11 +42,75 @@ class StridedLayout:
         sizes, strides = zip(*rows, *elements, strict=True)
         return cls(int(half[0, 0]), sizes, strides)
 
-    def unpack(self, raw: Tensor, memory: Tensor, size: int) -> None:
-        """Read [blocks, H, block_size * 2 * D] blocks into [H, blocks * block_size, D], whose rows are contiguous."""
-        count, heads, width = raw.shape
-        places = raw.as_strided((heads, count, *self.sizes), (width, heads * width, *self.strides), self.start)
-        memory.unflatten(1, (count, size)).view(heads, count, *self.sizes).copy_(places)
+    def unpack(self, cache: Tensor, blocks: Tensor, memory: Tensor, size: int) -> None:
+        """Read blocks.
+
+        Args:
+            cache: [all blocks, H, block_size, 2 * D].
+            blocks: int64 [n].
+            memory: [H, n * block_size, D], whose rows are contiguous.
+            size: block_size.
+        """
+        if self._in_pairs() and cache.itemsize in WIDER:
+            wider = WIDER[cache.itemsize]
+            self._halved().unpack(cache.view(wider), blocks, memory.view(wider), size)
+            return
+        numbers, heads, done = blocks.tolist(), cache.shape[1], 0
+        runs = _runs(numbers)
+        if len(runs) * RUN > len(numbers) * size:
+            cache = cache.view(len(cache), -1).index_select(0, blocks).unflatten(1, cache.shape[1:])
+            runs = [(0, len(numbers))]
+        places = self._places(cache)
+        for first, count in runs:
+            part = memory[:, done * size : (done + count) * size].unflatten(1, (count, size))
+            part.view(heads, count, *self.sizes).copy_(places[first : first + count].transpose(0, 1))
+            done += count
+
+    def pick(self, cache: Tensor, blocks: Tensor, offsets: Tensor) -> Tensor:
+        """Read single rows of each head.
+
+        Args:
+            cache: [all blocks, H, block_size, 2 * D].
+            blocks: int64 [H, C], the block of each row.
+            offsets: int64 [H, C], its place in there.
+
+        Returns:
+            [H, C, D]; in memory heads lie inside of rows.
+        """
+        size, heads = cache.shape[2], torch.arange(cache.shape[1], device=cache.device)
+        loops, repeated = [], size
+        for number in self.sizes:
+            if repeated == 1:
+                break
+            repeated //= number
+            loops.append(offsets.t() // repeated % number)
+        rows = self._places(cache)[(blocks.t(), heads, *loops)]
+        return rows.flatten(2).transpose(0, 1)
+
+    def _places(self, cache: Tensor) -> Tensor:
+        """The cache as [all blocks, H, *sizes], a view."""
+        flat = cache.view(*cache.shape[:2], -1)
+        start = flat.storage_offset() + self.start
+        return flat.as_strided((*flat.shape[:2], *self.sizes), (*flat.stride()[:2], *self.strides), start)
+
+    def _in_pairs(self) -> bool:
+        """Whether elements lie two by two, so that two can be read as one."""
+        even = all(number % 2 == 0 for number in (self.start, *self.strides[:-1]))
+        return (self.sizes[-1], self.strides[-1]) == (2, 1) and even
+
+    def _halved(self) -> StridedLayout:
+        return StridedLayout(self.start // 2, self.sizes[:-1], tuple(stride // 2 for stride in self.strides[:-1]))
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive numbers: the first of each, and how many there are."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and number == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((number, 1))
+    return runs
 
 
 def _nested_strides(places: list[int]) -> list[tuple[int, int]] | None:

@@ -40,11 +40,12 @@ def test_gui_kv_compares_with_a_part_of_the_key_space() -> None:
     """A basis of all 16 directions leaves nothing but rounding noise of every key; a quarter leaves most of them."""
     seen = view(2, 2, 60, 4, 8, 1)
     strategy = KV.create("gui_kv")
-    basis = strategy._basis(seen.keys, torch.arange(10, 40))
-    assert basis.shape == (2, 16, 4)
-    keys = seen.keys[:, :10].double()
-    rest = (keys - keys @ basis @ basis.mT).norm(dim=-1) / keys.norm(dim=-1)
-    assert rest.min() > 0.4
+    outside = strategy._complement(seen.keys, torch.arange(10, 40))
+    assert outside.shape == (2, 16, 12)
+    torch.testing.assert_close(outside.mT @ outside, torch.eye(12).expand(2, 12, 12))
+    assert (seen.keys[:, 10:14] @ outside).abs().max() < 1e-5
+    keys = seen.keys[:, :10]
+    assert ((keys @ outside).norm(dim=-1) / keys.norm(dim=-1)).min() > 0.4
     assert strategy.unfit(16) is None
     assert "rank 16" in (KV.create("gui_kv", {"rank": 16}).unfit(16) or "")
     assert KV.create("gui_kv", {"rank": 15}).unfit(16) is None

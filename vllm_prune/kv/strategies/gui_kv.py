@@ -111,24 +111,32 @@ class GuiKv(KvStrategy):
         count = redundant_count(view, len(earlier), self.options.redundant_share)
         if count == 0:
             return flags
-        basis = self._basis(view.keys, current)
-        keys = view.keys[:, earlier].double()
-        # The residual's square without the residual: |k|^2 - |Q'k|^2.
-        rest = keys.square().sum(dim=-1) - (keys @ basis).square().sum(dim=-1)
-        closest = highest(-rest, count)
+        # What is left of a key outside the subspace is computed as such: a difference of squares would lose it to
+        # rounding. Over all rows, as picking the earlier ones first would copy them.
+        rest = torch.linalg.vector_norm(view.keys @ self._complement(view.keys, current), dim=-1)
+        closest = highest(-rest[:, earlier], count)
         return flags.scatter_(1, earlier[closest], 1.0)
 
-    def _basis(self, keys: Tensor, current: Tensor) -> Tensor:
-        """Orthonormal float64 [H, D, r] basis of the current screenshot's keys: of rows `current`, int64 [n]."""
+    def _complement(self, keys: Tensor, current: Tensor) -> Tensor:
+        """Orthonormal basis of what is orthogonal to the current screenshot's keys.
+
+        Args:
+            keys: float32 [H, L, D].
+            current: int64 [n], rows of the screenshot.
+
+        Returns:
+            float32 [H, D, D - r], from float64.
+        """
         size = keys.shape[2]
         rank = max(1, min(32, size // 4)) if self.options.rank is None else self.options.rank
         rank = min(rank, len(current), size - 1)
         if self.options.basis == "gram":
             keys = keys[:, current].double()
-            return torch.linalg.eigh(keys.transpose(1, 2) @ keys).eigenvectors[:, :, -rank:]
+            return torch.linalg.eigh(keys.transpose(1, 2) @ keys).eigenvectors[:, :, :-rank].float()
         if self.options.basis == "stride":
             chosen = current[torch.arange(rank, device=keys.device) * len(current) // rank]
         else:
             # The first r columns of an unpivoted QR depend on the first r columns alone.
             chosen = current[:rank]
-        return torch.linalg.qr(keys[:, chosen].double().transpose(1, 2)).Q
+        # All columns of Q: those behind the first r are orthogonal to the chosen keys.
+        return torch.linalg.qr(keys[:, chosen].double().transpose(1, 2), mode="complete").Q[:, :, rank:].float()
