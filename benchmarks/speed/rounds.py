@@ -1,4 +1,4 @@
-"""Interleaved rounds: in each, every arm answers the same load, and the order turns from round to round."""
+"""Interleaved rounds: in each, every arm answers the same load, and the order changes from round to round."""
 
 from __future__ import annotations
 
@@ -127,9 +127,15 @@ class Measured:
 
 
 def interleaved(arms: Sequence[Arm], number: int) -> list[Arm]:
-    """The arms in the order of a round."""
-    turn = number % len(arms)
-    return [*arms[turn:], *arms[:turn]]
+    """The arms in the order of a round: a Williams design.
+
+    Over as many rounds as there are arms, or twice as many for an odd number, each arm has every place equally often,
+    and follows every other one equally often: what a server leaves behind in the machine's caches weighs on all alike.
+    """
+    count = len(arms)
+    zigzag = [(place + 1) // 2 if place % 2 else -(place // 2) for place in range(count)]
+    order = [arms[(place + number) % count] for place in zigzag]
+    return order[::-1] if count % 2 and number % 2 else order
 
 
 def measure(

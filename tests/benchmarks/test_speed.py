@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -98,11 +99,16 @@ def test_without_a_whole_round_there_are_no_rows() -> None:
     assert summarise(Measured(LOAD, 5, {"stock": one_round(1.0)}))["rows"] == []
 
 
-def test_the_order_turns() -> None:
-    arms = [Arm(name, STOCK) for name in "abc"]
-    assert ["".join(arm.name for arm in interleaved(arms, number)) for number in range(4)] == [
-        "abc", "bca", "cab", "abc",
-    ]  # fmt: skip
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6])
+def test_orders_of_rounds_are_balanced(count: int) -> None:
+    arms = [Arm(name, STOCK) for name in "abcdef"[:count]]
+    rounds = 2 * count if count % 2 else count
+    orders = ["".join(arm.name for arm in interleaved(arms, number)) for number in range(rounds)]
+    for place in range(count):
+        assert set(Counter(order[place] for order in orders).values()) == {rounds // count}
+    pairs = Counter(order[place : place + 2] for order in orders for place in range(count - 1))
+    assert len(pairs) == count * (count - 1)
+    assert len(set(pairs.values())) <= 1
 
 
 def test_an_arm_that_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
