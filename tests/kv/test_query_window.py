@@ -15,7 +15,7 @@ from tests import emulated_graphs
 from vllm_prune.kv.query_window import QueryStore, StepPlan
 
 CPU = torch.device("cpu")
-CAPACITY, TOKENS, HEADS, DIM = 6, 8, 2, 4
+CAPACITY, TOKENS, HEADS, DIM = 6, 24, 2, 4
 SCRATCH = CAPACITY
 
 
@@ -108,7 +108,7 @@ def test_tokens_behind_an_earlier_longer_step_are_scratch_again(monkeypatch: pyt
     model = Model(monkeypatch, TOKENS)
     model.step(torch.ones(8, HEADS * DIM), StepPlan([7], [5]), True)
     model.store.arm(StepPlan([0], [0]))
-    assert model.store.target.tolist() == [0] + [SCRATCH] * 7
+    assert model.store.target.tolist() == [0] + [SCRATCH] * (TOKENS - 1)
 
 
 def test_a_graph_captured_without_the_copy_keeps_stale_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,9 @@ from vllm.utils.torch_utils import async_tensor_h2d
 
 from ..vllm_compat import cuda_graphs
 
+FEW = 8
+"""Where at most one token of a step in so many is observed, its query alone is copied, outside of graphs."""
+
 
 @dataclass
 class StepPlan:
@@ -55,6 +58,7 @@ class QueryStore:
             for layer in layers
         ]
         self._written = 0
+        self._few: Tensor | None = None
         for index, layer in enumerate(layers):
             layer.impl.forward = self._observing(index, layer.impl.forward)
 
@@ -67,9 +71,12 @@ class QueryStore:
         # An attribute of the instance: attention is called outside compiled code, so this is never traced.
         def observe(layer: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
             # This runs in steps without a full graph, and while one is captured; a replay runs the kernel alone.
-            if self.armed or cuda_graphs.capturing():
-                rows, count = self.rows[index], len(query)
+            rows, count = self.rows[index], len(query)
+            if cuda_graphs.capturing() or (self.armed and self._few is None):
                 rows.index_copy_(0, self.target[:count], query.reshape(count, *rows.shape[1:]).to(rows.dtype))
+            elif self._few is not None:
+                source, target = self._few
+                rows.index_copy_(0, target, query.reshape(count, *rows.shape[1:])[source].to(rows.dtype))
             return forward(layer, query, *args, **kwargs)
 
         return observe
@@ -99,12 +106,15 @@ class QueryStore:
             targets[plan.source] = plan.target
             async_tensor_h2d(targets, out=self.target[: len(targets)])
             self._written = len(targets)
+            if len(plan.source) * FEW <= len(targets):
+                pairs = np.array([plan.source, plan.target], dtype=np.int64)
+                self._few = async_tensor_h2d(pairs, device=self.device)
 
     def disarm(self) -> None:
         """Observe nothing: graphs are replayed for dummy steps, too, with whatever the targets hold."""
         if self.armed:
             self.target[: self._written].fill_(self.capacity)
-            self._written = 0
+            self._written, self._few = 0, None
 
     def queries(self, index: int, slots: Tensor) -> Tensor:
         """float32 [W, query heads, D] of layer `index`, in the order of `slots`, int64 [W] on the store's device."""
