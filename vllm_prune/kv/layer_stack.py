@@ -13,8 +13,8 @@ from torch import Tensor
 from .cache import VALUES, Blocks, CacheRows
 from .strategies.base import PART, KvStrategy
 
-STACKED = 1 << 20
-"""Most elements of the keys that come together, 4 MiB of them in float32, which a processor's caches hold."""
+STACKED = 1 << 21
+"""Most elements of the keys that come together, 8 MiB of them in float32, which a processor's caches hold."""
 
 
 @dataclass(frozen=True)
