@@ -60,5 +60,8 @@ def _placeless(word: str) -> str:
 
 
 def _processor() -> str:
+    """The processor's name, and AMX where it has that: a prompt is several times faster then, under the same name."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    name = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return f"{name} with AMX" if "amx_tile" in flags else name

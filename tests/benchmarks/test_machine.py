@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.machine import RESULTS, command_line
+from benchmarks.machine import RESULTS, command_line, hardware
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,10 @@ def test_no_committed_command_names_an_absolute_path(path: Path) -> None:
     result = json.loads(path.read_text())
     commands = [result.get("command", ""), *result.get("later", {}).values()]
     assert not any(re.search(r"[\s=]/", command) for command in commands)
+
+
+@pytest.mark.parametrize(("flags", "named"), [("sse amx_tile amx_bf16", "X1 with AMX"), ("sse avx512f", "X1")])
+def test_processors_of_one_name_are_told_apart(flags: str, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.machine.has_cuda", lambda: False)
+    monkeypatch.setattr(Path, "read_text", lambda path: f"processor : 0\nmodel name : X1\nflags : {flags}\n")
+    assert hardware()["device"].endswith(f" cores of {named}")
