@@ -39,8 +39,6 @@ FRAME = 256
 PATCHES = 729
 """Of a frame before it is pooled, in LLaVA-OneVision."""
 TOKENS = 6144
-LAYERS = 12
-"""Of the language model whose prefill all strategies are compared with."""
 SHARES = (4, 2)
 """Of the visual tokens, one in so many is kept."""
 MODALITIES: tuple[Modality, ...] = ("image", "video")
@@ -122,12 +120,12 @@ def costs(
         yield {"strategy": name, "modality": modality, "keep": 1 / share, "ms": milliseconds(function, repeats)}
 
 
-def prefill(tokens: int, repeats: int, layers: int = LAYERS) -> dict[str, Any]:
+def prefill(tokens: int, repeats: int) -> dict[str, Any]:
     """Median milliseconds of an unpruned prompt of so many tokens on a server, and the model's size.
 
     Every prompt is another one, and one token is decoded.
     """
-    folder = random_model.build(layers=layers)
+    folder = random_model.build()
     log = Path(tempfile.mkdtemp(prefix="vllm-prune-cost-")) / "server.log"
     arguments = [*EAGER, "--max-model-len", "8192", "--max-num-seqs", "1", "--no-enable-prefix-caching"]
     times = []
@@ -164,35 +162,22 @@ def main(
     strategy: Annotated[
         list[str] | None, typer.Option(help="Only these; saved beside what was measured before in the same way.")
     ] = None,
-    layers: Annotated[
-        int, typer.Option(help="Of the language model; other than 12 needs --strategy, saved beside the rest.")
-    ] = LAYERS,
     save: Annotated[bool, typer.Option(help="Measure the prefill too; write benchmarks/results/.")] = False,
 ) -> None:
     """Measure and print."""
-    if layers != LAYERS and not (strategy and save):
-        raise typer.BadParameter("--layers needs --strategy and --save; without it the committed prefill has 12")
     torch.set_num_threads(threads)
     about = {"command": command_line("benchmarks.strategy_cost"), "hardware": hardware(),
              "tokens": tokens, "width": width, "dtype": dtype, "threads": threads, "repeats": repeats}  # fmt: skip
     before = measured_before(about) if save and strategy else None
-    if layers != LAYERS:
-        unpruned = prefill(tokens, repeats, layers)
-    else:
-        unpruned = None if not save else before["prefill"] if before else prefill(tokens, repeats)
+    unpruned = None if not save else before["prefill"] if before else prefill(tokens, repeats)
     rows = list(costs(tokens, width, device, dtype, repeats, strategy or ()))
     Console().print(table(rows, unpruned))
-    if before is not None and layers != LAYERS:
-        deeper = {"command": about["command"], "layers": layers, "prefill": unpruned, "rows": rows}
-        (RESULTS / FILE).write_text(json.dumps({**before, "deeper": deeper}, indent=1) + "\n")
-        return
     if before is not None:
         others = [row for row in before["rows"] if row["strategy"] not in (strategy or ())]
         rows = sorted([*others, *rows], key=lambda row: row["strategy"])
         about["command"] = "; ".join(dict.fromkeys([*before["command"].split("; "), about["command"]]))
     if save:
-        kept = {"deeper": before["deeper"]} if before and "deeper" in before else {}
-        text = json.dumps({**about, "prefill": unpruned, "rows": rows, **kept}, indent=1)
+        text = json.dumps({**about, "prefill": unpruned, "rows": rows}, indent=1)
         (RESULTS / FILE).write_text(text + "\n")
 
 

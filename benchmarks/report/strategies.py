@@ -60,27 +60,12 @@ def costs(results: Path) -> str:
         cells = [f"{ms:.0f} ms, {ms / whole['ms']:.1%}" for ms in times]
         lines.append([f"`{name}`", modality, *cells, "slow" if max(times) > SLOW * whole["ms"] else ""])
     head = ["strategy", "modality", *(f"{keep:.0%} kept" for keep in keeps), f"over {SLOW:.0%}"]
-    about = (
+    return table(head, lines) + (
         f"\n\nChoosing among {result['tokens']:,} visual tokens of {result['width']} values on one thread, gathering "
         f"and merging included, and its share of the unpruned prefill of as many tokens, {whole['ms'] / 1000:.1f} s "
         f"by a language model of a checkpoint of {whole['parameters'] / 1e6:.0f}M parameters; a larger model's prefill "
         f"grows faster than the cost of choosing. {result['hardware']['device']}, vLLM {result['hardware']['vllm']}. "
         f"Command: `{result['command']}`."
-    )
-    return table(head, lines) + about + _deeper(result.get("deeper"))
-
-
-def _deeper(result: dict[str, Any] | None) -> str:
-    """Some strategies beside the prefill of a model with more layers, as those have that are served."""
-    if result is None:
-        return ""
-    whole, largest = result["prefill"], dict[str, float]()
-    for row in result["rows"]:
-        largest[row["strategy"]] = max(largest.get(row["strategy"], 0.0), row["ms"])
-    shares = ", ".join(f"`{name}` {ms / whole['ms']:.1%}" for name, ms in largest.items())
-    return (
-        f"\n\nBeside the prefill by {result['layers']} such layers, {whole['ms'] / 1000:.1f} s, choosing takes at most "
-        f"{shares}. Command: `{result['command']}`."
     )
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import httpx
 import psutil
-from prometheus_client.parser import text_string_to_metric_families
+
+from vllm_prune.bench.watch import sums
 
 from ..servers import Server
 
@@ -45,9 +46,5 @@ def processor_seconds(server: Server) -> float:
 def spent(server: Server) -> Spent:
     """Read all totals; those that a server does not have are 0."""
     text = httpx.get(f"{server.url}/metrics", timeout=60, trust_env=False).text
-    totals = {SCORING: 0.0, COMPACTION: 0.0}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.name in totals:
-                totals[sample.name] += sample.value
+    totals = sums(text, (SCORING, COMPACTION))
     return Spent(processor_seconds(server), totals[SCORING], totals[COMPACTION])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -66,16 +67,23 @@ class Watch:
                 await asyncio.sleep(EVERY_SECONDS)
 
     def _take(self, text: str) -> None:
-        totals: dict[str, float] = {}
-        # The parser takes longer over all of a server's metrics than the server does.
-        lines = (line for line in text.splitlines(keepends=True) if line.startswith((KV_USAGE, RUNNING, PREEMPTIONS)))
-        for family in text_string_to_metric_families("".join(lines)):
-            for sample in family.samples:
-                totals[sample.name] = totals.get(sample.name, 0.0) + sample.value
+        totals = sums(text, (KV_USAGE, RUNNING, PREEMPTIONS))
         if self._first_preemptions is None:
-            self._first_preemptions = totals.get(PREEMPTIONS, 0.0)
+            self._first_preemptions = totals[PREEMPTIONS]
         peaks = self.peaks
         peaks.samples += 1
-        peaks.kv_usage = max(peaks.kv_usage, totals.get(KV_USAGE, 0.0))
-        peaks.running = max(peaks.running, int(totals.get(RUNNING, 0)))
-        peaks.preemptions = int(totals.get(PREEMPTIONS, 0.0) - self._first_preemptions)
+        peaks.kv_usage = max(peaks.kv_usage, totals[KV_USAGE])
+        peaks.running = max(peaks.running, int(totals[RUNNING]))
+        peaks.preemptions = int(totals[PREEMPTIONS] - self._first_preemptions)
+
+
+def sums(text: str, names: Sequence[str]) -> dict[str, float]:
+    """Sum over all labels of each sample name in a server's metrics; 0 for one that is not there."""
+    totals = dict.fromkeys(names, 0.0)
+    # The parser takes longer over all of a server's metrics than the server does.
+    lines = (line for line in text.splitlines(keepends=True) if line.startswith(tuple(names)))
+    for family in text_string_to_metric_families("".join(lines)):
+        for sample in family.samples:
+            if sample.name in totals:
+                totals[sample.name] += sample.value
+    return totals

@@ -154,16 +154,19 @@ class StridedRows(CacheRows):
         self.heads = torch.arange(self.cache.shape[1], device=self.cache.device)
 
     def _at(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return (slots // self.size)[None], self.heads[:, None], (slots % self.size)[None]
+        """Index of slots, int64 [n] for all heads or [H, n]."""
+        return slots // self.size, self.heads[:, None], slots % self.size
+
+    def _of(self, half: int, slots: Tensor) -> Tensor:
+        return self.cache.chunk(2, dim=-1)[half][self._at(slots)]
 
     def read(self, source: Blocks, half: int) -> Tensor:
         """See `CacheRows`."""
-        return self.cache.chunk(2, dim=-1)[half][self._at(source.slots)]
+        return self._of(half, source.slots)
 
     def kept_values(self, source: Blocks, kept: Tensor) -> Tensor:
         """See `CacheRows`."""
-        block, offset = source.slots[kept] // self.size, source.slots[kept] % self.size
-        return self.cache.chunk(2, dim=-1)[VALUES][block, self.heads[:, None], offset]
+        return self._of(VALUES, source.slots[kept])
 
     def write(self, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """See `CacheRows`."""

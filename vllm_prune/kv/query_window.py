@@ -71,12 +71,13 @@ class QueryStore:
         # An attribute of the instance: attention is called outside compiled code, so this is never traced.
         def observe(layer: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
             # This runs in steps without a full graph, and while one is captured; a replay runs the kernel alone.
-            rows, count = self.rows[index], len(query)
-            if cuda_graphs.capturing() or (self.armed and self._few is None):
-                rows.index_copy_(0, self.target[:count], query.reshape(count, *rows.shape[1:]).to(rows.dtype))
-            elif self._few is not None:
-                source, target = self._few
-                rows.index_copy_(0, target, query.reshape(count, *rows.shape[1:])[source].to(rows.dtype))
+            if self.armed or cuda_graphs.capturing():
+                rows, target = self.rows[index], self.target[: len(query)]
+                queries = query.reshape(-1, *rows.shape[1:])
+                if self._few is not None and not cuda_graphs.capturing():
+                    source, target = self._few
+                    queries = queries[source]
+                rows.index_copy_(0, target, queries.to(rows.dtype))
             return forward(layer, query, *args, **kwargs)
 
         return observe
